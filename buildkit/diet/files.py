@@ -1,0 +1,255 @@
+"""Which installed files an image does not need: a table of rules, each with its reason and what is lost by it.
+
+A rule names files by their path inside site-packages (or, for what lies outside, inside the tree).
+Folders that hold Python modules, such as `tests`, stay where anything outside them imports them: that is looked up
+in the sources and entry points of the tree itself, not in a list kept by hand.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["RULES", "RULE_SETS", "Rule", "UnknownRule", "choose_rules", "match_files"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Files to take out, and what whoever takes them out gives up.
+
+    Attributes:
+        folders: names of folders, at any depth, whose files go.
+        suffixes: ends of file names.
+        names: whole file names.
+        globs: shell patterns over the whole path, whose `*` crosses folders.
+        spared_suffixes: ends of file names that stay although they lie in one of the folders.
+        is_imported_kept: whether a matched folder or module that something outside it imports stays.
+    """
+
+    name: str
+    reason: str
+    lost: str
+    folders: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    globs: tuple[str, ...] = ()
+    spared_suffixes: tuple[str, ...] = ()
+    is_imported_kept: bool = False
+
+    def claims(self, path: str) -> bool:
+        """Whether the rule names this file, before anything is kept because it is imported."""
+        *folders, name = path.split("/")
+        if name.endswith(self.suffixes) or name in self.names or any(fnmatchcase(path, glob) for glob in self.globs):
+            return True
+        return not name.endswith(self.spared_suffixes or ("/",)) and not set(folders).isdisjoint(self.folders)
+
+
+class UnknownRule(ValueError):  # noqa: N818 - named for what is wrong with the value
+    """A rule or set of rules that the table does not hold.
+
+    Attributes:
+        value: the name given.
+        allowed: the names that exist.
+    """
+
+    def __init__(self, value: str, allowed: tuple[str, ...]) -> None:
+        super().__init__(f"no rule or set is called {value!r}; there are {', '.join(allowed)}")
+        self.value = value
+        self.allowed = allowed
+
+
+RULES: Final = (
+    Rule(
+        name="headers",
+        folders=("include",),
+        suffixes=(".h", ".hpp", ".hh", ".hxx", ".cuh", ".inl", ".ipp"),
+        spared_suffixes=(".py", ".so"),
+        reason="C, C++ and CUDA headers serve compilers, and a runtime image has none",
+        lost="building C++ or CUDA extensions in the image; compilers called at run time (torch.compile, cupy)",
+    ),
+    Rule(
+        name="archives",
+        suffixes=(".a", ".la", ".o"),
+        reason="static libraries and object files serve linkers, and a runtime image has none",
+        lost="linking against the packages' static libraries in the image",
+    ),
+    Rule(
+        name="type-stubs",
+        suffixes=(".pyi", ".pxd", ".pyx", ".pxi"),
+        reason="type stubs and Cython sources serve type checkers and compilers; the interpreter reads neither",
+        lost="type checking, editor completion and cimport against the image's packages",
+    ),
+    Rule(
+        name="tests",
+        folders=("tests", "test"),
+        names=("conftest.py",),
+        is_imported_kept=True,
+        reason="the packages' own tests, with their data; none is imported by the package outside its tests",
+        lost="running the packages' own test suites in the image",
+    ),
+    Rule(
+        name="scripts",
+        folders=("scripts",),
+        is_imported_kept=True,
+        reason="the packages' development scripts; none is imported or an entry point",
+        lost="running them",
+    ),
+    Rule(
+        name="build-files",
+        suffixes=(".cmake", ".pc", ".proto"),
+        names=("CMakeLists.txt", "meson.build"),
+        globs=("torch/bin/protoc*",),
+        reason="descriptions for CMake, Meson, pkg-config and the protocol buffer compiler, and that compiler",
+        lost="building against the packages in the image",
+    ),
+    Rule(
+        name="fortran-sources",
+        suffixes=(".f", ".f90", ".pyf"),
+        reason="Fortran sources and interface files serve f2py and compilers",
+        lost="building Fortran extensions in the image",
+    ),
+    Rule(
+        name="manuals",
+        globs=("share/man/*", "share/doc/*"),
+        reason="manual pages; nothing in the image shows them",
+        lost="manual pages of console scripts",
+    ),
+    Rule(
+        name="windows",
+        suffixes=(".exe", ".dll", ".lib"),
+        reason="launchers and libraries for another operating system",
+        lost="nothing on Linux",
+    ),
+    Rule(
+        name="nvrtc-alternate",
+        globs=("nvidia/*/libnvrtc.alt.so.*", "nvidia/*/libnvrtc-builtins.alt.so.*"),
+        reason="a second build of NVRTC that a program must ask for by its own name; no file of the stack holds it",
+        lost="programs linked with libnvrtc.alt",
+    ),
+)
+RULE_SETS: Final[Mapping[str, tuple[str, ...]]] = {
+    "none": (),
+    "runtime": (
+        "headers",
+        "archives",
+        "type-stubs",
+        "tests",
+        "scripts",
+        "build-files",
+        "fortran-sources",
+        "manuals",
+        "windows",
+        "nvrtc-alternate",
+    ),
+}
+
+# Sources that load their stubs at run time (the lazy_loader package: `attach_stub` reads the .pyi beside the module).
+_READS_ITS_STUB: Final = b"attach_stub"
+# An import statement at any indentation, with what its parentheses hold.
+_IMPORT: Final = re.compile(
+    rb"^[ \t]*((?:from[ \t]+[.\w]+[ \t]+import|import)[ \t]+(?:\([^)]*\)|[^\n(]*))", re.MULTILINE
+)
+_ENTRY_POINT: Final = re.compile(r"^[^#=\n]+=\s*([\w.]+)", re.MULTILINE)
+
+
+def choose_rules(names: str) -> tuple[Rule, ...]:
+    """The rules of a comma-separated list of sets and single rules, in the table's order.
+
+    Raises:
+        UnknownRule: a name is neither.
+    """
+    by_name = {rule.name: rule for rule in RULES}
+    chosen: set[str] = set()
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        if name in RULE_SETS:
+            chosen.update(RULE_SETS[name])
+        elif name in by_name:
+            chosen.add(name)
+        else:
+            raise UnknownRule(name, (*RULE_SETS, *by_name))
+    return tuple(rule for rule in RULES if rule.name in chosen)
+
+
+def match_files(root: Path, paths: Sequence[str], rules: Iterable[Rule]) -> dict[str, Rule]:
+    """Which of the files below `root` fall under a rule: path to the first rule that names it.
+
+    Args:
+        root: a site-packages folder, or the tree for the files outside any.
+        paths: every file below it, relative, with `/`.
+        rules: the rules in the order in which they claim files.
+    """
+    rules = tuple(rules)
+    matched: dict[str, Rule] = {}
+    for path in paths:
+        claiming = next((rule for rule in rules if rule.claims(path)), None)
+        if claiming is not None:
+            matched[path] = claiming
+    _keep_imported(root, paths, matched)
+    _keep_stubs_read_at_run_time(root, matched)
+    return matched
+
+
+def _keep_imported(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -> None:
+    """Gives back the folders and modules that code outside of them imports, of rules that ask for it."""
+    guarded: dict[str, list[str]] = {}
+    for path, rule in matched.items():
+        if rule.is_imported_kept:
+            guarded.setdefault(_module_root(path), []).append(path)
+    if not guarded:
+        return
+    words = re.compile(b"|".join(re.escape(name.rsplit(".", 1)[-1].encode()) for name in sorted(guarded)))
+    imported: set[str] = set()
+    for path in paths:
+        if path.endswith(".dist-info/entry_points.txt"):
+            imported.update(_ENTRY_POINT.findall((root / path).read_text("utf-8", "replace")))
+        elif path.endswith(".py") and path not in matched:
+            source = (root / path).read_bytes()
+            if words.search(source):
+                imported.update(_imports(source, path))
+    for name, claimed in guarded.items():
+        if any(module == name or module.startswith(name + ".") for module in imported):
+            for path in claimed:
+                del matched[path]
+
+
+def _module_root(path: str) -> str:
+    """The dotted name of the outermost folder that a rule names (`a/tests/b.py` is `a.tests`), or of the module."""
+    parts = path.removesuffix(".py").split("/")
+    for depth, part in enumerate(parts[:-1], start=1):
+        if part in {"tests", "test", "scripts"}:
+            return ".".join(parts[:depth])
+    return ".".join(parts)
+
+
+def _imports(source: bytes, path: str) -> set[str]:
+    """Every dotted name that the import statements of a module could mean, relative ones resolved."""
+    package = path.split("/")[:-1]
+    names: set[str] = set()
+    for statement in _IMPORT.findall(source):
+        try:
+            tree = ast.parse(statement.strip().rstrip(b"\\;"))
+        except (SyntaxError, ValueError):
+            continue
+        for node in tree.body:
+            if isinstance(node, ast.Import):
+                names.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                above = package[: len(package) - node.level + 1] if node.level else []
+                base = ".".join([*above, *([node.module] if node.module else [])])
+                names.add(base)
+                names.update(f"{base}.{alias.name}" for alias in node.names)
+    return names
+
+
+def _keep_stubs_read_at_run_time(root: Path, matched: dict[str, Rule]) -> None:
+    for path in [path for path in matched if path.endswith(".pyi")]:
+        module = root / path.removesuffix("i")
+        if module.is_file() and _READS_ITS_STUB in module.read_bytes():
+            del matched[path]

@@ -1,0 +1,166 @@
+"""What a diet did, as one JSON document (`diet.json`) that stays with the tree.
+
+It says nothing about when or where it ran, so the same tree and the same choices give the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "TOOL_VERSION",
+    "Alteration",
+    "Manifest",
+    "Refusal",
+    "Removal",
+    "UnknownManifest",
+    "continue_from",
+    "load",
+    "save",
+]
+
+SCHEMA_VERSION: Final = 1
+TOOL_VERSION: Final = "1"
+
+
+class UnknownManifest(ValueError):  # noqa: N818 - named for what is wrong with the value
+    """A manifest of another schema, or none at all.
+
+    Attributes:
+        path: where it lies.
+        value: the schema version found.
+    """
+
+    def __init__(self, path: Path, value: object) -> None:
+        super().__init__(f"{path} has schema_version {value!r}, this tool writes {SCHEMA_VERSION}")
+        self.path = path
+        self.value = value
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A rule of the files table, and every file that it took out.
+
+    Attributes:
+        removed: path relative to the tree, to its bytes.
+    """
+
+    rule: str
+    reason: str
+    lost: str
+    removed: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Alteration:
+    """A file with other bytes than it was installed with.
+
+    Attributes:
+        steps: what was done to it, in order: `strip`, `record`.
+        sha256_before: from the distribution's RECORD; None where it gives none.
+    """
+
+    path: str
+    steps: tuple[str, ...]
+    bytes_before: int
+    bytes_after: int
+    sha256_before: str | None
+    sha256_after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A file left exactly as it was, although a step was to change it."""
+
+    path: str
+    step: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The whole result for one tree. `bytes_*` are sums over its regular files."""
+
+    bytes_before: int
+    bytes_after: int
+    removals: tuple[Removal, ...]
+    alterations: tuple[Alteration, ...]
+    refusals: tuple[Refusal, ...]
+    tool_version: str = field(default=TOOL_VERSION)
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+
+def load(path: Path) -> Manifest:
+    """Reads a manifest.
+
+    Raises:
+        UnknownManifest: the file is of another schema.
+    """
+    document = json.loads(path.read_text("utf-8"))
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if version != SCHEMA_VERSION:
+        raise UnknownManifest(path, version)
+    return Manifest(
+        bytes_before=document["bytes_before"],
+        bytes_after=document["bytes_after"],
+        removals=tuple(Removal(**row) for row in document["removals"]),
+        alterations=tuple(Alteration(**{**row, "steps": tuple(row["steps"])}) for row in document["alterations"]),
+        refusals=tuple(Refusal(**row) for row in document["refusals"]),
+        tool_version=document["tool_version"],
+    )
+
+
+def save(manifest: Manifest, path: Path) -> None:
+    """Writes a manifest, the same bytes for the same value."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def continue_from(earlier: Manifest, now: Manifest, *, present: dict[str, int]) -> Manifest:
+    """One manifest for a tree that was dieted before and is dieted again: what it was at first, what it is now.
+
+    Args:
+        earlier: the manifest of the diet before.
+        now: the manifest of this one.
+        present: path to bytes of every file that the tree holds now; what an earlier diet says of a file that has
+            other bytes now (it was installed anew) is left out.
+    """
+    removals = {removal.rule: dict(removal.removed) for removal in earlier.removals}
+    texts = {removal.rule: removal for removal in (*earlier.removals, *now.removals)}
+    for removal in now.removals:
+        removals.setdefault(removal.rule, {}).update(removal.removed)
+    altered = {old.path: old for old in earlier.alterations}
+    for new in now.alterations:
+        old = altered.get(new.path)
+        if old is not None and old.sha256_after == new.sha256_before:
+            steps = (*old.steps, *(step for step in new.steps if step not in old.steps))
+            new = dataclasses.replace(  # noqa: PLW2901 - the same alteration, begun earlier
+                new, steps=steps, bytes_before=old.bytes_before, sha256_before=old.sha256_before
+            )
+        altered[new.path] = new
+    alterations = tuple(
+        alteration for path, alteration in sorted(altered.items()) if present.get(path) == alteration.bytes_after
+    )
+    kept = tuple(
+        dataclasses.replace(
+            texts[rule], removed={path: size for path, size in sorted(files.items()) if path not in present}
+        )
+        for rule, files in removals.items()
+    )
+    saved_bytes = sum(change.bytes_before - change.bytes_after for change in alterations) + sum(
+        sum(removal.removed.values()) for removal in kept
+    )
+    return dataclasses.replace(
+        now,
+        bytes_before=now.bytes_after + saved_bytes,
+        removals=tuple(removal for removal in kept if removal.removed),
+        alterations=alterations,
+    )

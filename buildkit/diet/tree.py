@@ -1,0 +1,195 @@
+"""An installed tree: its files, its site-packages folders, and the RECORD of each distribution in them.
+
+RECORD is the list of installed files with hash and size (PyPA specification "Recording installed projects").
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["InstalledFile", "NotATree", "Tree", "hash_file", "read_tree", "remove_files", "update_records"]
+
+_SITE_PACKAGES: Final = "site-packages"
+_RECORD: Final = "RECORD"
+_HASH_CHUNK_BYTES: Final = 1 << 20
+
+
+class NotATree(ValueError):  # noqa: N818 - named for what is wrong with the value
+    """A folder without installed distributions, or one that must not be dieted.
+
+    Attributes:
+        path: the folder given.
+    """
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path} is neither a virtual environment nor a site-packages folder: {why}")
+        self.path = path
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledFile:
+    """A regular file or symbolic link below the tree; `path` is relative, with `/`."""
+
+    path: str
+    size_bytes: int
+    is_link: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Everything below a root, sorted by path.
+
+    Attributes:
+        sites: the site-packages folders, relative to the root; `.` where the root is one itself.
+        records: the RECORD of each distribution in them; copies that packages vendor are files like any other.
+        recorded: path to the SHA-256 (hexadecimal) that its distribution's RECORD gives.
+    """
+
+    root: Path
+    files: tuple[InstalledFile, ...]
+    sites: tuple[str, ...]
+    records: tuple[str, ...]
+    recorded: Mapping[str, str]
+
+    def by_site(self) -> Iterator[tuple[str, list[str]]]:
+        """(folder, paths inside it) for each site-packages, and (`.`, paths) for what lies in none."""
+        rest = [file.path for file in self.files]
+        for site in sorted(self.sites, key=len, reverse=True):
+            prefix = "" if site == "." else f"{site}/"
+            yield site, [path.removeprefix(prefix) for path in rest if path.startswith(prefix)]
+            rest = [path for path in rest if not path.startswith(prefix)]
+        if rest:
+            yield ".", rest
+
+
+def read_tree(root: Path, *, ignored: Path | None = None) -> Tree:
+    """Lists a tree and reads its RECORD files; `ignored` is a file that is no part of it wherever it lies.
+
+    Raises:
+        NotATree: it holds no `*.dist-info` folder, or is the root of a file system.
+    """
+    if not root.is_dir() or root.resolve() == Path("/"):
+        raise NotATree(root, "not a folder of its own")
+    listed = sorted(_walk(root, ""), key=lambda file: file.path)
+    files = tuple(file for file in listed if ignored is None or root / file.path != ignored)
+    holders = {file.path: PurePosixPath(file.path).parent.parent for file in files if _is_record(file.path)}
+    if not holders:
+        raise NotATree(root, "no distribution with a RECORD is installed in it")
+    folders = set(holders.values())
+    sites = {folder for folder in folders if not folders.intersection(folder.parents)}
+    records = tuple(path for path, folder in holders.items() if folder in sites)
+    recorded: dict[str, str] = {}
+    for record in records:
+        for row in csv.reader(io.StringIO((root / record).read_text("utf-8"))):
+            algorithm, _, digest = row[1].partition("=") if len(row) > 1 else ("", "", "")
+            if algorithm == "sha256":
+                recorded[_installed_path(record, row[0])] = _from_base64(digest)
+    return Tree(root=root, files=files, sites=tuple(sorted(map(str, sites))), records=records, recorded=recorded)
+
+
+def remove_files(root: Path, paths: list[str]) -> None:
+    """Deletes files, and the folders that this leaves empty."""
+    emptied: set[Path] = set()
+    for path in paths:
+        (root / path).unlink()
+        emptied.add((root / path).parent)
+    for folder in sorted(emptied, key=lambda folder: len(folder.parts), reverse=True):
+        current = folder
+        while current != root and current.is_dir() and not any(current.iterdir()):
+            current.rmdir()
+            current = current.parent
+
+
+def update_records(tree: Tree, *, removed: set[str], changed: Mapping[str, tuple[str, int]]) -> list[str]:
+    """Takes removed files out of each RECORD and writes the new hash and size of changed ones.
+
+    Lines that do not change stay byte for byte.
+
+    Args:
+        tree: as it was before the change.
+        removed: paths that are gone.
+        changed: path to (SHA-256 in hexadecimal, bytes).
+
+    Returns:
+        The RECORD files rewritten.
+    """
+    rewritten: list[str] = []
+    for record in tree.records:
+        path = tree.root / record
+        before = path.read_bytes().decode("utf-8")
+        after = "".join(_updated_lines(before, record, removed, changed))
+        if after != before:
+            status = path.stat()
+            temporary = path.with_name(f"{_RECORD}.new")
+            temporary.write_bytes(after.encode("utf-8"))
+            temporary.chmod(stat.S_IMODE(status.st_mode))
+            os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+            temporary.rename(path)
+            rewritten.append(record)
+    return rewritten
+
+
+def hash_file(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _walk(root: Path, prefix: str) -> Iterator[InstalledFile]:
+    with os.scandir(root / prefix) as entries:
+        for entry in entries:
+            path = f"{prefix}{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(root, f"{path}/")
+            elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
+                size_bytes = entry.stat(follow_symlinks=False).st_size
+                yield InstalledFile(path=path, size_bytes=size_bytes, is_link=entry.is_symlink())
+
+
+def _is_record(path: str) -> bool:
+    return path.endswith(f".dist-info/{_RECORD}")
+
+
+def _installed_path(record: str, row_path: str) -> str:
+    """The path below the tree that a row of a RECORD means; one that leaves the tree keeps its `..`."""
+    site = record.rsplit("/", 2)[0] if record.count("/") > 1 else ""
+    path = f"{site}/{row_path}" if site else row_path
+    return os.path.normpath(path) if ".." in row_path else path
+
+
+def _updated_lines(text: str, record: str, removed: set[str], changed: Mapping[str, tuple[str, int]]) -> Iterator[str]:
+    for line in text.splitlines(keepends=True):
+        row = next(csv.reader([line]), [])
+        path = _installed_path(record, row[0]) if row else ""
+        if path in removed:
+            continue
+        if path in changed:
+            digest, size_bytes = changed[path]
+            ending = line[len(line.rstrip("\r\n")) :]
+            buffer = io.StringIO()
+            csv.writer(buffer, lineterminator=ending).writerow([row[0], f"sha256={_to_base64(digest)}", size_bytes])
+            yield buffer.getvalue()
+        else:
+            yield line
+
+
+def _to_base64(digest: str) -> str:
+    return base64.urlsafe_b64encode(bytes.fromhex(digest)).rstrip(b"=").decode("ascii")
+
+
+def _from_base64(digest: str) -> str:
+    return base64.urlsafe_b64decode(digest + "=" * (-len(digest) % 4)).hex()
