@@ -1,0 +1,586 @@
+"""An image as the layers that it is made of, whatever it is read from: engine, OCI layout or archive.
+
+The steps are the same for each source: find the manifest for the wanted platform, read the layers that the cache does
+not hold, and hold every digest against what was read. `docker image save` puts the manifest last, so from its pipe the
+layers are read first and chosen afterwards; nothing is copied to the disk.
+
+Formats: OCI image specification 1.1 (image-index.md, manifest.md, config.md) and manifest.json of `docker image save`.
+"""
+
+import hashlib
+import io
+import platform as host
+import posixpath
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+import msgspec
+
+from buildkit.blobs import (
+    SMALL_BYTES,
+    ArchiveStore,
+    BlobStore,
+    CorruptImageError,
+    FolderStore,
+    ImageError,
+    MemoryStore,
+    Section,
+    archive_entries,
+    engine_content_store,
+    engine_export,
+)
+from buildkit.errors import CommandFailed
+from buildkit.layer_cache import LayerCache
+from buildkit.layer_stream import ByteSource, Limits, is_compressed
+from buildkit.layer_tar import LayerContents, read_layer
+
+__all__ = [
+    "AmbiguousImageError",
+    "DigestMismatchError",
+    "Image",
+    "ImageNotFoundError",
+    "Layer",
+    "UnsupportedImageError",
+    "read_image",
+]
+
+_T = TypeVar("_T")
+
+Source = Literal["engine", "oci-layout", "archive"]
+_INDEX_DEPTH: Final = 4
+_MAGIC_BYTES: Final = 512
+_ATTESTATION: Final = "vnd.docker.reference.type"  # BuildKit, docs/attestations/attestation-storage.md
+_NAME_ANNOTATIONS: Final = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
+_INDEX_TYPES: Final = frozenset(
+    {"application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"}
+)
+_MANIFEST_TYPES: Final = frozenset(
+    {"application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"}
+)
+_CONFIG_TYPES: Final = frozenset(
+    {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
+)
+_LAYER_TYPE: Final = re.compile(
+    r"application/vnd\.(oci\.image\.layer\.(nondistributable\.)?v1\.tar(\+gzip|\+zstd)?"
+    r"|docker\.image\.rootfs\.(foreign\.)?diff\.tar(\.gzip|\.zstd)?)"
+)
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
+# The lists that say which package a file belongs to, and the ones that only name the system.
+_PACKAGE_LISTS: Final = re.compile(
+    r"(?:.*/)?[^/]+\.dist-info/RECORD"
+    r"|var/lib/dpkg/status"
+    r"|var/lib/dpkg/status\.d/[^/]+"
+    r"|var/lib/dpkg/info/[^/]+\.list"
+    r"|(?:usr/lib|etc)/os-release"
+)
+
+
+class ImageNotFoundError(ImageError):
+    """No such file, and no such image in the engine."""
+
+
+class UnsupportedImageError(ImageError):
+    """A well-formed artefact of a kind that is no container image, or that uses what is not known here."""
+
+
+class AmbiguousImageError(ImageError):
+    """Several images where one was asked for; `choices` are the names or platforms to choose from."""
+
+    def __init__(self, image: str, choices: Sequence[str]) -> None:
+        super().__init__(image, f"holds several images, choose one of: {', '.join(choices)}")
+        self.choices = tuple(choices)
+
+
+class DigestMismatchError(ImageError):
+    """Bytes that are not those that their digest promises."""
+
+    def __init__(self, image: str, what: str, *, wanted: str, found: str) -> None:
+        super().__init__(image, f"{what} should have digest {wanted} and has {found}")
+        self.what = what
+        self.wanted = wanted
+        self.found = found
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer as stored and as unpacked; `instruction` made it, None where the image has no history."""
+
+    diff_id: str
+    blob_digest: str
+    blob_bytes: int
+    instruction: str | None
+    contents: LayerContents
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image with all of its layers, the lowest first, every digest verified when its bytes were read.
+
+    `manifest_digest` is None for an archive that has no OCI manifest.
+    """
+
+    name: str
+    source: Source
+    manifest_digest: str | None
+    config_digest: str
+    platform: str
+    created: str | None
+    working_dir: str
+    user: str
+    labels: tuple[tuple[str, str], ...]
+    layers: tuple[Layer, ...]
+
+
+def read_image(
+    name: str,
+    *,
+    cache: Path | None = None,
+    platform: str | None = None,
+    tag: str | None = None,
+    limits: Limits | None = None,
+) -> Image:
+    """Read an image; *name* is a path, or a reference or digest that the engine knows.
+
+    A path is an OCI layout (folder or tar) or an archive of `docker image save`; where a file and a reference share a
+    name, `docker:NAME` means the engine's and `./NAME` the file. *tag* chooses among the images of an archive,
+    *platform* ("linux/arm64") among those of an index; without it the machine's own is taken where there are several.
+    The layers found in the folder *cache* by their diff id are not read again; those that were read are put there.
+
+    Raises:
+        ImageError, LayerError: each names the image and what is wrong.
+        CommandFailed: the engine did not answer or gave up.
+    """
+    reader = _Reader(name, LayerCache(cache), platform=platform, tag=tag, limits=limits or Limits())
+    path = Path(name.removeprefix("oci:").removeprefix("docker-archive:").removeprefix("oci-archive:"))
+    if name.startswith("docker:") or not path.exists():
+        return reader.from_engine(name.removeprefix("docker:"))
+    if path.is_dir():
+        return reader.from_store(FolderStore(path), source="oci-layout")
+    with path.open("rb", buffering=0) as archive:
+        return reader.from_store(ArchiveStore(archive, name), source="archive")
+
+
+class _Platform(msgspec.Struct, frozen=True):
+    os: str = ""
+    architecture: str = ""
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+class _Descriptor(msgspec.Struct, frozen=True, rename="camel"):
+    digest: str
+    size: int
+    media_type: str = ""
+    platform: _Platform | None = None
+    annotations: dict[str, str] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple((self.annotations or {})[key] for key in _NAME_ANNOTATIONS if key in (self.annotations or {}))
+
+
+class _Index(msgspec.Struct, frozen=True):
+    manifests: tuple[_Descriptor, ...]
+
+
+class _Manifest(msgspec.Struct, frozen=True, rename="camel"):
+    config: _Descriptor
+    layers: tuple[_Descriptor, ...]
+    artifact_type: str | None = None
+
+
+class _DockerManifest(msgspec.Struct, frozen=True, rename="pascal"):
+    config: str
+    layers: tuple[str, ...]
+    repo_tags: tuple[str, ...] | None = None
+
+
+class _RootFileSystem(msgspec.Struct, frozen=True):
+    type: str
+    diff_ids: tuple[str, ...] = ()
+
+
+class _History(msgspec.Struct, frozen=True):
+    created_by: str = ""
+    comment: str = ""
+    empty_layer: bool = False
+
+
+class _RunConfig(msgspec.Struct, frozen=True, rename="pascal"):
+    working_dir: str = ""
+    user: str = ""
+    labels: dict[str, str] | None = None
+
+
+class _Config(msgspec.Struct, frozen=True):
+    rootfs: _RootFileSystem
+    architecture: str = ""
+    os: str = ""
+    variant: str = ""
+    created: str | None = None
+    history: tuple[_History, ...] | None = None
+    config: _RunConfig | None = None
+
+
+class _EngineImage(msgspec.Struct, frozen=True, rename="pascal"):
+    id: str
+
+
+class _Chosen(msgspec.Struct, frozen=True):
+    """Which image was chosen, and how its layers are stored: what the cache keeps of an engine's image."""
+
+    manifest_digest: str | None
+    config: bytes
+    layers: tuple[_Descriptor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    chosen: _Chosen
+    image: Image
+
+
+class _Reader:
+    """Reads one image: `from_engine` or `from_store` is called once."""
+
+    def __init__(
+        self, image: str, cache: "LayerCache", *, platform: str | None, tag: str | None, limits: Limits
+    ) -> None:
+        self._image = image
+        self._cache = cache
+        self._platform = platform
+        self._tag = tag
+        self._limits = limits
+        self._streamed: dict[str, LayerContents] = {}
+
+    def from_engine(self, reference: str) -> Image:
+        """Read by the shortest way that works: the cache alone, the engine's blobs in place, its export.
+
+        Blobs are read in place where the engine keeps them in containerd's content store on this machine and this user
+        may read it; the digests are verified all the same.
+        """
+        identity = self._engine_identity(reference)
+        note = f"image-{(self._platform or '').replace('/', '_')}"
+        chosen = self._remembered(self._cache.load_note(note, identity))
+        if chosen is not None:
+            with suppress(_BlobMissingError):
+                return self._assemble(chosen, MemoryStore(), source="engine")
+        image = self._from_content_store(identity) or self._from_export(reference)
+        self._cache.keep_note(note, identity, msgspec.msgpack.encode(image.chosen))
+        return image.image
+
+    def _from_content_store(self, identity: str) -> "_Found | None":
+        folder = engine_content_store()
+        if folder is None:
+            return None
+        store = FolderStore(folder)
+        root = store.open(_blob_name(identity))
+        if root is None:
+            return None
+        with root:
+            size_bytes = root.seek(0, io.SEEK_END)
+        with suppress(_BlobMissingError):
+            chosen = self._choose([_Descriptor(digest=identity, size=size_bytes)], store)
+            return _Found(chosen, self._assemble(chosen, store, source="engine"))
+        return None
+
+    def _from_export(self, reference: str) -> "_Found":
+        with engine_export(reference) as stream:
+            store = self._read_stream(stream)
+        chosen = self._choose_any(store)
+        return _Found(chosen, self._assemble(chosen, store, source="engine"))
+
+    def _remembered(self, note: bytes) -> "_Chosen | None":
+        try:
+            chosen = msgspec.msgpack.decode(note, type=_Chosen)
+            diff_ids = _decode(chosen.config, _Config, self._image, "configuration").rootfs.diff_ids
+        except (msgspec.DecodeError, CorruptImageError):
+            return None
+        return chosen if all(self._cache.has(diff_id) for diff_id in diff_ids) else None
+
+    def from_store(self, store: BlobStore, *, source: Source) -> Image:
+        """Read from files that can be opened in any order."""
+        return self._assemble(self._choose_any(store), store, source=source)
+
+    def _engine_identity(self, reference: str) -> str:
+        command = ["docker", "image", "inspect", reference]
+        completed = subprocess.run(command, capture_output=True, text=True, check=False)
+        if completed.returncode:
+            message = completed.stderr.strip()
+            if "no such image" in message.lower() or "invalid reference" in message.lower():
+                raise ImageNotFoundError(self._image, f"neither a file nor an image of the engine ({message})")
+            raise CommandFailed(command, completed.returncode, message)
+        found = _decode(completed.stdout.encode(), tuple[_EngineImage, ...], self._image, "engine's description")
+        return found[0].id
+
+    def _read_stream(self, stream: ByteSource) -> MemoryStore:
+        """Read everything that looks like a layer, and keep every small blob."""
+        small: dict[str, bytes] = {}
+        links: dict[str, str] = {}
+        for entry in archive_entries(stream, self._image):
+            if entry.link:
+                links[entry.name] = entry.link
+                continue
+            section = Section(stream, entry.size_bytes)
+            cached = self._cache.load_blob(f"sha256:{posixpath.basename(entry.name)}")
+            if cached is not None:
+                self._streamed[entry.name] = cached
+            elif is_compressed(section.peek(_MAGIC_BYTES)) or _is_tar(section.peek(_MAGIC_BYTES)):
+                self._streamed[entry.name] = self._read_layer(section, entry.name)
+            elif entry.size_bytes <= SMALL_BYTES:
+                small[entry.name] = section.take(entry.size_bytes)
+            section.skip()
+            if section.left_bytes:
+                raise CorruptImageError(self._image, f"the archive ends inside {entry.name}")
+        self._streamed |= {name: self._streamed[link] for name, link in links.items() if link in self._streamed}
+        return MemoryStore(small)
+
+    def _read_layer(self, source: ByteSource, name: str) -> LayerContents:
+        contents = read_layer(
+            source,
+            name=f"{self._image}, layer {name}",
+            captures=lambda path: _PACKAGE_LISTS.fullmatch(path) is not None,
+            limits=self._limits,
+        )
+        self._cache.keep(contents)
+        return contents
+
+    def _choose_any(self, store: BlobStore) -> _Chosen:
+        index = self._read_small(store, "index.json")
+        if index is not None:
+            return self._choose(_decode(index, _Index, self._image, "index.json").manifests, store)
+        listing = self._read_small(store, "manifest.json")
+        if listing is None:
+            raise CorruptImageError(self._image, "neither index.json (OCI) nor manifest.json (docker) in it")
+        manifests = _decode(listing, tuple[_DockerManifest, ...], self._image, "manifest.json")
+        if self._tag is not None:
+            manifests = tuple(each for each in manifests if _has_tag(each.repo_tags or (), self._tag))
+        if len(manifests) != 1:
+            choices = [tag for manifest in manifests for tag in manifest.repo_tags or ("untagged",)]
+            if not choices:
+                raise ImageNotFoundError(self._image, f"no image named {self._tag} in manifest.json")
+            raise AmbiguousImageError(self._image, choices)
+        (manifest,) = manifests
+        config = self._read_small(store, posixpath.normpath(manifest.config))
+        if config is None:
+            raise CorruptImageError(self._image, f"{manifest.config} is not in it")
+        stem = Path(manifest.config).stem
+        if re.fullmatch(r"[0-9a-f]{64}", stem):
+            self._verify("configuration", config, f"sha256:{stem}")
+        layers = tuple(_Descriptor(digest=posixpath.normpath(layer), size=-1) for layer in manifest.layers)
+        return _Chosen(manifest_digest=None, config=config, layers=layers)
+
+    def _choose(self, roots: Sequence[_Descriptor], store: BlobStore) -> _Chosen:
+        if self._tag is not None:
+            named = [root for root in roots if _has_tag(root.names, self._tag)]
+            if not named:
+                raise ImageNotFoundError(self._image, f"no image named {self._tag} in index.json")
+            roots = named
+        candidates: dict[str, tuple[_Descriptor, bytes]] = {}
+        missing: list[_Descriptor] = []
+        for descriptor in self._manifests(roots, store, depth=0):
+            raw = self._read_small(store, _blob_name(descriptor.digest), descriptor)
+            if raw is None:
+                missing.append(descriptor)
+            else:
+                candidates[descriptor.digest] = (descriptor, raw)
+        choices: dict[str, tuple[str, _Manifest, bytes]] = {}
+        for digest, (descriptor, raw) in candidates.items():
+            manifest = _decode(raw, _Manifest, self._image, "manifest")
+            if manifest.config.media_type not in _CONFIG_TYPES:
+                what = manifest.artifact_type or manifest.config.media_type
+                raise UnsupportedImageError(self._image, f"not a container image: {what}")
+            config = self._read_small(store, _blob_name(manifest.config.digest), manifest.config)
+            if config is None:
+                missing.append(descriptor)
+                continue
+            choices[digest] = (str(_platform_of(config, self._image)), manifest, config)
+        digest = self._choose_platform({key: value[0] for key, value in choices.items()}, missing)
+        _, manifest, config = choices[digest]
+        return _Chosen(manifest_digest=digest, config=config, layers=manifest.layers)
+
+    def _choose_platform(self, platforms: Mapping[str, str], missing: Sequence[_Descriptor]) -> str:
+        wanted = self._platform
+        if wanted is None and len(platforms) > 1:
+            wanted = _host_platform()
+        found = [
+            digest
+            for digest, platform in platforms.items()
+            if wanted is None or platform == wanted or platform.startswith(f"{wanted}/")
+        ]
+        if len(found) == 1:
+            return found[0]
+        if not platforms and missing:
+            raise _BlobMissingError(self._image, f"manifest {missing[0].digest} is not in it")
+        if not found and platforms:
+            there = ", ".join(sorted(platforms.values()))
+            raise ImageNotFoundError(self._image, f"no image for {wanted} in it, only for {there}")
+        if not found:
+            raise UnsupportedImageError(self._image, "no image manifest in it")
+        raise AmbiguousImageError(self._image, [f"{platforms[digest]} ({digest})" for digest in found])
+
+    def _manifests(self, descriptors: Iterable[_Descriptor], store: BlobStore, *, depth: int) -> Iterator[_Descriptor]:
+        """Walk down indexes to the manifests of images, leaving attestations out."""
+        if depth > _INDEX_DEPTH:
+            raise UnsupportedImageError(self._image, f"indexes nested deeper than {_INDEX_DEPTH}")
+        for descriptor in descriptors:
+            if _ATTESTATION in (descriptor.annotations or {}):
+                continue
+            media_type = descriptor.media_type
+            if not media_type:  # the engine's identity comes without one
+                media_type = self._media_type(descriptor, store)
+            if media_type in _INDEX_TYPES:
+                raw = self._read_small(store, _blob_name(descriptor.digest), descriptor)
+                if raw is None:
+                    raise _BlobMissingError(self._image, f"index {descriptor.digest} is not in it")
+                inner = _decode(raw, _Index, self._image, "index")
+                yield from self._manifests(inner.manifests, store, depth=depth + 1)
+            elif media_type in _MANIFEST_TYPES:
+                yield descriptor
+            else:
+                raise UnsupportedImageError(self._image, f"not a container image: {media_type}")
+
+    def _media_type(self, descriptor: _Descriptor, store: BlobStore) -> str:
+        raw = self._read_small(store, _blob_name(descriptor.digest), descriptor) or b"{}"
+        return _decode(raw, _MediaType, self._image, "manifest").media_type
+
+    def _read_small(self, store: BlobStore, name: str, descriptor: _Descriptor | None = None) -> bytes | None:
+        """Return a JSON blob, verified where its digest is known; None where it is not there."""
+        source = store.open(name)
+        if source is None:
+            return None
+        with source:
+            content = source.read(SMALL_BYTES + 1)
+        if len(content) > SMALL_BYTES:
+            raise UnsupportedImageError(self._image, f"{name} is larger than {SMALL_BYTES} bytes")
+        if descriptor is not None:
+            self._verify(name, content, descriptor.digest)
+        return content
+
+    def _verify(self, what: str, content: bytes, wanted: str) -> None:
+        found = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        if found != wanted:
+            raise DigestMismatchError(self._image, what, wanted=wanted, found=found)
+
+    def _assemble(self, chosen: _Chosen, store: BlobStore, *, source: Source) -> Image:
+        config = _decode(chosen.config, _Config, self._image, "configuration")
+        diff_ids = config.rootfs.diff_ids
+        if len(diff_ids) != len(chosen.layers):
+            raise CorruptImageError(
+                self._image, f"the manifest has {len(chosen.layers)} layers, the configuration {len(diff_ids)}"
+            )
+        read: dict[str, LayerContents] = {}
+        layers = []
+        for diff_id, descriptor, instruction in zip(
+            diff_ids, chosen.layers, _instructions(config, len(diff_ids)), strict=True
+        ):
+            contents = read.get(diff_id) or self._layer(descriptor, diff_id, store)
+            read[diff_id] = contents
+            has_digest = descriptor.size >= 0
+            layers.append(
+                Layer(
+                    diff_id=diff_id,
+                    blob_digest=descriptor.digest if has_digest else contents.blob_digest,
+                    blob_bytes=descriptor.size if has_digest else contents.blob_bytes,
+                    instruction=instruction,
+                    contents=contents,
+                )
+            )
+        run = config.config or _RunConfig()
+        return Image(
+            name=self._image,
+            source=source,
+            manifest_digest=chosen.manifest_digest,
+            config_digest=f"sha256:{hashlib.sha256(chosen.config).hexdigest()}",
+            platform=str(_Platform(config.os, config.architecture, config.variant)),
+            created=config.created,
+            working_dir=run.working_dir or "/",
+            user=run.user,
+            labels=tuple(sorted((run.labels or {}).items())),
+            layers=tuple(layers),
+        )
+
+    def _layer(self, descriptor: _Descriptor, diff_id: str, store: BlobStore) -> LayerContents:
+        if descriptor.media_type and not _LAYER_TYPE.fullmatch(descriptor.media_type):
+            raise UnsupportedImageError(self._image, f"layer of unknown type {descriptor.media_type}")
+        cached = self._cache.load(_digest(diff_id, self._image))
+        if cached is not None:
+            return cached
+        has_digest = descriptor.size >= 0
+        name = _blob_name(_digest(descriptor.digest, self._image)) if has_digest else descriptor.digest
+        contents = self._streamed.get(name)
+        if contents is None:
+            source = store.open(name)
+            if source is None:
+                raise _BlobMissingError(self._image, f"layer {descriptor.digest} is not in it")
+            with source:
+                contents = self._read_layer(source, descriptor.digest)
+        if has_digest and contents.blob_digest != descriptor.digest:
+            raise DigestMismatchError(self._image, "a layer", wanted=descriptor.digest, found=contents.blob_digest)
+        if contents.diff_id != diff_id:
+            raise DigestMismatchError(self._image, "a layer, unpacked,", wanted=diff_id, found=contents.diff_id)
+        return contents
+
+
+class _MediaType(msgspec.Struct, frozen=True, rename="camel"):
+    media_type: str = ""
+
+
+class _BlobMissingError(CorruptImageError):
+    """A blob that a manifest names is not there; another way to the image may still have it."""
+
+
+def _decode(content: bytes, kind: type[_T], image: str, what: str) -> _T:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.DecodeError as error:
+        raise CorruptImageError(image, f"{what}: {error}") from error
+
+
+def _digest(digest: str, image: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise UnsupportedImageError(image, f"digest {digest[:80]!r} is not SHA-256")
+    return digest
+
+
+def _blob_name(digest: str) -> str:
+    return "blobs/" + digest.replace(":", "/", 1)
+
+
+def _has_tag(names: Iterable[str], tag: str) -> bool:
+    return any(name == tag or name.endswith((f":{tag}", f"/{tag}")) for name in names)
+
+
+def _is_tar(prefix: bytes) -> bool:
+    """Recognise a tar archive, an empty one too, by its first block."""
+    return prefix[257:262] == b"ustar" or (len(prefix) == _MAGIC_BYTES and not prefix.strip(b"\0"))
+
+
+def _platform_of(config: bytes, image: str) -> _Platform:
+    return _decode(config, _Platform, image, "configuration")
+
+
+def _host_platform() -> str:
+    machine = host.machine()
+    return "linux/" + {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
+
+
+def _instructions(config: _Config, layers: int) -> tuple[str | None, ...]:
+    """Return what made each layer, from the history's entries that made one; all None where they do not add up."""
+    made = [step for step in config.history or () if not step.empty_layer]
+    if len(made) != layers:
+        return (None,) * layers
+    return tuple(_instruction(step.created_by or step.comment) or None for step in made)
+
+
+def _instruction(created_by: str) -> str:
+    text = " ".join(created_by.removesuffix("# buildkit").split())
+    text = text.removeprefix("/bin/sh -c #(nop) ").strip()
+    return re.sub(r"^(?:RUN )?/bin/sh -c ", "RUN ", text)
