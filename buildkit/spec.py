@@ -1,0 +1,170 @@
+"""What shall be built: docker/images.toml read into frozen values."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import msgspec
+
+from buildkit.errors import UsageError
+
+__all__ = ["ImageSpec", "Layer", "Target", "load"]
+
+SCHEMA_VERSION = 1
+PYTHONS = ("3.12", "3.13", "3.14")
+
+
+class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of images.toml: an unknown key is refused, never passed over."""
+
+
+class Layer(_Table):
+    """One layer of the environment.
+
+    Attributes:
+        name: also the name of its lock file and of its stage.
+        why: how often it changes and why it is apart.
+        distributions: those that it takes by name.
+        extra: the extra whose remaining distributions it takes: "" for the project's own dependencies, None for none.
+    """
+
+    name: str
+    why: str
+    distributions: tuple[str, ...] = ()
+    extra: str | None = None
+
+
+class Target(_Table):
+    """One image that can be built.
+
+    Attributes:
+        name: as `build-image` takes it.
+        dockerfile: relative to the project.
+        stage: the Dockerfile's stage.
+        disk_bytes: room that a cold build takes in the engine's folder (measured).
+        layers: names of the environment's layers in it, in order; empty where the Dockerfile has its own.
+        arguments: build arguments beside those that every build gets.
+    """
+
+    name: str
+    dockerfile: str
+    stage: str
+    disk_bytes: int
+    layers: tuple[str, ...] = ()
+    arguments: dict[str, str] = {}
+
+
+class _Image(_Table):
+    name: str
+    title: str
+    description: str
+    licenses: str
+    python: str
+    base: str
+    venv: str
+    app: str
+    model: str
+    cuda_targets: tuple[str, ...]
+
+
+class _File(_Table):
+    schema_version: int
+    image: _Image
+    layers: tuple[Layer, ...]
+    targets: tuple[Target, ...]
+    budgets: dict[str, dict[str, object]] = {}
+
+
+class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All of docker/images.toml, checked.
+
+    Attributes:
+        project: the folder that holds `docker/`, absolute.
+        cuda_targets: compute capabilities that the image must run on, as `sm_90`.
+        budgets: limits per target, judged by `budget.judge`, which knows the keys.
+    """
+
+    project: Path
+    name: str
+    title: str
+    description: str
+    licenses: str
+    python: str
+    base: str
+    venv: str
+    app: str
+    model: str
+    cuda_targets: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    targets: tuple[Target, ...]
+    budgets: dict[str, dict[str, object]]
+
+    @property
+    def lock_folder(self) -> Path:
+        """Where the lock files of the layers lie."""
+        return self.project / "docker" / "lock"
+
+    def target(self, name: str) -> Target:
+        """The target called *name*.
+
+        Raises:
+            UsageError: there is none.
+        """
+        for target in self.targets:
+            if target.name == name:
+                return target
+        raise UsageError("target", name, f"expected one of {', '.join(target.name for target in self.targets)}")
+
+
+def load(project: Path, *, base: str | None = None, python: str | None = None) -> ImageSpec:
+    """Reads `docker/images.toml` below *project*; *base* and *python* replace what it says.
+
+    Raises:
+        UsageError: the file is missing or not TOML; a key is unknown, missing or of the wrong type; a value is out of
+            range; a layer or target name is not usable or used twice; a target names an unknown layer.
+    """
+    path = project / "docker" / "images.toml"
+    try:
+        file = msgspec.convert(tomllib.loads(path.read_text()), type=_File)
+    except FileNotFoundError:
+        raise UsageError("project", str(project), "has no docker/images.toml; run from the project's folder") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(str(path), str(error), "not valid TOML") from error
+    except msgspec.ValidationError as error:
+        message, _, where = str(error).partition(" - at ")
+        raise UsageError(f"{path.name} {where.strip('`') or '$'}", message, "see the comments in the file") from error
+    if file.schema_version != SCHEMA_VERSION:
+        raise UsageError("schema_version", file.schema_version, f"this harness reads {SCHEMA_VERSION}")
+    spec = ImageSpec(
+        project=project.resolve(),
+        layers=file.layers,
+        targets=file.targets,
+        budgets=file.budgets,
+        **{
+            **msgspec.structs.asdict(file.image),
+            **({"base": base} if base else {}),
+            **({"python": python} if python else {}),
+        },
+    )
+    _check(spec)
+    return spec
+
+
+def _check(spec: ImageSpec) -> None:
+    if spec.python not in PYTHONS:
+        raise UsageError("image.python", spec.python, f"expected one of {', '.join(PYTHONS)}")
+    for kind, names in (("layers", [layer.name for layer in spec.layers]), ("targets", [t.name for t in spec.targets])):
+        for name in names:
+            if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+                raise UsageError(f"{kind}.name", name, "expected lower-case letters, digits and hyphens")
+            if names.count(name) > 1:
+                raise UsageError(f"{kind}.name", name, "stands twice")
+    known = {layer.name for layer in spec.layers}
+    for target in spec.targets:
+        for name in target.layers:
+            if name not in known:
+                raise UsageError(f"targets.{target.name}.layers", name, f"expected one of {', '.join(sorted(known))}")
+    for name in spec.budgets:
+        spec.target(name)
