@@ -96,9 +96,9 @@ RULES: Final = (
     ),
     Rule(
         name="scripts",
-        folders=("scripts",),
+        folders=("scripts", "_precompute"),
         is_imported_kept=True,
-        reason="the packages' development scripts; none is imported or an entry point",
+        reason="the packages' development scripts and generators of tables; none is imported or an entry point",
         lost="running them",
     ),
     Rule(
@@ -150,12 +150,16 @@ RULE_SETS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
 }
 
+_GUARDED_FOLDERS: Final = frozenset(folder for rule in RULES if rule.is_imported_kept for folder in rule.folders)
 # Sources that load their stubs at run time (the lazy_loader package: `attach_stub` reads the .pyi beside the module).
 _READS_ITS_STUB: Final = b"attach_stub"
-# An import statement at any indentation, with what its parentheses hold.
+# An import statement at any indentation, with what its parentheses hold: a cheap look before parsing.
 _IMPORT: Final = re.compile(
     rb"^[ \t]*((?:from[ \t]+[.\w]+[ \t]+import|import)[ \t]+(?:\([^)]*\)|[^\n(]*))", re.MULTILINE
 )
+# Entry points that only a test suite loads: networkx drops its `nx_loopback` backend before it looks at the others
+# (networkx 3.7, networkx/utils/backends.py, `_get_backends`).
+_TEST_ENTRY_POINTS: Final = frozenset({"networkx.classes.tests.dispatch_interface"})
 _ENTRY_POINT: Final = re.compile(r"^[^#=\n]+=\s*([\w.]+)", re.MULTILINE)
 
 
@@ -204,47 +208,59 @@ def _keep_imported(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -
             guarded.setdefault(_module_root(path), []).append(path)
     if not guarded:
         return
-    words = re.compile(b"|".join(re.escape(name.rsplit(".", 1)[-1].encode()) for name in sorted(guarded)))
+    words = {name.rsplit(".", 1)[-1].encode() for name in guarded}
     imported: set[str] = set()
     for path in paths:
         if path.endswith(".dist-info/entry_points.txt"):
-            imported.update(_ENTRY_POINT.findall((root / path).read_text("utf-8", "replace")))
+            named = set(_ENTRY_POINT.findall((root / path).read_text("utf-8", "replace")))
+            imported.update(named - _TEST_ENTRY_POINTS)
         elif path.endswith(".py") and path not in matched:
             source = (root / path).read_bytes()
-            if words.search(source):
+            if any(word in source for word in words) and any(
+                word in statement for statement in _IMPORT.findall(source) for word in words
+            ):
                 imported.update(_imports(source, path))
-    for name, claimed in guarded.items():
-        if any(module == name or module.startswith(name + ".") for module in imported):
-            for path in claimed:
-                del matched[path]
+    reached = {
+        ".".join(parts[:depth])
+        for parts in (module.split(".") for module in imported)
+        for depth in range(1, len(parts) + 1)
+    }
+    for name in reached.intersection(guarded):
+        for path in guarded[name]:
+            del matched[path]
 
 
 def _module_root(path: str) -> str:
     """The dotted name of the outermost folder that a rule names (`a/tests/b.py` is `a.tests`), or of the module."""
     parts = path.removesuffix(".py").split("/")
     for depth, part in enumerate(parts[:-1], start=1):
-        if part in {"tests", "test", "scripts"}:
+        if part in _GUARDED_FOLDERS:
             return ".".join(parts[:depth])
     return ".".join(parts)
 
 
 def _imports(source: bytes, path: str) -> set[str]:
-    """Every dotted name that the import statements of a module could mean, relative ones resolved."""
+    """Every dotted name that importing this module could import, relative ones resolved.
+
+    Imports inside functions do not count: in packages' `test()` functions they are what the rule takes away.
+    """
     package = path.split("/")[:-1]
+    try:
+        pending: list[ast.AST] = list(ast.parse(source).body)
+    except (SyntaxError, ValueError):
+        return set()  # nothing can import it either
     names: set[str] = set()
-    for statement in _IMPORT.findall(source):
-        try:
-            tree = ast.parse(statement.strip().rstrip(b"\\;"))
-        except (SyntaxError, ValueError):
-            continue
-        for node in tree.body:
-            if isinstance(node, ast.Import):
-                names.update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                above = package[: len(package) - node.level + 1] if node.level else []
-                base = ".".join([*above, *([node.module] if node.module else [])])
-                names.add(base)
-                names.update(f"{base}.{alias.name}" for alias in node.names)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            pending.extend(ast.iter_child_nodes(node))
     return names
 
 
