@@ -17,14 +17,14 @@ from typing import Final, Protocol
 
 from buildkit.errors import BuildkitError, CommandFailed
 from buildkit.layer_stream import ByteSource
-from buildkit.tar_format import BLOCK_BYTES, CorruptLayerError, LayerError, TarHeader, decimal, parse_pax, text_of
+from buildkit.tar_format import BLOCK_BYTES, CorruptLayer, LayerError, TarHeader, decimal, parse_pax, text_of
 
 __all__ = [
     "SMALL_BYTES",
     "ArchiveEntry",
     "ArchiveStore",
     "BlobStore",
-    "CorruptImageError",
+    "CorruptImage",
     "FolderStore",
     "ImageError",
     "MemoryStore",
@@ -48,7 +48,7 @@ class ImageError(BuildkitError):
         self.reason = reason
 
 
-class CorruptImageError(ImageError):
+class CorruptImage(ImageError):
     """A manifest, index, configuration or archive that is missing, truncated or not what its specification says."""
 
 
@@ -125,7 +125,7 @@ def archive_entries(archive: ByteSource, image: str) -> Iterator[ArchiveEntry]:
                 continue
             size_bytes = decimal(pax["size"], "size") if "size" in pax else header.size_bytes
         except LayerError as error:
-            raise CorruptImageError(image, f"no image archive: {error.reason}") from error
+            raise CorruptImage(image, f"no image archive: {error.reason}") from error
         name = posixpath.normpath(text_of(pax.get("path", header.name))).lstrip("/")
         target = text_of(pax.get("linkpath", header.link_name))
         pax = {}
@@ -140,12 +140,12 @@ def archive_entries(archive: ByteSource, image: str) -> Iterator[ArchiveEntry]:
                 yield ArchiveEntry(name, size_bytes)
                 _read_exactly(archive, -size_bytes % BLOCK_BYTES)
             case _:
-                raise CorruptImageError(image, f"{name} in the archive is of type {header.type_flag!r}")
+                raise CorruptImage(image, f"{name} in the archive is of type {header.type_flag!r}")
 
 
 def _extended(header: TarHeader, archive: ByteSource) -> dict[str, bytes]:
     if header.size_bytes > SMALL_BYTES:
-        raise CorruptLayerError(f"an extended header of {header.size_bytes} bytes")
+        raise CorruptLayer(f"an extended header of {header.size_bytes} bytes")
     text = _read_exactly(archive, header.size_bytes + -header.size_bytes % BLOCK_BYTES)[: header.size_bytes]
     match header.type_flag:
         case b"L":
@@ -200,7 +200,7 @@ class ArchiveStore:
                 continue
             start = archive.tell()
             if start + entry.size_bytes > archive_bytes:
-                raise CorruptImageError(image, f"the archive ends inside {entry.name}")
+                raise CorruptImage(image, f"the archive ends inside {entry.name}")
             self._places[entry.name] = (start, entry.size_bytes)
             archive.seek(start + entry.size_bytes)
 

@@ -25,7 +25,7 @@ from buildkit.blobs import (
     SMALL_BYTES,
     ArchiveStore,
     BlobStore,
-    CorruptImageError,
+    CorruptImage,
     FolderStore,
     ImageError,
     MemoryStore,
@@ -40,12 +40,12 @@ from buildkit.layer_stream import ByteSource, Limits, is_compressed
 from buildkit.layer_tar import LayerContents, read_layer
 
 __all__ = [
-    "AmbiguousImageError",
-    "DigestMismatchError",
+    "AmbiguousImage",
+    "DigestMismatch",
     "Image",
-    "ImageNotFoundError",
+    "ImageNotFound",
     "Layer",
-    "UnsupportedImageError",
+    "UnsupportedImage",
     "read_image",
 ]
 
@@ -80,15 +80,15 @@ _PACKAGE_LISTS: Final = re.compile(
 )
 
 
-class ImageNotFoundError(ImageError):
+class ImageNotFound(ImageError):
     """No such file, and no such image in the engine."""
 
 
-class UnsupportedImageError(ImageError):
+class UnsupportedImage(ImageError):
     """A well-formed artefact of a kind that is no container image, or that uses what is not known here."""
 
 
-class AmbiguousImageError(ImageError):
+class AmbiguousImage(ImageError):
     """Several images where one was asked for; `choices` are the names or platforms to choose from."""
 
     def __init__(self, image: str, choices: Sequence[str]) -> None:
@@ -96,7 +96,7 @@ class AmbiguousImageError(ImageError):
         self.choices = tuple(choices)
 
 
-class DigestMismatchError(ImageError):
+class DigestMismatch(ImageError):
     """Bytes that are not those that their digest promises."""
 
     def __init__(self, image: str, what: str, *, wanted: str, found: str) -> None:
@@ -270,7 +270,7 @@ class _Reader:
         note = f"image-{(self._platform or '').replace('/', '_')}"
         chosen = self._remembered(self._cache.load_note(note, identity))
         if chosen is not None:
-            with suppress(_BlobMissingError):
+            with suppress(_BlobMissing):
                 return self._assemble(chosen, MemoryStore(), source="engine")
         image = self._from_content_store(identity) or self._from_export(reference)
         self._cache.keep_note(note, identity, msgspec.msgpack.encode(image.chosen))
@@ -286,7 +286,7 @@ class _Reader:
             return None
         with root:
             size_bytes = root.seek(0, io.SEEK_END)
-        with suppress(_BlobMissingError):
+        with suppress(_BlobMissing):
             chosen = self._choose([_Descriptor(digest=identity, size=size_bytes)], store)
             return _Found(chosen, self._assemble(chosen, store, source="engine"))
         return None
@@ -301,7 +301,7 @@ class _Reader:
         try:
             chosen = msgspec.msgpack.decode(note, type=_Chosen)
             diff_ids = _decode(chosen.config, _Config, self._image, "configuration").rootfs.diff_ids
-        except (msgspec.DecodeError, CorruptImageError):
+        except (msgspec.DecodeError, CorruptImage):
             return None
         return chosen if all(self._cache.has(diff_id) for diff_id in diff_ids) else None
 
@@ -315,7 +315,7 @@ class _Reader:
         if completed.returncode:
             message = completed.stderr.strip()
             if "no such image" in message.lower() or "invalid reference" in message.lower():
-                raise ImageNotFoundError(self._image, f"neither a file nor an image of the engine ({message})")
+                raise ImageNotFound(self._image, f"neither a file nor an image of the engine ({message})")
             raise CommandFailed(command, completed.returncode, message)
         found = _decode(completed.stdout.encode(), tuple[_EngineImage, ...], self._image, "engine's description")
         return found[0].id
@@ -338,7 +338,7 @@ class _Reader:
                 small[entry.name] = section.take(entry.size_bytes)
             section.skip()
             if section.left_bytes:
-                raise CorruptImageError(self._image, f"the archive ends inside {entry.name}")
+                raise CorruptImage(self._image, f"the archive ends inside {entry.name}")
         self._streamed |= {name: self._streamed[link] for name, link in links.items() if link in self._streamed}
         return MemoryStore(small)
 
@@ -358,19 +358,19 @@ class _Reader:
             return self._choose(_decode(index, _Index, self._image, "index.json").manifests, store)
         listing = self._read_small(store, "manifest.json")
         if listing is None:
-            raise CorruptImageError(self._image, "neither index.json (OCI) nor manifest.json (docker) in it")
+            raise CorruptImage(self._image, "neither index.json (OCI) nor manifest.json (docker) in it")
         manifests = _decode(listing, tuple[_DockerManifest, ...], self._image, "manifest.json")
         if self._tag is not None:
             manifests = tuple(each for each in manifests if _has_tag(each.repo_tags or (), self._tag))
         if len(manifests) != 1:
             choices = [tag for manifest in manifests for tag in manifest.repo_tags or ("untagged",)]
             if not choices:
-                raise ImageNotFoundError(self._image, f"no image named {self._tag} in manifest.json")
-            raise AmbiguousImageError(self._image, choices)
+                raise ImageNotFound(self._image, f"no image named {self._tag} in manifest.json")
+            raise AmbiguousImage(self._image, choices)
         (manifest,) = manifests
         config = self._read_small(store, posixpath.normpath(manifest.config))
         if config is None:
-            raise CorruptImageError(self._image, f"{manifest.config} is not in it")
+            raise CorruptImage(self._image, f"{manifest.config} is not in it")
         stem = Path(manifest.config).stem
         if re.fullmatch(r"[0-9a-f]{64}", stem):
             self._verify("configuration", config, f"sha256:{stem}")
@@ -381,7 +381,7 @@ class _Reader:
         if self._tag is not None:
             named = [root for root in roots if _has_tag(root.names, self._tag)]
             if not named:
-                raise ImageNotFoundError(self._image, f"no image named {self._tag} in index.json")
+                raise ImageNotFound(self._image, f"no image named {self._tag} in index.json")
             roots = named
         candidates: dict[str, tuple[_Descriptor, bytes]] = {}
         missing: list[_Descriptor] = []
@@ -396,7 +396,7 @@ class _Reader:
             manifest = _decode(raw, _Manifest, self._image, "manifest")
             if manifest.config.media_type not in _CONFIG_TYPES:
                 what = manifest.artifact_type or manifest.config.media_type
-                raise UnsupportedImageError(self._image, f"not a container image: {what}")
+                raise UnsupportedImage(self._image, f"not a container image: {what}")
             config = self._read_small(store, _blob_name(manifest.config.digest), manifest.config)
             if config is None:
                 missing.append(descriptor)
@@ -418,18 +418,18 @@ class _Reader:
         if len(found) == 1:
             return found[0]
         if not platforms and missing:
-            raise _BlobMissingError(self._image, f"manifest {missing[0].digest} is not in it")
+            raise _BlobMissing(self._image, f"manifest {missing[0].digest} is not in it")
         if not found and platforms:
             there = ", ".join(sorted(platforms.values()))
-            raise ImageNotFoundError(self._image, f"no image for {wanted} in it, only for {there}")
+            raise ImageNotFound(self._image, f"no image for {wanted} in it, only for {there}")
         if not found:
-            raise UnsupportedImageError(self._image, "no image manifest in it")
-        raise AmbiguousImageError(self._image, [f"{platforms[digest]} ({digest})" for digest in found])
+            raise UnsupportedImage(self._image, "no image manifest in it")
+        raise AmbiguousImage(self._image, [f"{platforms[digest]} ({digest})" for digest in found])
 
     def _manifests(self, descriptors: Iterable[_Descriptor], store: BlobStore, *, depth: int) -> Iterator[_Descriptor]:
         """Walk down indexes to the manifests of images, leaving attestations out."""
         if depth > _INDEX_DEPTH:
-            raise UnsupportedImageError(self._image, f"indexes nested deeper than {_INDEX_DEPTH}")
+            raise UnsupportedImage(self._image, f"indexes nested deeper than {_INDEX_DEPTH}")
         for descriptor in descriptors:
             if _ATTESTATION in (descriptor.annotations or {}):
                 continue
@@ -439,13 +439,13 @@ class _Reader:
             if media_type in _INDEX_TYPES:
                 raw = self._read_small(store, _blob_name(descriptor.digest), descriptor)
                 if raw is None:
-                    raise _BlobMissingError(self._image, f"index {descriptor.digest} is not in it")
+                    raise _BlobMissing(self._image, f"index {descriptor.digest} is not in it")
                 inner = _decode(raw, _Index, self._image, "index")
                 yield from self._manifests(inner.manifests, store, depth=depth + 1)
             elif media_type in _MANIFEST_TYPES:
                 yield descriptor
             else:
-                raise UnsupportedImageError(self._image, f"not a container image: {media_type}")
+                raise UnsupportedImage(self._image, f"not a container image: {media_type}")
 
     def _media_type(self, descriptor: _Descriptor, store: BlobStore) -> str:
         raw = self._read_small(store, _blob_name(descriptor.digest), descriptor) or b"{}"
@@ -459,7 +459,7 @@ class _Reader:
         with source:
             content = source.read(SMALL_BYTES + 1)
         if len(content) > SMALL_BYTES:
-            raise UnsupportedImageError(self._image, f"{name} is larger than {SMALL_BYTES} bytes")
+            raise UnsupportedImage(self._image, f"{name} is larger than {SMALL_BYTES} bytes")
         if descriptor is not None:
             self._verify(name, content, descriptor.digest)
         return content
@@ -467,13 +467,13 @@ class _Reader:
     def _verify(self, what: str, content: bytes, wanted: str) -> None:
         found = f"sha256:{hashlib.sha256(content).hexdigest()}"
         if found != wanted:
-            raise DigestMismatchError(self._image, what, wanted=wanted, found=found)
+            raise DigestMismatch(self._image, what, wanted=wanted, found=found)
 
     def _assemble(self, chosen: _Chosen, store: BlobStore, *, source: Source) -> Image:
         config = _decode(chosen.config, _Config, self._image, "configuration")
         diff_ids = config.rootfs.diff_ids
         if len(diff_ids) != len(chosen.layers):
-            raise CorruptImageError(
+            raise CorruptImage(
                 self._image, f"the manifest has {len(chosen.layers)} layers, the configuration {len(diff_ids)}"
             )
         read: dict[str, LayerContents] = {}
@@ -509,7 +509,7 @@ class _Reader:
 
     def _layer(self, descriptor: _Descriptor, diff_id: str, store: BlobStore) -> LayerContents:
         if descriptor.media_type and not _LAYER_TYPE.fullmatch(descriptor.media_type):
-            raise UnsupportedImageError(self._image, f"layer of unknown type {descriptor.media_type}")
+            raise UnsupportedImage(self._image, f"layer of unknown type {descriptor.media_type}")
         cached = self._cache.load(_digest(diff_id, self._image))
         if cached is not None:
             return cached
@@ -519,13 +519,13 @@ class _Reader:
         if contents is None:
             source = store.open(name)
             if source is None:
-                raise _BlobMissingError(self._image, f"layer {descriptor.digest} is not in it")
+                raise _BlobMissing(self._image, f"layer {descriptor.digest} is not in it")
             with source:
                 contents = self._read_layer(source, descriptor.digest)
         if has_digest and contents.blob_digest != descriptor.digest:
-            raise DigestMismatchError(self._image, "a layer", wanted=descriptor.digest, found=contents.blob_digest)
+            raise DigestMismatch(self._image, "a layer", wanted=descriptor.digest, found=contents.blob_digest)
         if contents.diff_id != diff_id:
-            raise DigestMismatchError(self._image, "a layer, unpacked,", wanted=diff_id, found=contents.diff_id)
+            raise DigestMismatch(self._image, "a layer, unpacked,", wanted=diff_id, found=contents.diff_id)
         return contents
 
 
@@ -533,7 +533,7 @@ class _MediaType(msgspec.Struct, frozen=True, rename="camel"):
     media_type: str = ""
 
 
-class _BlobMissingError(CorruptImageError):
+class _BlobMissing(CorruptImage):
     """A blob that a manifest names is not there; another way to the image may still have it."""
 
 
@@ -541,12 +541,12 @@ def _decode(content: bytes, kind: type[_T], image: str, what: str) -> _T:
     try:
         return msgspec.json.decode(content, type=kind)
     except msgspec.DecodeError as error:
-        raise CorruptImageError(image, f"{what}: {error}") from error
+        raise CorruptImage(image, f"{what}: {error}") from error
 
 
 def _digest(digest: str, image: str) -> str:
     if not _DIGEST.fullmatch(digest):
-        raise UnsupportedImageError(image, f"digest {digest[:80]!r} is not SHA-256")
+        raise UnsupportedImage(image, f"digest {digest[:80]!r} is not SHA-256")
     return digest
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import IO, Final, Literal, Protocol, cast
 
-from buildkit.tar_format import CorruptLayerError, LayerTooLargeError
+from buildkit.tar_format import CorruptLayer, LayerTooLarge
 
 __all__ = ["ByteSource", "Compression", "LayerStream", "Limits", "check_expansion", "is_compressed"]
 
@@ -212,11 +212,11 @@ class _GzipReader:
             if not self._pending:
                 self._pending = self._source.read(self._READ_BYTES)
                 if not self._pending:
-                    raise CorruptLayerError("the gzip stream ends early")
+                    raise CorruptLayer("the gzip stream ends early")
             try:
                 inflated = self._inflater.decompress(self._pending, len(buffer) - filled)
             except zlib.error as error:
-                raise CorruptLayerError(f"broken gzip stream ({error})") from error
+                raise CorruptLayer(f"broken gzip stream ({error})") from error
             buffer[filled : filled + len(inflated)] = inflated
             filled += len(inflated)
             self._pending = self._inflater.unconsumed_tail
@@ -225,7 +225,7 @@ class _GzipReader:
     def _require_only_zeros(self) -> None:
         while rest := self._source.read(self._READ_BYTES):
             if rest.strip(b"\0"):
-                raise CorruptLayerError("bytes that are not gzip follow the gzip stream")
+                raise CorruptLayer("bytes that are not gzip follow the gzip stream")
 
 
 class _ZstdReader:
@@ -255,14 +255,14 @@ class _ZstdReader:
         try:
             return self._reader.readinto(buffer) or 0
         except self._errors as error:
-            raise CorruptLayerError(f"broken zstd stream ({error})") from error
+            raise CorruptLayer(f"broken zstd stream ({error})") from error
 
 
 def check_expansion(unpacked_bytes: int, stored_bytes: int, limits: Limits) -> None:
-    """Raise LayerTooLargeError where *limits* do not allow so much to come from so little."""
+    """Raise LayerTooLarge where *limits* do not allow so much to come from so little."""
     if unpacked_bytes > limits.unpacked_bytes:
-        raise LayerTooLargeError(f"more than {limits.unpacked_bytes} bytes unpacked, the limit")
+        raise LayerTooLarge(f"more than {limits.unpacked_bytes} bytes unpacked, the limit")
     if unpacked_bytes > limits.expansion_free_bytes and unpacked_bytes > stored_bytes * limits.expansion_ratio:
-        raise LayerTooLargeError(
+        raise LayerTooLarge(
             f"{stored_bytes} stored bytes become {unpacked_bytes}: more than {limits.expansion_ratio} times as many"
         )

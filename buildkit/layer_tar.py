@@ -16,13 +16,13 @@ from buildkit.tar_format import (
     BLOCK_BYTES,
     HEADER_ONLY,
     HEADER_TEXT_BYTES,
-    CorruptLayerError,
+    CorruptLayer,
     Kind,
     LayerError,
-    LayerTooLargeError,
+    LayerTooLarge,
     SparseMap,
     TarHeader,
-    UnsupportedEntryError,
+    UnsupportedEntry,
     decimal,
     kind_of,
     normalise,
@@ -88,10 +88,10 @@ def read_layer(
     The compression is recognised by its magic number. Memory stays at the entries plus ten megabytes.
 
     Raises:
-        CorruptLayerError: truncated, bad checksum or number, broken compression, a sparse map that does not add up.
-        UnsafePathError: a name or hard link that leaves the root.
-        UnsupportedEntryError: an entry type that no engine unpacks (multi-volume, dump directories, vendor types).
-        LayerTooLargeError: beyond `limits`.
+        CorruptLayer: truncated, bad checksum or number, broken compression, a sparse map that does not add up.
+        UnsafePath: a name or hard link that leaves the root.
+        UnsupportedEntry: an entry type that no engine unpacks (multi-volume, dump directories, vendor types).
+        LayerTooLarge: beyond `limits`.
     """
     bounds = limits or Limits()
     stream = LayerStream(source, limits=bounds)
@@ -99,6 +99,10 @@ def read_layer(
         reader = _TarReader(stream, captures=captures, limits=bounds)
         reader.read()
         stream.drain()
+        if stream.compression == "zstd" and not reader.has_end_marker:
+            raise CorruptLayer(
+                "the zstd stream ends early"
+            )  # its decoder does not always tell; engines take the others
     except LayerError as error:
         raise type(error)(error.reason, layer=name, path=error.path) from error
     finally:
@@ -130,6 +134,7 @@ class _TarReader:
         self.entries: list[Entry] = []
         self.captured: dict[str, bytes] = {}
         self.unpacked_bytes = 0
+        self.has_end_marker = False
 
     def read(self) -> None:
         pax: dict[str, bytes] = {}
@@ -152,17 +157,17 @@ class _TarReader:
                     self._add_entry(header, self._global_pax | pax if self._global_pax else pax)
                     pax = {}
         if pax:
-            raise CorruptLayerError("the archive ends after an extended header")
+            raise CorruptLayer("the archive ends after an extended header")
 
     def _add_entry(self, header: "TarHeader", pax: Mapping[str, bytes]) -> None:
         if len(self.entries) >= self._limits.entries:
-            raise LayerTooLargeError(f"more than {self._limits.entries} entries, the limit")
+            raise LayerTooLarge(f"more than {self._limits.entries} entries, the limit")
         sparse_name = pax.get("GNU.sparse.name")
         raw_path = sparse_name if sparse_name is not None else pax.get("path", header.name)
         path = normalise(raw_path)
         self._paths_bytes += len(raw_path)
         if self._paths_bytes > _ALL_PATHS_BYTES:
-            raise LayerTooLargeError(f"names of more than {_ALL_PATHS_BYTES} bytes together", path=path)
+            raise LayerTooLarge(f"names of more than {_ALL_PATHS_BYTES} bytes together", path=path)
         kind = kind_of(header, raw_path, path)
         stored_bytes = decimal(pax["size"], "size") if "size" in pax else header.size_bytes
         size_bytes = 0
@@ -174,7 +179,7 @@ class _TarReader:
         elif kind == "hardlink":
             link = normalise(pax.get("linkpath", header.link_name))
             if not link:
-                raise CorruptLayerError("hard link to the root directory", path=path)
+                raise CorruptLayer("hard link to the root directory", path=path)
         elif kind == "symlink":
             link = text_of(pax.get("linkpath", header.link_name))
         elif kind in {"character", "block"}:
@@ -210,7 +215,7 @@ class _TarReader:
         if self._captures(path):
             self._captured_bytes += stored_bytes
             if self._captured_bytes > self._limits.captured_bytes:
-                raise LayerTooLargeError(f"more than {self._limits.captured_bytes} bytes of package lists", path=path)
+                raise LayerTooLarge(f"more than {self._limits.captured_bytes} bytes of package lists", path=path)
             content = self._take(stored_bytes)
             self.captured[path] = content
             digest = hashlib.sha256(content).digest()
@@ -234,7 +239,7 @@ class _TarReader:
         if version == (b"1", b"0"):
             return self._pax_1_0_map(pax, stored_bytes)
         if version not in {(None, None), (b"0", b"0"), (b"0", b"1")}:
-            raise UnsupportedEntryError(f"sparse file of unknown version {version}")
+            raise UnsupportedEntry(f"sparse file of unknown version {version}")
         if "GNU.sparse.map" not in pax:
             return None
         numbers = [decimal(number, "sparse map") for number in pax["GNU.sparse.map"].split(b",") if number]
@@ -263,10 +268,10 @@ class _TarReader:
         wanted = None
         while wanted is None or text.count(b"\n") < wanted:
             if len(text) + BLOCK_BYTES > stored_bytes:
-                raise CorruptLayerError("sparse map longer than the file's content")
+                raise CorruptLayer("sparse map longer than the file's content")
             text += self._take(BLOCK_BYTES)
             if len(text) > HEADER_TEXT_BYTES:
-                raise LayerTooLargeError(f"sparse map of more than {HEADER_TEXT_BYTES} bytes")
+                raise LayerTooLarge(f"sparse map of more than {HEADER_TEXT_BYTES} bytes")
             if wanted is None and b"\n" in text:
                 wanted = 1 + 2 * decimal(text.split(b"\n", 1)[0], "sparse map")
         numbers = [decimal(line, "sparse map") for line in text.split(b"\n")[1:wanted]]
@@ -275,13 +280,11 @@ class _TarReader:
 
     def _count_sparse(self, numbers: list[int]) -> None:
         if len(numbers) * 12 > HEADER_TEXT_BYTES:
-            raise LayerTooLargeError(f"sparse map of more than {HEADER_TEXT_BYTES} bytes")
+            raise LayerTooLarge(f"sparse map of more than {HEADER_TEXT_BYTES} bytes")
 
     def _read_sparse(self, sparse: "SparseMap", path: str, stored_bytes: int) -> tuple[bytes, int]:
         if sparse.map_bytes + sparse.data_bytes != stored_bytes:
-            raise CorruptLayerError(
-                f"sparse map of {sparse.data_bytes} bytes for a content of {stored_bytes}", path=path
-            )
+            raise CorruptLayer(f"sparse map of {sparse.data_bytes} bytes for a content of {stored_bytes}", path=path)
         check_expansion(self.unpacked_bytes + sparse.real_bytes, self._stream.blob_bytes + stored_bytes, self._limits)
         hasher = hashlib.sha256()
         position = 0
@@ -304,17 +307,18 @@ class _TarReader:
             if not block:
                 return None
             if len(block) < BLOCK_BYTES:
-                raise CorruptLayerError("the archive ends inside a header")
+                raise CorruptLayer("the archive ends inside a header")
         if block == _ZERO_BLOCK:
             second = self._take_up_to(BLOCK_BYTES)
             if second.strip(b"\0"):
-                raise CorruptLayerError("a zero block stands before an entry")
+                raise CorruptLayer("a zero block stands before an entry")
+            self.has_end_marker = True
             return None
         return block
 
     def _take_text(self, header: "TarHeader") -> bytes:
         if header.size_bytes > HEADER_TEXT_BYTES:
-            raise LayerTooLargeError(f"extended header of {header.size_bytes} bytes")
+            raise LayerTooLarge(f"extended header of {header.size_bytes} bytes")
         text = self._take(header.size_bytes)
         self._skip(-header.size_bytes % BLOCK_BYTES)
         return text
@@ -322,7 +326,7 @@ class _TarReader:
     def _take(self, count: int) -> bytes:
         taken = self._take_up_to(count)
         if len(taken) < count:
-            raise CorruptLayerError("the archive ends inside an entry")
+            raise CorruptLayer("the archive ends inside an entry")
         return taken
 
     def _take_up_to(self, count: int) -> bytes:
@@ -347,7 +351,7 @@ class _TarReader:
             if self._position == len(self._chunk):
                 self._chunk, self._position = self._stream.next_chunk(), 0
                 if not self._chunk:
-                    raise CorruptLayerError("the archive ends inside a file")
+                    raise CorruptLayer("the archive ends inside a file")
             part = self._chunk[self._position : self._position + count]
             update(part)
             self._position += len(part)

@@ -16,14 +16,14 @@ __all__ = [
     "BLOCK_BYTES",
     "HEADER_ONLY",
     "HEADER_TEXT_BYTES",
-    "CorruptLayerError",
+    "CorruptLayer",
     "Kind",
     "LayerError",
-    "LayerTooLargeError",
+    "LayerTooLarge",
     "SparseMap",
     "TarHeader",
-    "UnsafePathError",
-    "UnsupportedEntryError",
+    "UnsafePath",
+    "UnsupportedEntry",
     "decimal",
     "kind_of",
     "normalise",
@@ -54,19 +54,19 @@ class LayerError(BuildkitError):
         self.path = path
 
 
-class CorruptLayerError(LayerError):
+class CorruptLayer(LayerError):
     """The bytes are not a whole, well-formed tar stream in a known compression."""
 
 
-class UnsafePathError(LayerError):
+class UnsafePath(LayerError):
     """An entry or a link points outside of the image's root."""
 
 
-class UnsupportedEntryError(LayerError):
+class UnsupportedEntry(LayerError):
     """A well-formed entry of a kind that no container engine unpacks."""
 
 
-class LayerTooLargeError(LayerError):
+class LayerTooLarge(LayerError):
     """More bytes, entries or text than `Limits` allows: an archive made to exhaust its reader, or a limit to raise."""
 
 
@@ -87,16 +87,16 @@ class TarHeader:
 
     @classmethod
     def parse(cls, block: bytes) -> "TarHeader":
-        """Read one block of 512 bytes; CorruptLayerError where its checksum or a number is wrong."""
+        """Read one block of 512 bytes; CorruptLayer where its checksum or a number is wrong."""
         if number(block[148:156]) != sum(block) - sum(block[148:156]) + 256:
-            raise CorruptLayerError("a header's checksum is wrong, or this is no tar archive")
+            raise CorruptLayer("a header's checksum is wrong, or this is no tar archive")
         name = block[:100].split(b"\0", 1)[0]
         is_ustar = block[257:263] == b"ustar\0"
         if is_ustar and block[345]:
             name = block[345:500].split(b"\0", 1)[0] + b"/" + name
         size_bytes = number(block[124:136])
         if size_bytes < 0:
-            raise CorruptLayerError("an entry of negative size")
+            raise CorruptLayer("an entry of negative size")
         return cls(
             block=block,
             name=name,
@@ -134,12 +134,12 @@ class SparseMap:
     def of(cls, numbers: list[int], real_bytes: int, *, map_bytes: int = 0) -> "SparseMap":
         """Pair up offsets and lengths, which must ascend without overlap and stay inside of the file."""
         if len(numbers) % 2:
-            raise CorruptLayerError("sparse map with an offset that has no length")
+            raise CorruptLayer("sparse map with an offset that has no length")
         segments = tuple(zip(numbers[::2], numbers[1::2], strict=True))
         position = 0
         for offset, length in segments:
             if offset < position or offset + length > real_bytes:
-                raise CorruptLayerError("sparse map that overlaps or leaves the file")
+                raise CorruptLayer("sparse map that overlaps or leaves the file")
             position = offset + length
         return cls(segments, real_bytes, sum(length for _, length in segments), map_bytes)
 
@@ -164,37 +164,37 @@ def kind_of(header: TarHeader, raw_path: bytes, path: str) -> Kind:
     """Return what an entry is; whiteouts by their name, refusing types that no engine unpacks."""
     kind = _KINDS.get(header.type_flag)
     if kind is None:
-        raise UnsupportedEntryError(f"unknown entry type {header.type_flag!r}", path=path)
+        raise UnsupportedEntry(f"unknown entry type {header.type_flag!r}", path=path)
     if header.type_flag == b"\0" and raw_path.endswith(b"/"):
         return "directory"  # how archives before POSIX.1-1988 wrote them
     base = path.rpartition("/")[2]
     if not base.startswith(".wh."):
         return kind
     if kind not in {"file", "hardlink"}:
-        raise UnsupportedEntryError(f"whiteout that is a {kind}", path=path)
+        raise UnsupportedEntry(f"whiteout that is a {kind}", path=path)
     if base == ".wh..wh..opq":
         return "opaque"
     if base.startswith(".wh..wh."):
-        raise UnsupportedEntryError("bookkeeping of AUFS", path=path)
+        raise UnsupportedEntry("bookkeeping of AUFS", path=path)
     if base in {".wh.", ".wh..", ".wh..."}:
-        raise UnsafePathError("whiteout of a directory itself or of its parent", path=path)
+        raise UnsafePath("whiteout of a directory itself or of its parent", path=path)
     return "whiteout"
 
 
 def normalise(raw: bytes) -> str:
     """Return the path below the root that engines would create; raise where they would leave it."""
     if len(raw) > _PATH_BYTES:
-        raise LayerTooLargeError(f"a name of {len(raw)} bytes, the longest path is {_PATH_BYTES}")
+        raise LayerTooLarge(f"a name of {len(raw)} bytes, the longest path is {_PATH_BYTES}")
     path = text_of(raw)
     if "\0" in path:
-        raise CorruptLayerError("a name with a zero byte", path=path)
+        raise CorruptLayer("a name with a zero byte", path=path)
     if "//" not in path and "./" not in path and path[:1] not in {"/", "."} and path[-2:] not in {"..", "/."}:
         return path.rstrip("/")
     parts: list[str] = []
     for part in path.split("/"):
         if part == "..":
             if not parts:
-                raise UnsafePathError("the path leaves the image's root", path=path)
+                raise UnsafePath("the path leaves the image's root", path=path)
             parts.pop()
         elif part not in {"", "."}:
             parts.append(part)
@@ -220,20 +220,20 @@ def number(field: bytes) -> int:
     try:
         return int(text, 8) if text else 0
     except ValueError as error:
-        raise CorruptLayerError(f"a header's number reads {text!r}") from error
+        raise CorruptLayer(f"a header's number reads {text!r}") from error
 
 
 def decimal(text: bytes, what: str) -> int:
     """Read a number of an extended header."""
     if not text.isdigit() or len(text) > _LONGEST_DECIMAL:
-        raise CorruptLayerError(f"{what} reads {text[:40]!r}")
+        raise CorruptLayer(f"{what} reads {text[:40]!r}")
     return int(text)
 
 
 def seconds(text: bytes) -> float:
     """Read a time of an extended header, with its fraction."""
     if not text.lstrip(b"-").replace(b".", b"", 1).isdigit() or len(text) > _LONGEST_DECIMAL:
-        raise CorruptLayerError(f"mtime reads {text[:40]!r}")
+        raise CorruptLayer(f"mtime reads {text[:40]!r}")
     return float(text)
 
 
@@ -249,7 +249,7 @@ def parse_pax(text: bytes) -> dict[str, bytes]:
         record = text[space + 1 : end - 1]
         key, equals, value = record.partition(b"=")
         if end > len(text) or not equals or text[end - 1 : end] != b"\n":
-            raise CorruptLayerError("malformed record in an extended header")
+            raise CorruptLayer("malformed record in an extended header")
         if key in {b"GNU.sparse.offset", b"GNU.sparse.numbytes"}:
             sparse.append(value)
         else:

@@ -1,0 +1,167 @@
+"""Which package each file of an image belongs to: Python distributions by their RECORD, Debian's by their file lists.
+
+Python: the PyPA specification "Recording installed projects". Debian: dpkg's `status` and `info/*.list`, and for
+distroless images `status.d/` with its md5sums.
+"""
+
+import csv
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from buildkit.merge import FileSystem, StoredFile
+from buildkit.tar_format import CorruptLayer
+
+__all__ = ["Manager", "Ownership", "Package", "attribute"]
+
+Manager = Literal["python", "debian"]
+
+_DPKG: Final = "var/lib/dpkg"
+_BYTECODE: Final = re.compile(r"(?P<folder>.*/)?__pycache__/(?P<name>[^/]+?)\.[a-z]+-[0-9a-z]+(\.opt-[0-9a-z]+)?\.pyc")
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """One installed package and what its files take up in the merged file system.
+
+    `location` is the folder that a Python distribution is installed in, empty for Debian's. `layer` is where its list
+    of files is stored. A file that several packages claim counts for the first by name.
+    """
+
+    manager: Manager
+    name: str
+    version: str
+    location: str
+    layer: int
+    files: int
+    final_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Every package, and for each owned path the position of its package in `packages`."""
+
+    packages: tuple[Package, ...]
+    owner_of: Mapping[str, int]
+
+
+def attribute(file_system: FileSystem, captured: Sequence[Mapping[str, bytes]]) -> Ownership:
+    """Read the package lists that are in force, from what each layer captured, and share out the files.
+
+    Bytecode belongs to the package of its source, listed or not. A name of hard-linked content counts once.
+    """
+    files = {path: node.file for path, node in file_system.walk() if node.file is not None}
+    lists = [*_python(files, captured), *_debian(files, captured)]
+    owner_of: dict[str, int] = {}
+    counts = [0] * len(lists)
+    sizes = [0] * len(lists)
+    counted: set[int] = set()
+    resolve = _Resolver(file_system, files)
+
+    def claim(path: str, owner: int) -> None:
+        owner_of[path] = owner
+        counts[owner] += 1
+        if id(files[path]) not in counted:
+            counted.add(id(files[path]))
+            sizes[owner] += files[path].entry.size_bytes
+
+    for owner, listed in enumerate(lists):
+        for name in listed.paths:
+            path = resolve(name)
+            if path is not None and path not in owner_of:
+                claim(path, owner)
+    for path in files:
+        if path.endswith(".pyc") and path not in owner_of:
+            match = _BYTECODE.fullmatch(path)
+            source = f"{match['folder'] or ''}{match['name']}.py" if match else ""
+            if source in owner_of:
+                claim(path, owner_of[source])
+    packages = tuple(
+        Package(each.manager, each.name, each.version, each.location, each.layer, count, size_bytes)
+        for each, count, size_bytes in zip(lists, counts, sizes, strict=True)
+    )
+    return Ownership(packages, owner_of)
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    manager: Manager
+    name: str
+    version: str
+    location: str
+    layer: int
+    paths: Sequence[str]
+
+
+class _Resolver:
+    """Finds listed names also where a symbolic link leads to them, as /lib does to usr/lib."""
+
+    def __init__(self, file_system: FileSystem, files: Mapping[str, StoredFile]) -> None:
+        self._file_system = file_system
+        self._files = files
+        self._folders: dict[str, str | None] = {}
+
+    def __call__(self, name: str) -> str | None:
+        if name in self._files:
+            return name
+        folder, _, base = name.rpartition("/")
+        if folder not in self._folders:
+            self._folders[folder] = self._file_system.real_path(folder)
+        real = self._folders[folder]
+        path = None if real is None else posixpath.join(real, base)
+        return path if path in self._files else None
+
+
+def _python(files: Mapping[str, StoredFile], captured: Sequence[Mapping[str, bytes]]) -> Iterator[_Listed]:
+    for path in sorted(path for path in files if path.endswith(".dist-info/RECORD")):
+        record = _content(path, files, captured)
+        location, _, folder = path.removesuffix("/RECORD").rpartition("/")
+        name, _, version = folder.removesuffix(".dist-info").partition("-")
+        try:
+            rows = [row for row in csv.reader(record.decode("utf-8", "backslashreplace").splitlines()) if row]
+        except csv.Error as error:
+            raise CorruptLayer(f"not a list of files ({error})", path=path) from error
+        paths = [posixpath.normpath(posixpath.join(location, row[0])).lstrip("/") for row in rows]
+        normal = re.sub(r"[-_.]+", "-", name).lower()  # PyPA specification "Names and normalization"
+        yield _Listed("python", normal, version, location, files[path].layer, paths)
+
+
+def _debian(files: Mapping[str, StoredFile], captured: Sequence[Mapping[str, bytes]]) -> Iterator[_Listed]:
+    status = _content(f"{_DPKG}/status", files, captured).decode("utf-8", "replace")
+    for fields in sorted(_paragraphs(status), key=lambda each: (each.get("Package", ""), each.get("Architecture", ""))):
+        if not fields.get("Status", "").endswith(" installed"):
+            continue
+        name = fields["Package"]
+        for stem in (f"{name}:{fields.get('Architecture')}", name):
+            path = f"{_DPKG}/info/{stem}.list"
+            if path in files:
+                listed = _content(path, files, captured).decode("utf-8", "backslashreplace").splitlines()
+                paths = [line.lstrip("/") for line in listed]
+                yield _Listed("debian", name, fields.get("Version", ""), "", files[path].layer, paths)
+                break
+        else:
+            layer = files[f"{_DPKG}/status"].layer
+            yield _Listed("debian", name, fields.get("Version", ""), "", layer, ())
+    for path in sorted(path for path in files if path.startswith(f"{_DPKG}/status.d/")):
+        if path.endswith(".md5sums"):
+            continue
+        for fields in _paragraphs(_content(path, files, captured).decode("utf-8", "replace")):
+            sums = _content(f"{path}.md5sums", files, captured).decode("utf-8", "backslashreplace").splitlines()
+            paths = [line.partition(" ")[2].strip().removeprefix("./").lstrip("/") for line in sums]
+            version = fields.get("Version", "")
+            yield _Listed("debian", fields.get("Package", ""), version, "", files[path].layer, paths)
+
+
+def _content(path: str, files: Mapping[str, StoredFile], captured: Sequence[Mapping[str, bytes]]) -> bytes:
+    stored = files.get(path)
+    return b"" if stored is None else captured[stored.layer].get(stored.entry.path, b"")
+
+
+def _paragraphs(text: str) -> Iterator[dict[str, str]]:
+    """Split a file of Debian's control format into its paragraphs, folded lines left out."""
+    for paragraph in re.split(r"\n\s*\n", text):
+        fields = dict(re.findall(r"^([!-9;-~]+):[ \t]*(.*)$", paragraph, flags=re.MULTILINE))
+        if "Package" in fields:
+            yield fields
