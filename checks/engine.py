@@ -1,0 +1,161 @@
+"""The container engine's command line, as far as the checks need it; what they start, they remove."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from checks.facts import Configuration
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["LABEL", "Engine", "EngineFailed", "ImageUnknown", "Process"]
+
+LABEL = "io.truthgraph.checks"
+PROGRAMS = Path(__file__).parent / "programs"
+HARDENING = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--network", "none")
+STORES = (
+    "{root}/containerd/daemon/io.containerd.content.v1.content/blobs",
+    "/var/lib/containerd/io.containerd.content.v1.content/blobs",
+)
+
+
+class EngineFailed(Exception):
+    """The engine refused or failed at `command`; `message` is the end of what it said."""
+
+    def __init__(self, command: Sequence[str], message: str) -> None:
+        super().__init__(f"`{' '.join(command[:8])}` failed: {message}")
+        self.command = tuple(command)
+        self.message = message
+
+
+class ImageUnknown(EngineFailed):
+    """The engine has no image of that name or digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """How a program in a container ended."""
+
+    exit_code: int
+    output: str
+    errors: str
+
+
+@dataclass(slots=True)
+class Engine:
+    """The engine that `docker` talks to: DOCKER_HOST decides, as for every other tool."""
+
+    started: list[str] = field(default_factory=list)
+
+    def ask(self, *arguments: str) -> str:
+        """What `docker` prints; EngineFailed where it fails."""
+        ended = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+        if ended.returncode:
+            message = ended.stderr.strip()[-2000:]
+            kind = ImageUnknown if "No such image" in message else EngineFailed
+            raise kind(["docker", *arguments], message)
+        return ended.stdout
+
+    def inspect(self, image: str) -> tuple[str, Configuration]:
+        """The engine's own identifier of *image* and how it is to be run."""
+        document = json.loads(self.ask("image", "inspect", image))[0]
+        return document["Id"], configuration(document)
+
+    def store(self, digest: str) -> Path | None:
+        """The folder with the blob *digest*, where this process may read the engine's own store; else None."""
+        root = self.ask("info", "--format", "{{.DockerRootDir}}").strip()
+        algorithm, _, value = digest.partition(":")
+        for template in STORES:
+            folder = Path(template.format(root=root))
+            try:
+                if os.access(folder / algorithm / value, os.R_OK):
+                    return folder
+            except OSError:
+                continue
+        return None
+
+    def save(self, image: str) -> subprocess.Popen[bytes]:
+        """A running `docker save`; its output is the image."""
+        return subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE, bufsize=1 << 20)
+
+    def start(self, image: str, *options: str, command: Sequence[str] = ()) -> str:
+        """The identifier of a container in the background, hardened, to be removed by `close`."""
+        name = f"truthgraph-checks-{uuid.uuid4().hex[:12]}"
+        self.started.append(name)
+        self.ask("run", "--detach", "--name", name, "--label", LABEL, *HARDENING, *options, image, *command)
+        return name
+
+    def run_program(self, image: str, program: str, argument: object, *options: str) -> Process:
+        """Runs one of `programs/` in a container of its own, with the Python that the image's PATH leads to."""
+        name = f"truthgraph-checks-{uuid.uuid4().hex[:12]}"
+        self.started.append(name)
+        command = ["run", "--rm", "--interactive", "--name", name, "--label", LABEL, *HARDENING, *options]
+        return self.feed([*command, "--entrypoint", "python3", image, "-I", "-", json.dumps(argument)], program)
+
+    def exec_program(self, container: str, program: str, argument: object) -> Process:
+        """Runs one of `programs/` in a running container, in its own environment."""
+        return self.feed(["exec", "--interactive", container, "python3", "-", json.dumps(argument)], program)
+
+    def exec(self, container: str, *command: str) -> Process:
+        """Runs *command* in a running container."""
+        ended = subprocess.run(["docker", "exec", container, *command], capture_output=True, text=True, check=False)
+        return Process(ended.returncode, ended.stdout, ended.stderr)
+
+    def feed(self, arguments: Sequence[str], program: str) -> Process:
+        """Runs `docker` with the text of *program* as its input."""
+        with (PROGRAMS / program).open("rb") as source:
+            ended = subprocess.run(["docker", *arguments], stdin=source, capture_output=True, check=False)
+        return Process(ended.returncode, ended.stdout.decode(), ended.stderr.decode("utf-8", "replace"))
+
+    def converse(self, container: str, image: str, argument: object) -> subprocess.Popen[str]:
+        """Runs programs/client.py beside *container*, in its network but outliving it."""
+        name = f"truthgraph-checks-{uuid.uuid4().hex[:12]}"
+        self.started.append(name)
+        text = (PROGRAMS / "client.py").read_text()
+        options = ["--rm", "--name", name, "--label", LABEL, "--network", f"container:{container}", "--read-only"]
+        command = ["docker", "run", *options, "--entrypoint", "python3", image, "-I", "-c", text, json.dumps(argument)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def state(self, container: str) -> Any:  # noqa: ANN401 - JSON as it comes
+        """The engine's word on whether *container* runs and how it ended."""
+        return json.loads(self.ask("container", "inspect", "--format", "{{json .State}}", container))
+
+    def logs(self, container: str) -> str:
+        """The last lines that *container* wrote."""
+        ended = subprocess.run(
+            ["docker", "logs", "--tail", "30", container], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+        return ended.stdout.decode("utf-8", "replace")
+
+    def close(self) -> None:
+        """Removes every container that was started, running or not, with its volumes."""
+        if self.started:
+            command = ["docker", "rm", "--force", "--volumes", *self.started]
+            subprocess.run(command, capture_output=True, check=False)
+            self.started.clear()
+
+
+def configuration(document: Any) -> Configuration:  # noqa: ANN401 - JSON as it comes
+    """The fields of `docker image inspect` that the checks look at."""
+    config = document.get("Config") or {}
+    return Configuration(
+        user=config.get("User") or "",
+        command=tuple(config.get("Cmd") or ()),
+        entrypoint=tuple(config.get("Entrypoint") or ()),
+        working_folder=config.get("WorkingDir") or "",
+        stop_signal=config.get("StopSignal") or "",
+        environment=dict(item.partition("=")[::2] for item in config.get("Env") or ()),
+        labels=config.get("Labels") or {},
+        ports=tuple(config.get("ExposedPorts") or ()),
+        volumes=tuple(config.get("Volumes") or ()),
+        healthcheck=tuple((config.get("Healthcheck") or {}).get("Test") or ()),
+        architecture=document.get("Architecture", "amd64"),
+        shell=tuple(config.get("Shell") or ()),
+    )

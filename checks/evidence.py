@@ -1,0 +1,273 @@
+"""All that has to be run or read to know an image, done side by side; the checks ask for results.
+
+Each piece of evidence is a future. They start in the order in which they are wanted, a few at a time: on two cores the
+walk through the layers goes along with what runs inside containers.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from checks.facts import FileSystem
+from checks.golden import TEXTS
+from checks.layers import ImageLayers, read_store, read_stream
+from checks.secrets import Traces
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Mapping
+
+    from checks.engine import Engine, Process
+    from checks.expectations import Expectations
+
+__all__ = ["Answer", "DeviceRun", "Evidence", "Import", "ModelRun", "ProgramFailed", "ServiceRun"]
+
+WORKERS = 4
+SETTLED_SECONDS = 3.0  # a service that is about to give up has done so by then; a guess
+PATHS = ("/livez", "/readyz", "/metrics", "/openapi.json")
+DRAINED_ROUTE = "/api/v1/embed"
+T = TypeVar("T")
+
+
+class ProgramFailed(Exception):
+    """A program of `programs/` did not run to its end inside the image."""
+
+    def __init__(self, program: str, process: Process) -> None:
+        super().__init__(f"{program} ended with {process.exit_code} inside the image: {process.errors.strip()[-2000:]}")
+        self.program = program
+        self.process = process
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """How importing one module went."""
+
+    version: str = ""
+    seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TorchBuild:
+    """What torch was compiled for."""
+
+    cuda: str | None = None
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRun:
+    """What programs/embedding.py prints."""
+
+    imports: dict[str, Import]
+    torch: TorchBuild = TorchBuild()
+    vectors: list[list[float]] = field(default_factory=list)
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRun:
+    """What programs/device.py prints, or why it could not run: `unavailable`."""
+
+    is_available: bool = False
+    count: int = 0
+    name: str = ""
+    capability: str = ""
+    is_product_equal: bool = False
+    vectors: list[list[float]] = field(default_factory=list)
+    unavailable: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A status, 0 where there was none, and the body or why there was none."""
+
+    status: int
+    body: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRun:
+    """One life of the service, started as the image says, without database and network."""
+
+    answers: dict[str, Answer]
+    start_seconds: float
+    healthcheck: Process
+    is_running: bool
+    drained_status: int
+    drained_why: str
+    stop_seconds: float
+    exit_code: int
+    log: str
+
+
+class Evidence:
+    """The evidence on *image*; `seconds` says how long each piece took, once it is there."""
+
+    def __init__(self, engine: Engine, image: str, expectations: Expectations, handed_in: Mapping[str, str]) -> None:
+        self.engine = engine
+        self.image, self.configuration = engine.inspect(image)
+        self.expectations = expectations
+        self.traces = Traces(handed_in, frozenset(expectations.certificates_sha256))
+        self.seconds: dict[str, float] = {}
+        self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="evidence")
+        self.file_system: Future[FileSystem] = self.begin("file system", self.walk)
+        self.container: Future[str] = self.begin("container", self.hold)
+        self.layers: Future[ImageLayers] = self.begin("layers", self.read_layers)
+        self.service: Future[ServiceRun] = self.begin("service", self.live, needed=expectations.has_application)
+        self.models: Future[ModelRun] = self.begin("models", self.embed, needed=expectations.has_models)
+        self.libraries: Future[dict[str, str]] = self.begin("libraries", self.load_libraries)
+        self.command: Future[Process] = self.begin(
+            "embed command", self.embed_command, needed=expectations.has_models and expectations.has_application
+        )
+        self.routes: Future[Process] = self.begin("routes", self.list_routes, needed=expectations.has_application)
+        self.migration: Future[Process] = self.begin("migration", self.migrate, needed=expectations.has_application)
+        self.device: Future[DeviceRun] = self.begin("device", self.use_device, needed=expectations.has_models)
+
+    def begin(self, name: str, work: Callable[[], T], *, needed: bool = True) -> Future[T]:
+        """Starts *work*, noting its seconds; one that is not needed fails when asked for."""
+        if not needed:
+            skipped: Future[T] = Future()
+            skipped.set_exception(LookupError(f"{name} is no evidence for this target"))
+            return skipped
+
+        def timed() -> T:
+            began = time.monotonic()
+            try:
+                return work()
+            finally:
+                self.seconds[name] = time.monotonic() - began
+
+        return self.pool.submit(timed)
+
+    def close(self) -> None:
+        """Stops what still runs and removes every container."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.engine.close()
+        self.pool.shutdown(wait=True)
+        self.engine.close()
+
+    def walk(self) -> FileSystem:
+        """Runs programs/filesystem.py as a root that may read everything and do nothing else."""
+        places = {
+            "virtual_environment": self.expectations.virtual_environment,
+            "application": self.expectations.application,
+        }
+        options = ("--cap-add", "DAC_READ_SEARCH", "--user", "0")
+        process = self.engine.run_program(self.image, "filesystem.py", places, *options)
+        return self.decode("filesystem.py", process, FileSystem)
+
+    def hold(self) -> str:
+        """Starts the container in which the checks run commands, as the user of the image's contract."""
+        options = ("--tmpfs", "/tmp", "--user", self.expectations.user, "--entrypoint", "sleep")  # noqa: S108
+        return self.engine.start(self.image, *options, command=("86400",))
+
+    def read_layers(self) -> ImageLayers:
+        """Reads every layer, from the engine's own store where that can be read."""
+        store = self.engine.store(self.image)
+        if store:
+            return read_store(store, self.image, self.configuration.architecture, self.traces)
+        with self.engine.save(self.image) as saving:
+            if saving.stdout is None:
+                raise LookupError("docker save has no output")
+            return read_stream(saving.stdout, self.traces)
+
+    def embed(self) -> ModelRun:
+        """Imports the model libraries and embeds the golden sentences."""
+        request = {"model": self.expectations.model, "texts": TEXTS}
+        process = self.engine.exec_program(self.container.result(), "embedding.py", request)
+        return self.decode("embedding.py", process, ModelRun)
+
+    def embed_command(self) -> Process:
+        """Embeds the golden sentences with the service's own command."""
+        return self.engine.exec(self.container.result(), "python", "-m", "service", "embed", *TEXTS)
+
+    def list_routes(self) -> Process:
+        """Asks the application for its route table."""
+        return self.engine.exec(self.container.result(), "python", "-m", "service", "routes")
+
+    def migrate(self) -> Process:
+        """Has Alembic write all migrations as SQL, which needs no database."""
+        command = ("python", "-m", "alembic", "upgrade", "head", "--sql")
+        return self.engine.exec(self.container.result(), *command)
+
+    def load_libraries(self) -> dict[str, str]:
+        """Loads each shared object below the Python environments in a process of its own."""
+        system = self.file_system.result()
+        folders = [self.expectations.virtual_environment, *system.site_packages]
+        prefixes = tuple(f"{folder}/" for folder in folders if folder)
+        paths = [item.path for item in system.objects if item.is_library and item.path.startswith(prefixes)]
+        process = self.engine.exec_program(self.container.result(), "libraries.py", paths)
+        return self.decode("libraries.py", process, dict[str, str])
+
+    def use_device(self) -> DeviceRun:
+        """Runs programs/device.py in a container with the GPUs, where the engine has any to give."""
+        request = {"model": self.expectations.model, "texts": TEXTS}
+        options = ("--gpus", "all", "--tmpfs", "/tmp")  # noqa: S108 - in the container
+        process = self.engine.run_program(self.image, "device.py", request, *options)
+        if process.exit_code == 125:  # docker's own failure, not the program's (docker-run(1), "Exit Status")
+            lines = process.errors.strip().splitlines()
+            return DeviceRun(unavailable=f"the engine gives no GPU: {lines[0] if lines else 'no reason told'}")
+        if process.exit_code:
+            return DeviceRun(error=process.errors.strip()[-2000:])
+        return self.decode("device.py", process, DeviceRun)
+
+    def live(self) -> ServiceRun:
+        """Starts the image as it is, talks to it, stops it, and notes how it took each."""
+        expectations = self.expectations
+        began = time.monotonic()
+        container = self.engine.start(self.image, "--tmpfs", "/tmp")  # noqa: S108 - in the container
+        request = {
+            "port": expectations.port,
+            "start_seconds": expectations.start_seconds,
+            "stop_seconds": expectations.stop_seconds,
+            "paths": PATHS,
+            "post": DRAINED_ROUTE,
+        }
+        with self.engine.converse(container, self.image, request) as client:
+            said = heard(client)
+            test = self.configuration.healthcheck
+            command = ("/bin/sh", "-c", *test[1:]) if test[:1] == ("CMD-SHELL",) else test[1:]
+            healthcheck = self.engine.exec(container, *(command or ("false",)))
+            while time.monotonic() < began + SETTLED_SECONDS:
+                time.sleep(0.1)
+            is_running = bool(self.engine.state(container)["Running"])
+            if said:
+                heard(client)
+            stopping = time.monotonic()
+            self.engine.ask("stop", "--time", str(int(expectations.stop_seconds)), container)
+            stop_seconds = time.monotonic() - stopping
+            drained = heard(client).get("drained", {})
+            client.kill() if client.poll() is None and not drained else None
+        return ServiceRun(
+            answers={path: Answer(*answer) for path, answer in said.get("answers", {}).items()},
+            start_seconds=said.get("seconds", 0.0),
+            healthcheck=healthcheck,
+            is_running=is_running,
+            drained_status=drained.get("status", 0),
+            drained_why=drained.get("why", "the connection was never made"),
+            stop_seconds=stop_seconds,
+            exit_code=int(self.engine.state(container)["ExitCode"]),
+            log=self.engine.logs(container),
+        )
+
+    @staticmethod
+    def decode(program: str, process: Process, form: type[T]) -> T:
+        """What *program* printed, as a value."""
+        if process.exit_code:
+            raise ProgramFailed(program, process)
+        return msgspec.json.decode(process.output, type=form)
+
+
+def heard(client: subprocess.Popen[str]) -> dict[str, Any]:
+    """The client's next line; empty once it has ended."""
+    line = client.stdout.readline() if client.stdout else ""
+    said: dict[str, Any] = json.loads(line) if line else {}
+    return said

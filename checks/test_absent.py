@@ -1,0 +1,244 @@
+"""What has no business in an image that runs: build tools, caches, tests, development packages, setuid files."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from checks.verdicts import refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import testinfra
+
+    from checks.expectations import Expectations
+    from checks.facts import FileSystem
+    from checks.layers import ImageLayers
+
+TRIPLET = r"(?:[a-z0-9_]+-linux-gnu-)?"
+VERSION = r"(?:-\d+(?:\.\d+)*)?"
+# Tool -> names of its files, names of its Debian packages, names of its distributions. As a pattern over whole names.
+TOOLS: dict[str, tuple[str, str, str]] = {
+    "gcc": (
+        rf"{TRIPLET}(gcc|gcc-ar|gcc-nm|gcc-ranlib|cpp){VERSION}|cc1|collect2|lto1|lto-wrapper",
+        r"(gcc|cpp)(-\d+)?(-x86-64-linux-gnu|-aarch64-linux-gnu)?|libgcc-\d+-dev",
+        r"",
+    ),
+    "g++": (
+        rf"{TRIPLET}(g\+\+|c\+\+){VERSION}|cc1plus",
+        r"g\+\+(-\d+)?(-x86-64-linux-gnu|-aarch64-linux-gnu)?|libstdc\+\+-\d+-dev",
+        r"",
+    ),
+    "cc": (r"cc|c89|c99|clang(-\d+)?|clang\+\+(-\d+)?|tcc", r"clang(-\d+)?|tcc", r""),
+    "ld": (rf"{TRIPLET}(ld|ld\.bfd|ld\.gold|gold|ld\.lld|lld|mold)", r"lld(-\d+)?|mold", r""),
+    "as": (rf"{TRIPLET}as", r"binutils(-.*)?|libbinutils", r""),
+    "make": (r"g?make|cmake|ninja", r"make|cmake|ninja-build", r"cmake|ninja"),
+    "build-essential": (r"", r"build-essential|libc6-dev|linux-libc-dev", r""),
+    "dpkg-dev": (r"dpkg-(source|buildpackage|architecture|gencontrol|shlibdeps)", r"dpkg-dev|libdpkg-perl", r""),
+    "uv": (r"uv", r"", r"uv"),
+    "uvx": (r"uvx", r"", r""),
+}
+CONTENT_OWNERS = "|".join(names for names, _, _ in TOOLS.values() if names)
+PYTHON_ENVIRONMENTS = re.compile(r".*/(site|dist)-packages/")
+STANDARD_LIBRARY_TESTS = re.compile(r"/usr/(local/)?lib/python3[.0-9]*/(test|.*/tests?)(/|\Z)")
+HEADERS = (".h", ".hh", ".hpp", ".hxx", ".cuh", ".h.in", ".pxd")
+TEST_MODULE = re.compile(r"(test_.*|.*_test|conftest)\.pyc?")
+UV_CACHE = re.compile(r"(archive|wheels|sdists|simple|interpreter|builds|git|environments)-v\d+")
+
+
+def described(file_system: FileSystem, layers: ImageLayers, paths: Iterator[str]) -> Iterator[str]:
+    """Each path with its size and with the layer and instruction that brought it."""
+    for path in paths:
+        size_bytes = file_system.by_path[path].size_bytes if path in file_system.by_path else 0
+        yield f"{path} ({size_bytes} bytes; {layers.where(path)})"
+
+
+def inner_most(paths: list[str]) -> Iterator[str]:
+    """The folders among *paths* that lie in no other one."""
+    last = "\0"
+    for path in sorted(paths):
+        if not path.startswith(f"{last}/"):
+            last = path
+            yield path
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tool_is_absent(tool: str, file_system: FileSystem, layers: ImageLayers, host: testinfra.host.Host) -> None:
+    """{tool} is absent from PATH, files, package database and distributions."""
+    names, packages, distributions = TOOLS[tool]
+    found = [
+        *(f"{tool} is on PATH: {host.find_command(tool)}" for _ in range(1) if names and host.exists(tool)),
+        *described(
+            file_system,
+            layers,
+            (file.path for file in file_system.files if file.kind != "folder" and re.fullmatch(names, file.name)),
+        ),
+        *(
+            f"Debian package {package.name} {package.version} ({layers.where('/var/lib/dpkg/status')})"
+            for package in file_system.packages
+            if re.fullmatch(packages, package.name)
+        ),
+        *(
+            f"distribution {item.name} {item.version} at {item.path} ({layers.where(item.path)})"
+            for item in file_system.distributions
+            if re.fullmatch(distributions, item.name)
+        ),
+    ]
+    refuse(found, fix="install build tools in the builder stage only, and start the runtime stage from base")
+
+
+def test_no_build_tool_hides_under_another_name(file_system: FileSystem, layers: ImageLayers) -> None:
+    """No executable is a compiler, linker, assembler, make or uv under another name."""
+    found = (
+        f"{content.path} is {content.what} ({layers.where(content.path)})"
+        for content in file_system.contents
+        if not content.what.startswith(("a static", "a Debian", "an entry"))
+        and not re.fullmatch(CONTENT_OWNERS, content.path.rpartition("/")[2])
+    )
+    refuse(found, fix="copy named files from the builder stage, not whole folders such as /usr/local")
+
+
+def test_no_uv_cache(file_system: FileSystem, layers: ImageLayers) -> None:
+    """The uv cache is absent, and so is what uv's own installer leaves in a home folder."""
+    paths = [
+        file.path
+        for file in file_system.files
+        if file.path.endswith(("/.cache/uv", "/.local/share/uv", "/.config/uv", "/uv-receipt.json"))
+        or re.fullmatch(r"(/root|/home/[^/]+)/\.local/bin/uvx?", file.path)
+        or (file.kind == "folder" and UV_CACHE.fullmatch(file.name))
+    ]
+    refuse(
+        described(file_system, layers, inner_most(paths)),
+        fix="mount uv's cache: RUN --mount=type=cache; never copy /root",
+    )
+
+
+def test_no_pip_cache(file_system: FileSystem, layers: ImageLayers) -> None:
+    """The pip cache is absent, under any name, and so are wheels and other archives of distributions."""
+    cached = {content.path for content in file_system.contents if content.what == "an entry of pip's HTTP cache"}
+    paths = [
+        file.path
+        for file in file_system.files
+        if file.path.endswith("/.cache/pip")
+        or (file.kind == "file" and file.path.endswith(".whl") and "/ensurepip/" not in file.path)
+        or file.path in cached
+    ]
+    refuse(
+        described(file_system, layers, inner_most(paths)),
+        fix="mount pip's cache: RUN --mount=type=cache,target=/root/.cache",
+    )
+
+
+def test_no_apt_lists(file_system: FileSystem, layers: ImageLayers) -> None:
+    """The lists and archives of apt are absent."""
+    archives = {content.path for content in file_system.contents if content.what == "a Debian package"}
+    paths = (
+        file.path
+        for file in file_system.files
+        if file.kind == "file"
+        and (
+            (file.path.startswith("/var/lib/apt/lists/") and file.name != "lock")
+            or (file.path.startswith("/var/cache/apt/") and file.name != "lock")
+            or re.search(r"_(Packages|Sources|InRelease|Release|Translation-\w+)(\.\w+)?\Z", file.name)
+            or file.path in archives
+        )
+    )
+    refuse(
+        described(file_system, layers, paths),
+        fix="mount /var/lib/apt and /var/cache/apt as caches in the RUN that installs",
+    )
+
+
+def test_no_development_distribution(expectations: Expectations, file_system: FileSystem, layers: ImageLayers) -> None:
+    """Pytest and every other distribution of the dev group are absent, by name, command and module."""
+    modules = {module for names in expectations.development_only.values() for module in names}
+    names = {normalized(name) for name in expectations.development_only}
+    commands = {f"/bin/{name}" for name in names | {"py.test"}}
+    found = [
+        *(
+            f"distribution {item.name} {item.version} at {item.path} ({layers.where(item.path)})"
+            for item in file_system.distributions
+            if normalized(item.name) in names
+        ),
+        *described(
+            file_system,
+            layers,
+            (
+                file.path
+                for file in file_system.files
+                if (
+                    PYTHON_ENVIRONMENTS.fullmatch(file.path.removesuffix(file.name))
+                    and file.name.removesuffix(".py") in modules
+                )
+                or (file.kind != "folder" and file.path.endswith(tuple(commands)))
+            ),
+        ),
+    ]
+    refuse(found, fix="build the runtime target without INCLUDE_DEV; the dev group belongs to the dev target")
+
+
+def normalized(name: str) -> str:
+    """A distribution's name as indexes compare it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_no_tests_or_scripts(expectations: Expectations, file_system: FileSystem, layers: ImageLayers) -> None:
+    """No folders of tests or scripts lie beside the application or in the Python environment."""
+    places = [expectations.application, *file_system.site_packages]
+    holders = {file.path.rpartition("/")[0] for file in file_system.below(*places) if TEST_MODULE.fullmatch(file.name)}
+    paths = [
+        file.path
+        for file in file_system.below(*places)
+        if file.kind == "folder"
+        and not STANDARD_LIBRARY_TESTS.match(file.path)
+        and (
+            (file.name in ("tests", "test") and any(f"{h}/".startswith(f"{file.path}/") for h in holders))
+            or (file.name in ("tests", "scripts") and file.path.startswith(f"{expectations.application}/"))
+        )
+    ]
+    refuse(
+        described(file_system, layers, inner_most(paths)),
+        fix="prune tests before the layer is copied; copy named folders to the application",
+    )
+
+
+def test_no_headers_or_static_libraries(file_system: FileSystem, layers: ImageLayers) -> None:
+    """No header files and no static libraries lie in the Python environment."""
+    archives = {content.path for content in file_system.contents if content.what == "a static library"}
+    paths = (
+        file.path
+        for file in file_system.below(*file_system.site_packages)
+        if file.kind == "file" and (file.name.endswith((*HEADERS, ".a")) or file.path in archives)
+    )
+    refuse(
+        described(file_system, layers, paths),
+        fix="prune headers and archives in the stage that installs: nothing can be compiled here",
+    )
+
+
+def test_no_git_repository(file_system: FileSystem, layers: ImageLayers) -> None:
+    """No git repository is in the image, bare or not."""
+    paths = [
+        file.path
+        for file in file_system.files
+        if file.name == ".git"
+        or (
+            file.kind == "folder"
+            and file.name == "objects"
+            and {f"{file.path[:-7]}HEAD", f"{file.path[:-7]}refs"} <= file_system.by_path.keys()
+        )
+    ]
+    refuse(described(file_system, layers, inner_most(paths)), fix="copy named folders, and list .git in .dockerignore")
+
+
+def test_no_setuid_file(file_system: FileSystem, layers: ImageLayers) -> None:
+    """No file runs with the rights of its owner or group (setuid, setgid, capabilities)."""
+    found = (
+        f"{file.path} has mode {file.mode:04o}, owner {file.uid}:{file.gid} ({layers.where(file.path)})"
+        for file in file_system.files
+        if file.kind == "file" and file.mode & 0o6000
+    )
+    refuse(found, fix="find / -xdev -perm /6000 -type f -exec chmod a-s {} + in the instruction that installs them")

@@ -1,0 +1,107 @@
+"""How a check says what it found: by finding nothing, by findings with their fix, or by not being able to tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+__all__ = [
+    "RESULTS_VERSION",
+    "CheckResult",
+    "Findings",
+    "NotApplicable",
+    "NotVerified",
+    "Outcome",
+    "Results",
+    "not_applicable",
+    "not_verified",
+    "refuse",
+]
+
+RESULTS_VERSION = 1
+SHOWN_FINDINGS = 20
+
+Outcome = Literal["pass", "fail", "not verified", "not applicable", "error"]
+
+
+class Findings(Exception):
+    """The image is at fault: `found` says what and where, `fix` says what to do about it."""
+
+    def __init__(self, found: list[str], fix: str) -> None:
+        shown = [f"  {line}" for line in found[:SHOWN_FINDINGS]]
+        if len(found) > SHOWN_FINDINGS:
+            shown.append(f"  and {len(found) - SHOWN_FINDINGS} more")
+        super().__init__("\n".join([f"found {len(found)}:", *shown, f"fix: {fix}"]))
+        self.found = found
+        self.fix = fix
+
+
+class NotApplicable(Exception):
+    """The check says nothing about this kind of image."""
+
+
+class NotVerified(Exception):
+    """The check could not be made here; that is no pass."""
+
+
+def refuse(found: Iterable[str], *, fix: str) -> None:
+    """Fails the check unless *found* is empty; each finding is one line that names a path, layer or instruction."""
+    lines = list(found)
+    if lines:
+        raise Findings(lines, fix)
+
+
+def not_applicable(reason: str) -> NoReturn:
+    """Ends the check as not applicable."""
+    raise NotApplicable(reason)
+
+
+def not_verified(reason: str) -> NoReturn:
+    """Ends the check as not verified."""
+    raise NotVerified(reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    """What one check came to.
+
+    Attributes:
+        name: stable across versions, as `absent::tool_is_absent[gcc]`.
+        title: the claim, as a sentence.
+        tier: `static` needs no GPU, `device` does.
+        reason: why it was not verified or not applicable, or what went wrong.
+        found: one line per finding.
+    """
+
+    name: str
+    title: str
+    group: str
+    tier: str
+    outcome: Outcome
+    seconds: float
+    reason: str = ""
+    found: tuple[str, ...] = ()
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """All results of one image; what `build/verify.json` holds. Times are in seconds."""
+
+    image: str
+    target: str
+    seconds: float
+    facts_seconds: dict[str, float] = field(default_factory=dict)
+    checks: tuple[CheckResult, ...] = ()
+    schema_version: int = RESULTS_VERSION
+
+    def save(self, path: Path) -> None:
+        """Writes the file, making its folder."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
