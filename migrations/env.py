@@ -1,0 +1,44 @@
+"""Alembic's entry: runs the versions over asyncpg, or prints their SQL with --sql, which needs no database."""
+
+import asyncio
+
+from alembic import context
+from sqlalchemy import Connection
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from service.settings import Settings
+
+
+def database_url() -> URL | None:
+    """The service's database, spoken to through asyncpg."""
+    url = Settings.from_environment().database_url
+    return make_url(url).set(drivername="postgresql+asyncpg") if url else None
+
+
+def migrate(connection: Connection) -> None:
+    """Run the versions in one transaction: all of them or none."""
+    context.configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def migrate_online(url: URL) -> None:
+    """Connect and migrate."""
+    engine = create_async_engine(url, poolclass=NullPool)
+    try:
+        async with engine.begin() as connection:
+            await connection.run_sync(migrate)
+    finally:
+        await engine.dispose()
+
+
+if context.is_offline_mode():
+    context.configure(dialect_name="postgresql", literal_binds=True)
+    with context.begin_transaction():
+        context.run_migrations()
+elif (address := database_url()) is None:
+    raise SystemExit("no database: set TRUTHGRAPH_DATABASE_URL, or print the SQL with --sql")
+else:
+    asyncio.run(migrate_online(address))

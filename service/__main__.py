@@ -1,0 +1,143 @@
+"""The command line: serve, routes, embed, models.
+
+What a command needs is imported when it runs: `models` must do with the standard library, `routes` without torch.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from service.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code. 2 is a usage or settings error."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        command: Callable[[argparse.Namespace], int] = chosen.command
+        return command(chosen)
+    except SettingsError as error:
+        parser.exit(2, f"{error}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m service", description="TruthGraph, the fact-verification API.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="answer HTTP until told to stop")
+    serve.add_argument("--host", help="address to listen on (TRUTHGRAPH_HOST, 127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port to listen on, 0 for any (TRUTHGRAPH_PORT, 8000)")
+    serve.set_defaults(command=_serve)
+
+    routes = commands.add_parser("routes", help="print the declared and the registered routes; 1 if they differ")
+    routes.set_defaults(command=_routes)
+
+    embed = commands.add_parser("embed", help="print the embeddings of texts as JSON")
+    embed.add_argument("texts", nargs="+", metavar="TEXT")
+    embed.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu")
+    embed.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="float32")
+    embed.set_defaults(command=_embed)
+
+    models = commands.add_parser("models", help="prepare model folders").add_subparsers(required=True, metavar="ACTION")
+    add = models.add_parser("add", help="copy a model into the models' directory, with the hashes of its files")
+    add.add_argument("name", help="what settings and requests will call it")
+    add.add_argument("--from", dest="source", required=True, help="a folder, or package:NAME for an installed package")
+    add.add_argument("--into", type=Path, help="the models' directory (TRUTHGRAPH_MODELS_DIR)")
+    add.set_defaults(command=_models_add)
+    return parser
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    import uvicorn  # noqa: PLC0415
+
+    from service.app import create_app  # noqa: PLC0415
+    from service.telemetry import configure_logging  # noqa: PLC0415
+
+    settings = Settings.from_environment()
+    configure_logging(settings.log_level)
+    application = create_app(settings)
+
+    class Server(uvicorn.Server):
+        """Tells readiness before it stops listening."""
+
+        def handle_exit(self, sig: int, frame: "FrameType | None") -> None:
+            application.health.is_draining = True
+            super().handle_exit(sig, frame)
+
+    configuration = uvicorn.Config(
+        application.asgi,
+        host=chosen.host or settings.host,
+        port=settings.port if chosen.port is None else chosen.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=max(1, int(settings.drain_seconds)),
+    )
+    # uvicorn raises the signal again once it has drained; for us that is the end of a job done, not a kill.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: None)
+    server = Server(configuration)
+    server.run()
+    code = 0 if server.started else 1
+    if application.engine.is_busy:  # torch in the middle of something may crash when the interpreter ends around it
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _routes(_chosen: argparse.Namespace) -> int:
+    from service.app import build  # noqa: PLC0415
+    from service.routes.table import ROUTES, registered  # noqa: PLC0415
+
+    declared = sorted([route.method, route.path] for route in ROUTES)
+    found = sorted([method, path] for method, path in registered(build(Settings()).litestar))
+    _print({"declared": declared, "registered": found})
+    return 0 if declared == found else 1
+
+
+def _embed(chosen: argparse.Namespace) -> int:
+    from service.models import check  # noqa: PLC0415
+    from service.torch_models import load_embedder, place  # noqa: PLC0415
+
+    settings = Settings.from_environment()
+    placement = place(chosen.device, chosen.dtype, compute_threads=settings.compute_threads)
+    model = load_embedder(check(settings.models_directory, settings.embedding_model), placement)
+    _print([vector.values() for vector in model.forward(model.prepare(chosen.texts, truncate=True))])
+    return 0
+
+
+def _models_add(chosen: argparse.Namespace) -> int:
+    from service.models import ModelFolderError, add  # noqa: PLC0415
+
+    try:
+        folder = add(chosen.into or Settings.from_environment().models_directory, chosen.name, chosen.source)
+    except ModelFolderError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{folder.path} {folder.revision}\n")
+    return 0
+
+
+def _print(value: object) -> None:
+    json.dump(value, sys.stdout, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

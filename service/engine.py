@@ -1,0 +1,103 @@
+"""The two models and the device they share: loads them in the background, embeds texts, classifies pairs."""
+
+import importlib.util
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from service.inference import Input, Model, ModelSlot, Reply, Scores, Vector
+from service.models import ModelFolder, ModelFolderError, check
+from service.scheduler import Scheduler
+from service.settings import Settings
+
+__all__ = ["Engine"]
+
+ResultT = TypeVar("ResultT")
+_LOGGER = logging.getLogger(__name__)
+_NO_TORCH: Final = "torch is not installed: pip install 'truthgraph[ml]', or run the image's target with models"
+_NO_ENTAILMENT: Final = (
+    "none is configured: prepare a three-class classifier with `python -m service models add NAME --from FOLDER` "
+    "and set TRUTHGRAPH_ENTAILMENT_MODEL=NAME"
+)
+
+
+class Engine:
+    """What routes know of inference. Usable at once; a model that is not there (yet) raises `ModelUnavailableError`."""
+
+    def __init__(self, settings: Settings, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.embedding: ModelSlot[Vector] = ModelSlot("embedding", settings.embedding_model)
+        self.entailment: ModelSlot[Scores] = ModelSlot("entailment", settings.entailment_model)
+        self._settings = settings
+        # A daemon: neither a slow disk nor a hanging driver may keep the process from ending.
+        self._loading = threading.Thread(target=self._load, name="load models", daemon=True)
+        if importlib.util.find_spec("torch") is None:
+            self.embedding.omit(_NO_TORCH)
+            self.entailment.omit(_NO_TORCH)
+        elif settings.entailment_model is None:
+            self.entailment.omit(_NO_ENTAILMENT)
+
+    def start(self) -> None:
+        """Start the device's thread and the loading of the models; called on the event loop."""
+        self.scheduler.start()
+        self._loading.start()
+
+    def stop(self, wait_seconds: float) -> None:
+        """End the device's thread, see `Scheduler.stop`."""
+        self.scheduler.stop(wait_seconds)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread of its own is still at work, which after `stop` means that it is stuck."""
+        return self._loading.is_alive() or self.scheduler.is_running
+
+    async def embed(self, texts: Sequence[Input], *, truncate: bool = False) -> Reply[Vector]:
+        """One vector of unit norm per text, in order. Raises what `Scheduler.infer` raises."""
+        model = self.embedding.get()
+        return await self.scheduler.infer(model, texts, seconds=self._settings.request_seconds, truncate=truncate)
+
+    async def classify(self, pairs: Sequence[tuple[str, str]], *, truncate: bool = False) -> Reply[Scores]:
+        """The three probabilities per (premise, hypothesis), in order. Raises what `Scheduler.infer` raises."""
+        model = self.entailment.get()
+        return await self.scheduler.infer(model, pairs, seconds=self._settings.request_seconds, truncate=truncate)
+
+    def _load(self) -> None:
+        """Fill both slots. The thread's edge: a failure of any kind becomes the slot's reason."""
+        if not (self.embedding.is_loading or self.entailment.is_loading):
+            return
+        settings = self._settings
+        try:
+            # Imported here because it takes two seconds, and the `core` image has no torch at all.
+            from service import torch_models  # noqa: PLC0415
+
+            placement = torch_models.place(
+                settings.device,
+                settings.dtype,
+                batch_tokens=settings.batch_tokens,
+                compute_threads=settings.compute_threads,
+            )
+        except Exception as error:  # noqa: BLE001 - the thread's edge
+            self._failed(self.embedding, error)
+            self._failed(self.entailment, error)
+            return
+        self._fill(self.embedding, lambda folder: torch_models.load_embedder(folder, placement))
+        self._fill(self.entailment, lambda folder: torch_models.load_entailment(folder, placement))
+
+    def _fill(self, slot: ModelSlot[ResultT], load: Callable[[ModelFolder], Model[ResultT]]) -> None:
+        if not slot.is_loading or slot.name is None:
+            return
+        try:
+            slot.fill(load(check(self._settings.models_directory, slot.name)))
+        except Exception as error:  # noqa: BLE001 - the thread's edge
+            self._failed(slot, error)
+
+    @staticmethod
+    def _failed(slot: ModelSlot[ResultT], error: Exception) -> None:
+        if not slot.is_loading:
+            return
+        if isinstance(error, ModelFolderError):
+            slot.fail(str(error))
+        else:
+            slot.fail(f"loading {slot.name} failed: {type(error).__name__}: {error}")
+        _LOGGER.error("%s model: %s", slot.role, slot.reason)

@@ -1,0 +1,134 @@
+"""Errors as HTTP: one table from exception to status, and one problem details document (RFC 9457) for all of them."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from litestar import Request, Response
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.openapi.datastructures import ResponseSpec
+from msgspec import Struct, field
+
+from service import inference
+from service.store import ConflictError, DatabaseUnavailableError, NotFoundError
+from service.telemetry import request_id
+
+__all__ = ["PROBLEM_MEDIA_TYPE", "FieldProblem", "Problem", "documented", "on_error", "problem_of"]
+
+PROBLEM_MEDIA_TYPE: Final = "application/problem+json"
+_LOGGER = logging.getLogger(__name__)
+
+
+class FieldProblem(Struct, frozen=True):
+    """One field that was refused, and why."""
+
+    field: str
+    message: str
+
+
+class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why a request failed. `type` names the kind for programs, `detail` explains this very case to people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[FieldProblem] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    status: int
+    kind: str
+    title: str
+
+
+_TABLE: Final[Mapping[type[Exception], _Row]] = {
+    inference.TextTooLongError: _Row(422, "text-too-long", "A text has more tokens than the model takes"),
+    inference.OverloadedError: _Row(429, "overloaded", "The queue is full"),
+    inference.InferenceFailedError: _Row(500, "inference-failed", "The model failed on this input"),
+    inference.ModelUnavailableError: _Row(503, "model-unavailable", "The model is not available"),
+    inference.DeviceLostError: _Row(503, "device-lost", "The device answers no more"),
+    inference.DeadlineExceededError: _Row(504, "deadline-exceeded", "The deadline passed"),
+    DatabaseUnavailableError: _Row(503, "database-unavailable", "The database is not available"),
+    NotFoundError: _Row(404, "not-found", "Not found"),
+    ConflictError: _Row(409, "conflict", "In conflict with what is stored"),
+    ValidationException: _Row(422, "invalid", "A field was refused"),
+    RecursionError: _Row(400, "malformed", "The body is nested too deeply"),
+}
+_BY_STATUS: Final = {
+    400: "malformed",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not-found",
+    405: "method-not-allowed",
+    409: "conflict",
+    413: "too-large",
+    415: "unsupported-media-type",
+    422: "invalid",
+    429: "overloaded",
+}
+
+
+def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
+    """What to answer for `error`: the problem and the headers that belong to it. Unknown errors are a 500."""
+    row = next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), None)
+    headers: dict[str, str] = {}
+    errors: list[FieldProblem] = []
+    if isinstance(error, HTTPException):
+        status = row.status if row else error.status_code
+        row = row or _Row(status, _BY_STATUS.get(status, "error"), error.detail or "Error")
+        headers.update(error.headers or {})
+        errors = _field_problems(error)
+        detail = "; ".join(f"{each.field}: {each.message}" for each in errors) or error.detail
+    elif row is None:
+        row, detail = _Row(500, "internal", "Internal error"), "The error is in the service's log under the request id."
+        _LOGGER.error("unexpected error", exc_info=error)
+    else:
+        detail = str(error) or row.title
+    if isinstance(error, inference.OverloadedError):
+        headers["Retry-After"] = f"{error.retry_after_seconds:.0f}"
+    if isinstance(error, inference.TextTooLongError):
+        errors = [FieldProblem(f"[{error.index}]", str(error))]
+    problem = Problem(
+        type=f"urn:truthgraph:problem:{row.kind}",
+        title=row.title,
+        status=row.status,
+        detail=detail,
+        request_id=request_id(),
+        errors=errors,
+    )
+    return problem, headers
+
+
+def on_error(request: Request[object, object, State], error: Exception) -> Response[Problem]:
+    """Litestar's exception handler for everything but the compatible routes."""
+    del request
+    problem, headers = problem_of(error)
+    return Response(problem, status_code=problem.status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
+
+
+def documented(*statuses: int) -> dict[int, ResponseSpec]:
+    """The OpenAPI entries of a handler that can answer with these problems."""
+    titles = {status: kind.replace("-", " ").capitalize() for status, kind in _BY_STATUS.items()}
+    titles |= {500: "Internal error", 503: "Not available", 504: "Deadline exceeded"}
+    return {
+        status: ResponseSpec(
+            Problem, generate_examples=False, description=titles[status], media_type=PROBLEM_MEDIA_TYPE
+        )
+        for status in statuses
+    }
+
+
+def _field_problems(error: HTTPException) -> list[FieldProblem]:
+    """Litestar lists what its validation refused in `extra`."""
+    if not isinstance(error, ValidationException) or not isinstance(error.extra, list):
+        return []
+    return [
+        FieldProblem(str(entry.get("key", "body")), str(entry.get("message", "")))
+        for entry in error.extra
+        if isinstance(entry, dict)
+    ]

@@ -1,0 +1,100 @@
+"""What the service says about itself: alive, ready, and why not. Each part is asked; none is assumed."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from service.engine import Engine
+from service.inference import ModelSlot, Scores, SlotState, Vector
+from service.store import Store
+
+__all__ = ["Condition", "Health", "Level"]
+
+_DATABASE_SECONDS: Final = 1.0
+"""How old an answer about the database may be: probes come from many sides."""
+_HIGH_WATER_FRACTION: Final = 0.9
+"""A fuller queue makes a replica not ready, so that a balancer tries another; it stays healthy."""
+
+
+class Level(StrEnum):
+    """How a part is."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One part: `level` is what operators see, `is_ready` whether requests should come while it is so."""
+
+    part: str
+    level: Level
+    is_ready: bool
+    message: str
+
+
+class Health:
+    """Asks the parts. `is_draining` is set once, when the process was told to stop."""
+
+    def __init__(self, store: Store, engine: Engine, *, stall_seconds: float) -> None:
+        self.is_draining = False
+        self.started = time.monotonic()
+        self._store = store
+        self._engine = engine
+        self._stall_seconds = stall_seconds
+        self._database: tuple[float, str | None] | None = None
+        self._asking = asyncio.Lock()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether this process can still do its work; if not, only a new one can."""
+        return self._engine.scheduler.state.is_alive
+
+    async def conditions(self) -> list[Condition]:
+        """Every part, most telling first."""
+        return [
+            self._process(),
+            await self._database_condition(),
+            self._device(),
+            _model(self._engine.embedding),
+            _model(self._engine.entailment),
+        ]
+
+    def _process(self) -> Condition:
+        if self.is_draining:
+            return Condition("process", Level.DEGRADED, is_ready=False, message="stopping: finishing what was accepted")
+        return Condition("process", Level.HEALTHY, is_ready=True, message="running")
+
+    def _device(self) -> Condition:
+        state = self._engine.scheduler.state
+        if not state.is_alive:
+            return Condition("device", Level.UNHEALTHY, is_ready=False, message="the device's thread is gone: restart")
+        if state.busy_seconds > self._stall_seconds:
+            message = f"one forward pass has taken {state.busy_seconds:.0f} s so far"
+            return Condition("device", Level.UNHEALTHY, is_ready=False, message=message)
+        message = f"{state.queued_tokens} tokens wait of at most {state.queue_tokens}"
+        is_full = state.queued_tokens > _HIGH_WATER_FRACTION * state.queue_tokens
+        return Condition("device", Level.DEGRADED if is_full else Level.HEALTHY, is_ready=not is_full, message=message)
+
+    async def _database_condition(self) -> Condition:
+        async with self._asking:
+            if self._database is None or time.monotonic() - self._database[0] > _DATABASE_SECONDS:
+                problem = await self._store.problem()
+                self._database = (time.monotonic(), problem)
+            problem = self._database[1]
+        if problem is not None:
+            return Condition("database", Level.DEGRADED, is_ready=False, message=problem)
+        return Condition("database", Level.HEALTHY, is_ready=True, message="answers, schema as expected")
+
+
+def _model(slot: ModelSlot[Vector] | ModelSlot[Scores]) -> Condition:
+    match slot.state:
+        case SlotState.READY:
+            return Condition(slot.role, Level.HEALTHY, is_ready=True, message=f"{slot.name} is loaded")
+        case SlotState.OMITTED:
+            return Condition(slot.role, Level.DEGRADED, is_ready=True, message=slot.reason)
+        case SlotState.LOADING | SlotState.FAILED:
+            return Condition(slot.role, Level.DEGRADED, is_ready=False, message=slot.reason)

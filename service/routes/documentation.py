@@ -1,0 +1,81 @@
+"""A documentation page rendered here from the OpenAPI document: no script, nothing loaded from outside."""
+
+from html import escape
+from typing import Any
+
+from litestar import Request
+from litestar.enums import MediaType
+from litestar.openapi.plugins import OpenAPIRenderPlugin
+
+__all__ = ["DocumentationPage"]
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}"
+    "code,pre{font:13px/1.4 ui-monospace,monospace}pre{background:#f4f4f2;padding:.7rem;overflow:auto}"
+    "h2{margin-top:2.5rem;border-bottom:1px solid #ccc}summary{cursor:pointer;padding:.3rem 0}"
+    "b.m{display:inline-block;min-width:4rem}table{border-collapse:collapse}td,th{padding:.1rem .8rem .1rem 0;"
+    "text-align:left;vertical-align:top}"
+)
+
+
+class DocumentationPage(OpenAPIRenderPlugin):
+    """Operations by tag, each with its parameters, its answers and its schemas."""
+
+    def __init__(self) -> None:
+        super().__init__(path="/", media_type=MediaType.HTML, favicon="", style="")
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        """The page for `openapi_schema`."""
+        del request
+        info = openapi_schema["info"]
+        parts = [
+            f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(info['title'])}</title>",
+            f"<style>{_STYLE}</style><h1>{escape(info['title'])} {escape(info['version'])}</h1>",
+            f"<p>{escape(info.get('description', ''))} <a href=/openapi.json>OpenAPI document</a></p>",
+        ]
+        by_tag: dict[str, list[str]] = {}
+        for path, operations in openapi_schema["paths"].items():
+            for method, operation in operations.items():
+                tag = next(iter(operation.get("tags", [])), "other")
+                by_tag.setdefault(tag, []).append(_operation(path, method, operation))
+        for tag, entries in by_tag.items():
+            parts += [f"<h2>{escape(tag)}</h2>", *entries]
+        schemas = openapi_schema.get("components", {}).get("schemas", {})
+        parts.append("<h2>schemas</h2>")
+        parts += [_schema(name, schema) for name, schema in sorted(schemas.items())]
+        return "".join(parts).encode()
+
+
+def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
+    rows = "".join(
+        f"<tr><td><code>{escape(each['name'])}</code><td>{escape(each['in'])}<td>{escape(each.get('description', ''))}"
+        for each in operation.get("parameters", [])
+    )
+    answers = "".join(
+        f"<tr><td>{escape(status)}<td>{escape(answer.get('description', ''))}<td>{_names(answer)}"
+        for status, answer in operation.get("responses", {}).items()
+    )
+    body = _names(operation.get("requestBody", {}))
+    return (
+        f"<details><summary><b class=m>{method.upper()}</b> <code>{escape(path)}</code> "
+        f"{escape(operation.get('summary', ''))}</summary><p>{escape(operation.get('description', ''))}</p>"
+        f"<table>{rows}</table>{f'<p>Body: {body}</p>' if body else ''}<table>{answers}</table></details>"
+    )
+
+
+def _names(holder: dict[str, Any]) -> str:
+    """Links to the schemas that a body or an answer refers to."""
+    references = [media.get("schema", {}).get("$ref", "") for media in (holder.get("content") or {}).values()]
+    names = [reference.rsplit("/", 1)[-1] for reference in references if reference]
+    return ", ".join(f'<a href="#{escape(name)}">{escape(name)}</a>' for name in names)
+
+
+def _schema(name: str, schema: dict[str, Any]) -> str:
+    required = schema.get("required", [])
+    rows = "".join(
+        f"<tr><td><code>{escape(field)}</code><td>{'required' if field in required else ''}"
+        f"<td>{escape(str(shape.get('type', '')))}<td>{escape(str(shape.get('description', '')))}"
+        for field, shape in schema.get("properties", {}).items()
+    )
+    text = escape(schema.get("description", ""))
+    return f'<h3 id="{escape(name)}">{escape(name)}</h3><p>{text}</p><table>{rows}</table>'

@@ -1,0 +1,80 @@
+"""The service about itself: liveness, readiness, health, metrics, and where its documentation is."""
+
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+
+from litestar import MediaType, Request, Response, get
+from litestar.datastructures import State
+
+from service.engine import Engine
+from service.health import Condition, Health, Level
+from service.schemas import HealthReport, Liveness, PartReport, Readiness, ServiceMap
+from service.telemetry import Metrics
+
+__all__ = ["HANDLERS", "service_version"]
+
+
+def service_version() -> str:
+    """The installed version; "unknown" where the code was only copied, as into an image's /app."""
+    try:
+        return version("truthgraph")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+@get("/livez", tags=["system"], summary="Whether this process can still work")
+async def livez(health: Health) -> Response[Liveness]:
+    """200 as long as the process can work, whatever its database and models do; otherwise 503: restart it."""
+    return Response(Liveness(health.is_alive), status_code=200 if health.is_alive else 503)
+
+
+@get("/readyz", tags=["system"], summary="Whether requests should be sent here now")
+async def readyz(health: Health) -> Response[Readiness]:
+    """200 when every part is ready, otherwise 503 with the reasons."""
+    conditions = await health.conditions()
+    reasons = {each.part: each.message for each in conditions if not each.is_ready}
+    notes = {each.part: each.message for each in conditions if each.is_ready and each.level is not Level.HEALTHY}
+    return Response(Readiness(not reasons, reasons, notes), status_code=503 if reasons else 200)
+
+
+@get(["/health", "/health/detailed"], tags=["system"], summary="How each part is")
+async def health_report(health: Health) -> Response[HealthReport]:
+    """200 while the process can serve at least something, 503 when it cannot serve at all."""
+    conditions = await health.conditions()
+    worst = _worst(conditions)
+    report = HealthReport(
+        status=worst,
+        timestamp=datetime.now(UTC).isoformat(),
+        version=service_version(),
+        services={each.part: PartReport(each.level, each.message) for each in conditions},
+    )
+    return Response(report, status_code=503 if worst is Level.UNHEALTHY else 200)
+
+
+@get("/metrics", tags=["system"], summary="Prometheus exposition", media_type=MediaType.TEXT)
+async def metrics_page(metrics: Metrics, health: Health, engine: Engine) -> Response[bytes]:
+    """All metrics of this process, times in seconds."""
+    conditions = await health.conditions()
+    metrics.observe_state(engine.scheduler.state, {each.part: each.is_ready for each in conditions})
+    return Response(metrics.exposition(), media_type=metrics.content_type)
+
+
+@get("/", tags=["system"], summary="Where things are")
+async def service_map(health: Health) -> ServiceMap:
+    """A map for people who open the address in a browser."""
+    del health
+    return ServiceMap("TruthGraph", service_version(), "/docs", "/openapi.json", "/health")
+
+
+@get("/openapi.json", include_in_schema=False, media_type=MediaType.JSON)
+async def openapi_document(request: Request[object, object, State]) -> dict[str, object]:
+    """The OpenAPI 3.1 document."""
+    return request.app.openapi_schema.to_schema()
+
+
+def _worst(conditions: list[Condition]) -> Level:
+    levels = {each.level for each in conditions}
+    return next((level for level in (Level.UNHEALTHY, Level.DEGRADED) if level in levels), Level.HEALTHY)
+
+
+HANDLERS = [livez, readyz, health_report, metrics_page, service_map, openapi_document]

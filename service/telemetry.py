@@ -1,0 +1,204 @@
+"""What is seen from outside: request ids, JSON logs, stage timings, Prometheus metrics. Never a text or a secret."""
+
+import json
+import logging
+import re
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from service.inference import StageSeconds
+from service.scheduler import BatchRecord, SchedulerState
+
+__all__ = ["Metrics", "Observed", "configure_logging", "note_stage", "note_stages", "request_id"]
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_LATENCY_SECONDS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+_FILL_FRACTIONS: Final = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+_PROBES: Final = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+"""Asked every few seconds for ever: logged only when they say something new."""
+_ACCESS = logging.getLogger("service.access_log")
+
+
+@dataclass(slots=True)
+class _Observation:
+    """The request at hand: its id and its stages so far, in seconds."""
+
+    request_id: str
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+_CURRENT: ContextVar[_Observation | None] = ContextVar("observation", default=None)
+
+
+def request_id() -> str:
+    """The id of the request at hand; empty outside of one."""
+    observation = _CURRENT.get()
+    return observation.request_id if observation else ""
+
+
+def note_stage(name: str, seconds: float) -> None:
+    """Add to the stage `name` of the request at hand; it ends up in Server-Timing and in the metrics."""
+    if (observation := _CURRENT.get()) is not None:
+        observation.stages[name] = observation.stages.get(name, 0.0) + seconds
+
+
+def note_stages(seconds: StageSeconds) -> None:
+    """Add the stages of an inference to the request at hand."""
+    note_stage("prepare", seconds.prepare)
+    note_stage("queue", seconds.queue)
+    note_stage("forward", seconds.forward)
+
+
+class Metrics:
+    """Every metric of the process, in a registry of its own. Times are in seconds."""
+
+    content_type: Final = CONTENT_TYPE_LATEST
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        name = "truthgraph_"
+        self.requests = Counter(
+            name + "requests", "Requests answered.", ("method", "route", "status"), registry=self.registry
+        )
+        self.request_seconds = Histogram(
+            name + "request_seconds",
+            "From a request's first byte to its answer's last.",
+            ("route",),
+            buckets=_LATENCY_SECONDS,
+            registry=self.registry,
+        )
+        self.stage_seconds = Histogram(
+            name + "stage_seconds",
+            "Stages of a request: prepare, queue, forward, database.",
+            ("stage",),
+            buckets=_LATENCY_SECONDS,
+            registry=self.registry,
+        )
+        self.batch_rows = Histogram(
+            name + "batch_rows",
+            "Rows of one forward pass.",
+            ("model",),
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+            registry=self.registry,
+        )
+        self.batch_fill_fraction = Histogram(
+            name + "batch_fill_fraction",
+            "Real tokens over padded tokens of one forward pass.",
+            ("model",),
+            buckets=_FILL_FRACTIONS,
+            registry=self.registry,
+        )
+        self.tokens = Counter(
+            name + "tokens", "Tokens through a model, padding excluded.", ("model",), registry=self.registry
+        )
+        self.forward_seconds = Counter(
+            name + "forward_seconds", "Time in forward passes.", ("model",), registry=self.registry
+        )
+        self.queue_tokens = Gauge(name + "queue_tokens", "Tokens waiting for the device.", registry=self.registry)
+        self.ready = Gauge(name + "ready", "Whether each part is ready.", ("part",), registry=self.registry)
+
+    def observe_batch(self, record: BatchRecord) -> None:
+        """Count one forward pass."""
+        self.batch_rows.labels(record.model).observe(record.rows)
+        self.batch_fill_fraction.labels(record.model).observe(record.tokens / record.padded_tokens)
+        self.tokens.labels(record.model).inc(record.tokens)
+        self.forward_seconds.labels(record.model).inc(record.seconds)
+
+    def observe_state(self, state: SchedulerState, ready: Mapping[str, bool]) -> None:
+        """Take over what is read at the time of the scrape."""
+        self.queue_tokens.set(state.queued_tokens)
+        for part, is_ready in ready.items():
+            self.ready.labels(part).set(is_ready)
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+
+class Observed:
+    """The outermost ASGI layer: gives each request its id, times it, counts it, logs it, ends it if the caller left."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+            return
+        method = scope["method"]
+        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
+        observation = _Observation(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        token = _CURRENT.set(observation)
+        began = time.perf_counter()
+        status = 499  # what proxies log for a caller who left before the answer
+
+        async def send_observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                stages = {**observation.stages, "total": time.perf_counter() - began}
+                timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", observation.request_id.encode()),
+                    (b"server-timing", timing.encode()),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_observed)
+        finally:
+            seconds = time.perf_counter() - began
+            route = str(scope.get("path_template") or "unknown")
+            self._metrics.requests.labels(method, route, str(status)).inc()
+            self._metrics.request_seconds.labels(route).observe(seconds)
+            for stage, stage_seconds in observation.stages.items():
+                self._metrics.stage_seconds.labels(stage).observe(stage_seconds)
+            _ACCESS.log(
+                logging.DEBUG if route in _PROBES and status < 500 else logging.INFO,  # noqa: PLR2004
+                "request",
+                extra={"method": method, "route": route, "status": status, "seconds": round(seconds, 6)},
+            )
+            _CURRENT.reset(token)
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object per line: time, level, logger, message, request id, and what `extra` brought."""
+
+    _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render `record`; an exception is one field with its traceback."""
+        entry: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if identifier := request_id():
+            entry["request_id"] = identifier
+        entry |= {name: value for name, value in vars(record).items() if name not in self._STANDARD}
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False, default=str)
+
+
+def configure_logging(level: str) -> None:
+    """Send every logger of the process to standard error as JSON lines."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("uvicorn.access").disabled = True  # ours has the request id and the route
