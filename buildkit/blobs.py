@@ -9,7 +9,7 @@ import io
 import os
 import posixpath
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,7 +179,9 @@ class FolderStore:
         self._folder = folder
 
     def open(self, name: str) -> io.RawIOBase | None:
-        """Open a file of the layout; names come checked, so none leads out of it."""
+        """Open a file of the layout, None for a name that leads out of it."""
+        if name.startswith(("/", "..")):
+            return None
         try:
             return (self._folder / name).open("rb", buffering=0)
         except FileNotFoundError:
@@ -225,13 +227,13 @@ class MemoryStore:
 
 
 @contextmanager
-def engine_export(reference: str) -> Iterator[ByteSource]:
+def engine_export(docker: Sequence[str], reference: str) -> Iterator[ByteSource]:
     """Run `docker image save` for the length of the block and hand out its pipe.
 
     Raises:
         CommandFailed: the engine gave up, also where its reader noticed first that the stream ends early.
     """
-    command = ["docker", "image", "save", reference]
+    command = [*docker, "image", "save", reference]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None  # noqa: S101 (a pipe was asked for)
         assert process.stderr is not None  # noqa: S101
@@ -242,7 +244,7 @@ def engine_export(reference: str) -> Iterator[ByteSource]:
                 yield pipe
                 while pipe.read(_PIPE_BYTES):
                     pass
-        except ImageError as error:
+        except BuildkitError as error:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_ENGINE_EXIT_SECONDS)
             if process.returncode:
@@ -257,9 +259,9 @@ def engine_export(reference: str) -> Iterator[ByteSource]:
         raise CommandFailed(command, process.returncode, message)
 
 
-def engine_content_store() -> Path | None:
+def engine_content_store(docker: Sequence[str]) -> Path | None:
     """Return the folder of containerd's blobs where the engine uses it and it is this machine's, else None."""
-    command = ["docker", "info", "--format", "{{.DockerRootDir}}\n{{json .DriverStatus}}"]
+    command = [*docker, "info", "--format", "{{.DockerRootDir}}\n{{json .DriverStatus}}"]
     completed = subprocess.run(command, capture_output=True, text=True, check=False)
     root, _, status = completed.stdout.partition("\n")
     if completed.returncode or "io.containerd.snapshotter" not in status:

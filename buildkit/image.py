@@ -143,19 +143,21 @@ def read_image(
     platform: str | None = None,
     tag: str | None = None,
     limits: Limits | None = None,
+    docker: Sequence[str] = ("docker",),
 ) -> Image:
     """Read an image; *name* is a path, or a reference or digest that the engine knows.
 
     A path is an OCI layout (folder or tar) or an archive of `docker image save`; where a file and a reference share a
     name, `docker:NAME` means the engine's and `./NAME` the file. *tag* chooses among the images of an archive,
     *platform* ("linux/arm64") among those of an index; without it the machine's own is taken where there are several.
-    The layers found in the folder *cache* by their diff id are not read again; those that were read are put there.
+    *docker* is the engine's client with its options. The layers that the folder *cache* holds by their diff id are not
+    read again; those that were read are put there.
 
     Raises:
         ImageError, LayerError: each names the image and what is wrong.
         CommandFailed: the engine did not answer or gave up.
     """
-    reader = _Reader(name, LayerCache(cache), platform=platform, tag=tag, limits=limits or Limits())
+    reader = _Reader(name, LayerCache(cache), platform=platform, tag=tag, limits=limits or Limits(), docker=docker)
     path = Path(name.removeprefix("oci:").removeprefix("docker-archive:").removeprefix("oci-archive:"))
     if name.startswith("docker:") or not path.exists():
         return reader.from_engine(name.removeprefix("docker:"))
@@ -251,13 +253,21 @@ class _Reader:
     """Reads one image: `from_engine` or `from_store` is called once."""
 
     def __init__(
-        self, image: str, cache: "LayerCache", *, platform: str | None, tag: str | None, limits: Limits
+        self,
+        image: str,
+        cache: "LayerCache",
+        *,
+        platform: str | None,
+        tag: str | None,
+        limits: Limits,
+        docker: Sequence[str],
     ) -> None:
         self._image = image
         self._cache = cache
         self._platform = platform
         self._tag = tag
         self._limits = limits
+        self._docker = docker
         self._streamed: dict[str, LayerContents] = {}
 
     def from_engine(self, reference: str) -> Image:
@@ -277,11 +287,11 @@ class _Reader:
         return image.image
 
     def _from_content_store(self, identity: str) -> "_Found | None":
-        folder = engine_content_store()
+        folder = engine_content_store(self._docker)
         if folder is None:
             return None
         store = FolderStore(folder)
-        root = store.open(_blob_name(identity))
+        root = store.open(self._blob(identity))
         if root is None:
             return None
         with root:
@@ -292,7 +302,7 @@ class _Reader:
         return None
 
     def _from_export(self, reference: str) -> "_Found":
-        with engine_export(reference) as stream:
+        with engine_export(self._docker, reference) as stream:
             store = self._read_stream(stream)
         chosen = self._choose_any(store)
         return _Found(chosen, self._assemble(chosen, store, source="engine"))
@@ -310,7 +320,7 @@ class _Reader:
         return self._assemble(self._choose_any(store), store, source=source)
 
     def _engine_identity(self, reference: str) -> str:
-        command = ["docker", "image", "inspect", reference]
+        command = [*self._docker, "image", "inspect", reference]
         completed = subprocess.run(command, capture_output=True, text=True, check=False)
         if completed.returncode:
             message = completed.stderr.strip()
@@ -386,7 +396,7 @@ class _Reader:
         candidates: dict[str, tuple[_Descriptor, bytes]] = {}
         missing: list[_Descriptor] = []
         for descriptor in self._manifests(roots, store, depth=0):
-            raw = self._read_small(store, _blob_name(descriptor.digest), descriptor)
+            raw = self._read_small(store, self._blob(descriptor.digest), descriptor)
             if raw is None:
                 missing.append(descriptor)
             else:
@@ -397,7 +407,7 @@ class _Reader:
             if manifest.config.media_type not in _CONFIG_TYPES:
                 what = manifest.artifact_type or manifest.config.media_type
                 raise UnsupportedImage(self._image, f"not a container image: {what}")
-            config = self._read_small(store, _blob_name(manifest.config.digest), manifest.config)
+            config = self._read_small(store, self._blob(manifest.config.digest), manifest.config)
             if config is None:
                 missing.append(descriptor)
                 continue
@@ -437,7 +447,7 @@ class _Reader:
             if not media_type:  # the engine's identity comes without one
                 media_type = self._media_type(descriptor, store)
             if media_type in _INDEX_TYPES:
-                raw = self._read_small(store, _blob_name(descriptor.digest), descriptor)
+                raw = self._read_small(store, self._blob(descriptor.digest), descriptor)
                 if raw is None:
                     raise _BlobMissing(self._image, f"index {descriptor.digest} is not in it")
                 inner = _decode(raw, _Index, self._image, "index")
@@ -447,8 +457,12 @@ class _Reader:
             else:
                 raise UnsupportedImage(self._image, f"not a container image: {media_type}")
 
+    def _blob(self, digest: str) -> str:
+        """Return where a layout keeps the blob of this digest, which is checked to be one."""
+        return "blobs/" + _digest(digest, self._image).replace(":", "/", 1)
+
     def _media_type(self, descriptor: _Descriptor, store: BlobStore) -> str:
-        raw = self._read_small(store, _blob_name(descriptor.digest), descriptor) or b"{}"
+        raw = self._read_small(store, self._blob(descriptor.digest), descriptor) or b"{}"
         return _decode(raw, _MediaType, self._image, "manifest").media_type
 
     def _read_small(self, store: BlobStore, name: str, descriptor: _Descriptor | None = None) -> bytes | None:
@@ -514,7 +528,7 @@ class _Reader:
         if cached is not None:
             return cached
         has_digest = descriptor.size >= 0
-        name = _blob_name(_digest(descriptor.digest, self._image)) if has_digest else descriptor.digest
+        name = self._blob(descriptor.digest) if has_digest else descriptor.digest
         contents = self._streamed.get(name)
         if contents is None:
             source = store.open(name)
@@ -548,10 +562,6 @@ def _digest(digest: str, image: str) -> str:
     if not _DIGEST.fullmatch(digest):
         raise UnsupportedImage(image, f"digest {digest[:80]!r} is not SHA-256")
     return digest
-
-
-def _blob_name(digest: str) -> str:
-    return "blobs/" + digest.replace(":", "/", 1)
 
 
 def _has_tag(names: Iterable[str], tag: str) -> bool:
