@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  # msgspec reads the annotations of ImageSpec at run time
+from typing import Literal
 
 import msgspec
 
@@ -20,7 +21,7 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A table of images.toml: an unknown key is refused, never passed over."""
 
 
-class Layer(_Table):
+class Layer(_Table, frozen=True):
     """One layer of the environment.
 
     Attributes:
@@ -36,7 +37,7 @@ class Layer(_Table):
     extra: str | None = None
 
 
-class Target(_Table):
+class Target(_Table, frozen=True):
     """One image that can be built.
 
     Attributes:
@@ -46,6 +47,7 @@ class Target(_Table):
         disk_bytes: room that a cold build takes in the engine's folder (measured).
         layers: names of the environment's layers in it, in order; empty where the Dockerfile has its own.
         arguments: build arguments beside those that every build gets.
+        compression: of its layers in the engine; uncompressed is exported and unpacked fastest, a registry gets zstd.
     """
 
     name: str
@@ -54,9 +56,10 @@ class Target(_Table):
     disk_bytes: int
     layers: tuple[str, ...] = ()
     arguments: dict[str, str] = {}
+    compression: Literal["uncompressed", "gzip", "zstd"] = "uncompressed"
 
 
-class _Image(_Table):
+class _Image(_Table, frozen=True):
     name: str
     title: str
     description: str
@@ -69,7 +72,7 @@ class _Image(_Table):
     cuda_targets: tuple[str, ...]
 
 
-class _File(_Table):
+class _File(_Table, frozen=True):
     schema_version: int
     image: _Image
     layers: tuple[Layer, ...]

@@ -6,11 +6,11 @@ Runs inside a stage of docker/Dockerfile, with nothing but the standard library:
     python3 /mnt/layout.py skeleton                         the empty virtual environment
     python3 /mnt/layout.py install --requirements FILE      one group of distributions
     python3 /mnt/layout.py weights --requirements FILE DIR  the model that a distribution carries, as DIR
-    python3 /mnt/layout.py compile DIR                      the bytecode of our own code, which lies in /layer/DIR
+    python3 /mnt/layout.py compile DIR                      bytecode for our own code, in /layer/DIR
 
-The tree lies in /layer. It holds the same bytes for the same inputs: order, owner, mode and times are fixed, bytecode is checked by
-nothing at run time (PEP 552, unchecked hash), and the skeleton of the virtual environment is a layer of its own, so
-that no group carries it twice.
+The tree lies in /layer. It holds the same bytes for the same inputs: order, owner, mode and times are fixed, bytecode
+is checked by nothing at run time (PEP 552, unchecked hash), and the skeleton of the virtual environment is a layer of
+its own, so that no group carries it twice.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ VENV = Path("/opt/venv")
 LAYER = Path("/layer")
 CERTIFICATES = Path("/run/secrets/ca")
 INDEX = Path("/run/secrets/index")
+NETRC = Path("/run/secrets/netrc")
 BYTECODE_CACHE = Path("/root/.cache/bytecode")
 PYC_UNCHECKED_HASH_FLAGS = 0b01  # PEP 552: hash-based, not checked against the source when imported
 
@@ -43,15 +44,18 @@ def installer_environment() -> dict[str, str]:
     """The process environment plus what the caller handed in as secrets.
 
     `ca` is a bundle of certificates in PEM form; `index` holds `NAME=value` lines (index address, credentials) in
-    uv's and pip's own variable names. Neither is written anywhere.
+    uv's and pip's own variable names; `netrc` is a .netrc. None of them is written anywhere.
     """
     environment = dict(os.environ)
     if CERTIFICATES.exists():
         for name in ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
             environment[name] = str(CERTIFICATES)
     if INDEX.exists():
-        lines = [line for line in INDEX.read_text().splitlines() if line]
-        environment.update(line.split("=", 1) for line in lines)
+        for line in INDEX.read_text().splitlines():
+            name, _, value = line.partition("=")
+            environment[name] = value
+    if NETRC.exists():
+        environment["NETRC"] = str(NETRC)
     return environment
 
 

@@ -1,0 +1,147 @@
+"""`python -m buildkit COMMAND`: the only module that prints, reads the environment, or exits.
+
+Exit codes: 0 fine, 1 findings, 2 usage or configuration, 3 could not do it, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from buildkit.errors import BuildkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["main"]
+
+FOLDER = Path("build")
+INTERRUPTED = 130
+
+
+def _say(line: str) -> None:
+    print(f"· {line}", file=sys.stderr, flush=True)
+
+
+def _engine(arguments: argparse.Namespace) -> int:
+    from buildkit import engine
+
+    private = engine.Private()
+    if arguments.action == "stop":
+        if not engine.stop(private, _say, purge=arguments.purge):
+            _say("no private engine was running")
+        return 0
+    found = engine.ensure(os.environ, private, _say)
+    for name, version in engine.versions(found).items():
+        print(f"{name:<9} {version}")
+    if found.host and found.host != os.environ.get("DOCKER_HOST"):
+        print(f"address   {found.host}")
+        _say(f"to use it by hand: export DOCKER_HOST={found.host}")
+    return 0
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from buildkit import base, build, display, engine, spec
+
+    loaded = spec.load(arguments.project, base=arguments.base, python=arguments.python)
+    include_dev = "1" in (os.environ.get("INCLUDE_DEV"), "1" if arguments.include_dev else None)
+    target = loaded.target("dev" if include_dev and arguments.target == "api" else arguments.target)
+    found = engine.find(os.environ, engine.Private())
+    origin = base.obtain(
+        found,
+        reference=loaded.base,
+        python=loaded.python,
+        origin=arguments.base_origin,
+        cache=arguments.project / FOLDER / "cache",
+        say=_say,
+    )
+    console = Console(stderr=True, no_color=bool(os.environ.get("NO_COLOR")) or None)
+    if os.environ.get("CI"):
+        console = Console(stderr=True, force_terminal=False)
+    record = build.build(
+        loaded,
+        target,
+        engine=found,
+        base=origin,
+        environment=os.environ,
+        folder=arguments.project / FOLDER,
+        show=lambda events: display.BuildDisplay(console, events, title=f"building {target.name}"),
+        use_cache=not arguments.no_cache,
+        check_disk=not arguments.skip_disk_check,
+    )
+    console.print(f"  built {record.tags[0]} in {record.seconds:.1f} s on a base from {record.base['origin']}")
+    print(record.digest)
+    return 0
+
+
+def _lock(arguments: argparse.Namespace) -> int:
+    from buildkit import layers, spec
+
+    loaded = spec.load(arguments.project)
+    if arguments.check:
+        layers.check_locks(loaded.project, loaded.lock_folder, loaded.layers, loaded.python)
+        return 0
+    _say("resolving with uv, which asks the package index")
+    changed = layers.write_locks(
+        loaded.project, loaded.lock_folder, loaded.layers, loaded.python, upgrade=arguments.upgrade
+    )
+    for path in changed:
+        print(path.relative_to(loaded.project))
+    _say(f"{len(changed)} lock files changed")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m buildkit", description="Builds, measures and proves images.")
+    parser.add_argument("--project", type=Path, default=Path.cwd(), help="the folder that holds docker/ (default: .)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = commands.add_parser("engine", help="find, install or start a container engine; `engine stop` ends it")
+    command.add_argument("action", nargs="?", choices=["start", "stop"], default="start")
+    command.add_argument("--purge", action="store_true", help="with stop: remove all that the private engine stored")
+    command.set_defaults(run=_engine)
+
+    command = commands.add_parser("build", help="build one target and record its digest in build/")
+    command.add_argument("target", nargs="?", default="api", help="a target of docker/images.toml (default: api)")
+    command.add_argument("--include-dev", action="store_true", help="the dev target; the same as INCLUDE_DEV=1")
+    command.add_argument("--base", help="another Python image than docker/images.toml names")
+    command.add_argument("--python", help="the Python of that image, as 3.13")
+    command.add_argument("--base-origin", choices=["auto", "registry", "debian"], default="auto")
+    command.add_argument("--no-cache", action="store_true", help="run every step again")
+    command.add_argument("--skip-disk-check", action="store_true", help="build even where the disk seems too full")
+    command.set_defaults(run=_build)
+
+    command = commands.add_parser("lock", help="resolve pyproject.toml into docker/lock/")
+    command.add_argument("--upgrade", action="store_true", help="take the newest versions allowed")
+    command.add_argument("--check", action="store_true", help="only say whether the lock is stale (no network)")
+    command.set_defaults(run=_lock)
+    return parser
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; every expected failure is one message on stderr."""
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except BuildkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the image of the last build is as it was", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""The Python base image: from a registry where one answers, else made here from Debian's packages.
+
+Both reach BuildKit under the name that the Dockerfile uses (a named context), so that one Dockerfile serves both. Which
+of the two it was is in the build record and in the image's labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from buildkit import engine as engines
+from buildkit.errors import BaseUnavailable, CommandFailed, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from buildkit.engine import Engine
+
+__all__ = ["Base", "Origin", "obtain"]
+
+Origin = Literal["auto", "registry", "debian"]
+
+DEBIAN_PYTHONS = {"3.13": "trixie"}
+"""The Debian suite that packages each Python as its `python3` (packages.debian.org; 3.12 was in none)."""
+
+_PACKAGES = ("python3", "ca-certificates", "netbase", "tzdata")
+"""What python:slim images have too: zone data, service names, root certificates."""
+
+_LEFT_OUT = (
+    "path-exclude=/usr/share/doc/*",
+    "path-include=/usr/share/doc/*/copyright",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/info/*",
+    "path-exclude=/usr/share/lintian/*",
+    "path-exclude=/usr/share/i18n/*",
+    "path-exclude=/usr/share/pixmaps/*",
+    "path-exclude=/usr/share/bash-completion/*",
+)
+"""dpkg options (dpkg.cfg) that hold for packages installed later too; licences stay."""
+
+_EPOCH_SECONDS = 315532800
+"""1980-01-01, for mmdebstrap's SOURCE_DATE_EPOCH: the same packages give the same bytes."""
+
+_PULL_SECONDS = 900.0
+_REACH_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base image that the engine holds.
+
+    Attributes:
+        reference: the name that the Dockerfile uses, as `python:3.13-slim-trixie`.
+        digest: of the image in the engine, `sha256:…`.
+        origin: where it came from.
+        local: the engine's own reference for it, by digest where it has one.
+    """
+
+    reference: str
+    digest: str
+    origin: Literal["registry", "debian"]
+    local: str
+
+    @property
+    def context(self) -> str:
+        """The value of BuildKit's named context for `reference`."""
+        return f"docker-image://{self.local}"
+
+
+def obtain(
+    engine: Engine,
+    *,
+    reference: str,
+    python: str,
+    origin: Origin,
+    cache: Path,
+    say: Callable[[str], None],
+) -> Base:
+    """The base *reference*, from the engine's own store, a registry or Debian's packages, in that order.
+
+    *origin* "registry" or "debian" leaves only that way. Archives made here are kept in *cache*, so that a new engine
+    does not need them made again. Says what it does where that takes time.
+
+    Raises:
+        BaseUnavailable: no way leads to it.
+        UsageError: made from Debian's packages, but no Debian release has this Python.
+    """
+    local = f"truthgraph-base:python{python}-{_recipe(python)[:12]}"
+    if origin != "registry" and (digest := _digest(engine, local)):
+        return Base(reference, digest, "debian", local)
+    if origin != "debian":
+        if digest := _digest(engine, reference):
+            return Base(reference, digest, "registry", reference)
+        try:
+            return _pull(engine, reference, say)
+        except CommandFailed as error:
+            if origin == "registry":
+                raise BaseUnavailable(reference, f"cannot be pulled: {error.log_tail}") from error
+            say(f"{reference} cannot be pulled ({error.log_tail.splitlines()[-1]}); making it from Debian's packages")
+    archive = cache / f"base-{_recipe(python)}.tar"
+    if not archive.exists():
+        _make(python, archive, say)
+    _load(engine, archive, local)
+    digest = _digest(engine, local)
+    if digest is None:
+        raise BaseUnavailable(local, "the engine took it and does not show it")
+    return Base(reference, digest, "debian", local)
+
+
+def _digest(engine: Engine, reference: str) -> str | None:
+    """The digest of *reference* in the engine, None where it has none."""
+    try:
+        inspected = json.loads(engines.docker(engine.host, "image", "inspect", reference))[0]
+    except CommandFailed:
+        return None
+    repository_digests: list[str] = inspected.get("RepoDigests") or []
+    return repository_digests[0].partition("@")[2] if repository_digests else str(inspected["Id"])
+
+
+def _pull(engine: Engine, reference: str, say: Callable[[str], None]) -> Base:
+    """Pulls *reference*; a registry that does not answer within `_REACH_SECONDS` counts as none."""
+    engines.docker(engine.host, "buildx", "imagetools", "inspect", "--raw", reference, seconds=_REACH_SECONDS)
+    say(f"pulling {reference}")
+    engines.docker(engine.host, "pull", "--quiet", reference, seconds=_PULL_SECONDS)
+    digest = _digest(engine, reference)
+    if digest is None:
+        raise CommandFailed(["docker", "pull", reference], 0, "pulled, but the engine does not show it")
+    return Base(reference, digest, "registry", reference)
+
+
+def _recipe(python: str) -> str:
+    """SHA-256 (hex) of what decides how a base is made: another recipe is another base."""
+    parts = [python, DEBIAN_PYTHONS.get(python, ""), *_PACKAGES, *_LEFT_OUT, str(_EPOCH_SECONDS)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _make(python: str, archive: Path, say: Callable[[str], None]) -> None:
+    """Makes the root file system as a tar at *archive* with mmdebstrap, from the machine's own Debian mirror."""
+    suite = DEBIAN_PYTHONS.get(python)
+    if suite is None:
+        raise UsageError(
+            "image.python", python, f"Debian packages {', '.join(DEBIAN_PYTHONS)} only; others need a registry"
+        )
+    if shutil.which("mmdebstrap") is None:
+        engines.install_packages(("mmdebstrap",), say)
+    mirror = engines.debian_mirror()
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    say(f"making a Debian {suite} base with Python {python} (about 20 s, more where the mirror is slow)")
+    with tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
+        part = Path(scratch) / "base.tar"
+        command = ["mmdebstrap", "--variant=apt", f"--include={','.join(_PACKAGES)}"]
+        command += [f"--dpkgopt={option}" for option in _LEFT_OUT]
+        command += ['--aptopt=APT::Install-Recommends "false"', suite, str(part)]
+        command += [
+            f"deb {uri} {release} main"
+            for uri, release in (
+                (mirror.uri, suite),
+                (mirror.uri, f"{suite}-updates"),
+                *([(mirror.security_uri, f"{suite}-security")] if mirror.security_uri else []),
+            )
+        ]
+        environment = os.environ | {"SOURCE_DATE_EPOCH": str(_EPOCH_SECONDS)}
+        tail: deque[str] = deque(maxlen=12)
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+            for line in process.stderr or ():
+                tail.append(line.rstrip())
+                if line.startswith("I: ") and line.rstrip().endswith("..."):
+                    say(f"  {line[3:].rstrip()}")
+        if process.returncode != 0:
+            raise CommandFailed(command[:2], process.returncode, "\n".join(tail))
+        part.replace(archive)
+
+
+def _load(engine: Engine, archive: Path, local: str) -> None:
+    """Gives the engine *archive* as the image *local*: one layer, uncompressed, owner and times as they are."""
+    with tempfile.TemporaryDirectory() as context:
+        try:
+            os.link(archive, Path(context) / "base.tar")
+        except OSError:
+            shutil.copyfile(archive, Path(context) / "base.tar")
+        (Path(context) / "Dockerfile").write_text('FROM scratch\nADD base.tar /\nCMD ["python3"]\n')
+        engines.docker(
+            engine.host,
+            *("buildx", "build", "--quiet", "--provenance=false"),
+            *("--output", f"type=image,name={local},compression=uncompressed"),
+            context,
+            seconds=_PULL_SECONDS,
+        )

@@ -1,0 +1,365 @@
+"""Builds one target with BuildKit and records how: what went in, what came out, and how long each step took.
+
+The record holds the image's digest. It, never a tag, goes from a build to its checks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import msgspec
+from python_on_whales import DockerClient
+from python_on_whales.exceptions import DockerException
+
+from buildkit import engine as engines
+from buildkit.errors import BuildFailed, CommandFailed, DiskTooFull, UsageError
+from buildkit.events import Events, Step
+from buildkit.layers import check_locks, locked
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from typing import Literal
+
+    from buildkit.base import Base
+    from buildkit.display import BuildDisplay
+    from buildkit.engine import Engine
+    from buildkit.spec import ImageSpec, Target
+
+__all__ = ["BuildRecord", "build", "load_record", "record_path"]
+
+SCHEMA_VERSION = 1
+_WARM_BYTES = 1_000_000_000
+"""Room for a build that finds the environment in the cache: the application, stored and unpacked (a generous guess)."""
+
+_CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_INDEX_VARIABLES = re.compile(
+    r"(UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|INSECURE_HOST|INDEX_\w+_(USERNAME|PASSWORD))|PIP_(INDEX_URL|EXTRA_INDEX_URL|TRUSTED_HOST))"
+)
+_PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
+"""BuildKit's predefined arguments: known to every RUN, in no layer and no history (Dockerfile reference)."""
+
+
+class BuildRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a build was and what it made; saved as JSON.
+
+    Attributes:
+        digest: of the image in the engine, `sha256:…`.
+        tags: names that pointed to it when it was built.
+        arguments: build arguments, proxies left out (they may hold credentials).
+        base: reference, digest and origin ("registry" or "debian") of the base image.
+        lock_sha256: over the lock files of the target's layers.
+        revision: the git commit, `-dirty` appended where files differ from it; "unknown" outside a checkout.
+        versions: of engine, client, buildx, BuildKit and this harness.
+        started: RFC 3339, UTC.
+        seconds: wall time of the build.
+    """
+
+    schema_version: int
+    target: str
+    digest: str
+    tags: tuple[str, ...]
+    arguments: dict[str, str]
+    base: dict[str, str]
+    labels: dict[str, str]
+    lock_sha256: str
+    revision: str
+    versions: dict[str, str]
+    started: str
+    seconds: float
+    steps: tuple[Step, ...]
+
+
+def record_path(folder: Path, target: str) -> Path:
+    """Where the record of the last build of *target* lies: `image.json` for the default target `api`."""
+    return folder / ("image.json" if target == "api" else f"image-{target}.json")
+
+
+def load_record(path: Path) -> BuildRecord:
+    """Reads a record that a build wrote.
+
+    Raises:
+        UsageError: there is none, or it is of another schema version.
+    """
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=BuildRecord)
+    except FileNotFoundError:
+        raise UsageError(str(path), "missing", "run `nox -s build-image` first") from None
+    except msgspec.MsgspecError as error:
+        raise UsageError(str(path), str(error), "not a build record; run `nox -s build-image` again") from error
+    if record.schema_version != SCHEMA_VERSION:
+        raise UsageError(f"{path}: schema_version", record.schema_version, f"this harness reads {SCHEMA_VERSION}")
+    return record
+
+
+def build(
+    spec: ImageSpec,
+    target: Target,
+    *,
+    engine: Engine,
+    base: Base,
+    environment: Mapping[str, str],
+    folder: Path,
+    show: Callable[[Events], BuildDisplay],
+    use_cache: bool = True,
+    check_disk: bool = True,
+    arguments: Mapping[str, str] | None = None,
+) -> BuildRecord:
+    """Builds *target* and writes its record below *folder*; the image of the build before stays until this one is done.
+
+    Secrets (certificates, package index, credentials) and proxies are taken from *environment*, the caller's own, and
+    reach RUN steps only.
+
+    Raises:
+        BuildFailed: a step failed.
+        DiskTooFull: there is less room than the build needs.
+        UsageError: a lock file is stale.
+        CommandFailed: docker itself failed.
+    """
+    if target.layers:
+        check_locks(spec.project, spec.lock_folder, spec.layers, spec.python)
+    lock_sha256 = lock_digest(spec, target)
+    if check_disk:
+        _check_disk(engine, target, folder, lock_sha256)
+    revision, created = _revision(spec.project)
+    tag = f"{spec.name}:{'latest' if target.name == 'api' else target.name}"
+    labels = _labels(spec, base, revision=revision, created=created, lock_sha256=lock_sha256)
+    began, started = time.monotonic(), datetime.now(tz=UTC)
+    events = Events()
+    folder.mkdir(parents=True, exist_ok=True)
+    build_arguments = {"PYTHON_IMAGE": base.reference, **target.arguments, **(arguments or {})}
+    proxies = {
+        name: environment[name]
+        for upper in _PROXY_VARIABLES
+        for name in (upper, upper.lower())
+        if environment.get(name)
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        metadata = Path(scratch) / "metadata.json"
+        client = DockerClient(host=engine.host or None)
+        lines = cast(
+            "Iterator[str]",
+            client.buildx.build(
+                spec.project,
+                file=spec.project / target.dockerfile,
+                target=target.stage,
+                build_args={**build_arguments, **proxies},
+                build_contexts={base.reference: base.context},
+                labels=labels,
+                secrets=_secrets(environment, Path(scratch)),
+                output={"type": "image", "name": tag, "compression": target.compression},
+                provenance=False,  # its time stamps would give every build another digest
+                metadata_file=metadata,
+                cache=use_cache,
+                # Any other word than the typed ones is passed on to buildx as it is.
+                progress=cast("Literal['plain']", "rawjson"),
+                stream_logs=True,
+            ),
+        )
+        with ThreadPoolExecutor(max_workers=1) as pool, show(events) as display:
+            versions = pool.submit(engines.versions, engine)
+            _follow(lines, events, display, target)
+        digest = str(json.loads(metadata.read_text())["containerimage.digest"])
+    record = BuildRecord(
+        schema_version=SCHEMA_VERSION,
+        target=target.name,
+        digest=digest,
+        tags=(tag,),
+        arguments=build_arguments,
+        base={"reference": base.reference, "digest": base.digest, "origin": base.origin},
+        labels=labels,
+        lock_sha256=lock_sha256,
+        revision=revision,
+        versions={**versions.result(), "harness": _version(spec.project)},
+        started=started.isoformat(timespec="milliseconds"),
+        seconds=round(time.monotonic() - began, 3),
+        steps=tuple(events.steps),
+    )
+    path = record_path(folder, target.name)
+    part = path.with_suffix(".part")
+    part.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
+    part.replace(path)
+    return record
+
+
+def _follow(lines: Iterator[str], events: Events, display: BuildDisplay, target: Target) -> None:
+    """Feeds *lines* to *events* until the build ended; when it is interrupted, ends `docker` too before going on."""
+    try:
+        for line in lines:
+            for step in events.feed(line):
+                display.ended(step)
+    except DockerException as error:
+        failed = events.failure()
+        if failed is None:
+            tail = "\n".join(events.other_lines[-12:])
+            raise CommandFailed(["docker", "buildx", "build"], error.return_code, tail) from error
+        step, exit_code, log = failed
+        raise BuildFailed(target.name, step.stage, step.instruction, exit_code, log or step.error) from error
+    except BaseException:
+        end_children()
+        raise
+
+
+def end_children(seconds: float = 10.0) -> None:
+    """Asks every child process to end as Ctrl-C would, and waits; after *seconds* makes them end."""
+    for number, patience in ((signal.SIGINT, seconds), (signal.SIGKILL, 2.0)):
+        children = _children()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        deadline = time.monotonic() + patience
+        while _children() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if not _children():
+            return
+
+
+def _children() -> list[int]:
+    """The process ids of this process's children that still run."""
+    found: list[int] = []
+    for children in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += [int(pid) for pid in children.read_text().split()]
+    alive = []
+    for pid in found:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                alive.append(pid)
+    return alive
+
+
+def lock_digest(spec: ImageSpec, target: Target) -> str:
+    """SHA-256 (hex) over names and versions that the target's layers lock; of every layer where it has none."""
+    names = target.layers or [layer.name for layer in spec.layers]
+    versions = locked(spec.lock_folder, names)
+    return hashlib.sha256(json.dumps(sorted(versions.items())).encode()).hexdigest()
+
+
+def _check_disk(engine: Engine, target: Target, folder: Path, lock_sha256: str) -> None:
+    if engine.root is None:
+        return  # another machine's disk
+    needed_bytes = target.disk_bytes
+    with contextlib.suppress(UsageError, CommandFailed):
+        before = load_record(record_path(folder, target.name))
+        if before.lock_sha256 == lock_sha256:
+            engines.docker(engine.host, "image", "inspect", "--format", "{{.Id}}", before.digest)
+            needed_bytes = _WARM_BYTES
+    free_bytes = shutil.disk_usage(engine.root).free
+    if free_bytes < needed_bytes:
+        raise DiskTooFull(str(engine.root), target.name, needed_bytes, free_bytes)
+
+
+def _labels(spec: ImageSpec, base: Base, *, revision: str, created: str, lock_sha256: str) -> dict[str, str]:
+    """OCI's pre-defined annotations (image-spec annotations.md) and our own, which say what the image was made from."""
+    return {
+        "org.opencontainers.image.title": spec.title,
+        "org.opencontainers.image.description": spec.description,
+        "org.opencontainers.image.licenses": spec.licenses,
+        "org.opencontainers.image.version": _version(spec.project),
+        "org.opencontainers.image.revision": revision,
+        "org.opencontainers.image.source": _source(spec.project),
+        "org.opencontainers.image.created": created,
+        "org.opencontainers.image.base.name": base.reference,
+        "org.opencontainers.image.base.digest": base.digest,
+        "io.truthgraph.base.origin": base.origin,
+        "io.truthgraph.lock.sha256": lock_sha256,
+    }
+
+
+def _version(project: Path) -> str:
+    return str(tomllib.loads((project / "pyproject.toml").read_text())["project"]["version"])
+
+
+def _git(project: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(project), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _revision(project: Path) -> tuple[str, str]:
+    """The commit (`-dirty` where tracked files differ) and its time; outside a checkout "unknown" and the epoch.
+
+    The time is the commit's, not the clock's, so that building twice gives the same image.
+    """
+    commit, _, created = _git(project, "log", "-1", "--format=%H %cI").partition(" ")
+    if not commit:
+        return "unknown", "1970-01-01T00:00:00Z"
+    dirty = _git(project, "status", "--porcelain", "--untracked-files=no")
+    return (f"{commit}-dirty" if dirty else commit), created
+
+
+def _source(project: Path) -> str:
+    """The address of the git remote without credentials; "local" where there is none."""
+    remote = _git(project, "config", "--get", "remote.origin.url")
+    if not re.match(r"(https?|ssh)://|git@", remote):
+        return "local"
+    return re.sub(r"(?<=://)[^/@]*@", "", remote)
+
+
+def _secrets(environment: Mapping[str, str], scratch: Path) -> list[str]:
+    """BuildKit's secrets `ca`, `index` and `netrc`, from what pip, uv and curl would use on this machine."""
+    secrets: list[str] = []
+    bundle = next((environment[name] for name in _CERTIFICATE_VARIABLES if environment.get(name)), None)
+    if bundle is not None:
+        if not Path(bundle).is_file():
+            name = next(name for name in _CERTIFICATE_VARIABLES if environment.get(name))
+            raise UsageError(name, bundle, "no such file; it must name a bundle of certificates in PEM form")
+        secrets.append(f"id=ca,src={bundle}")
+    index = _index_settings(environment)
+    if index:
+        path = scratch / "index"
+        path.touch(mode=0o600)
+        path.write_text("".join(f"{name}={value}\n" for name, value in index.items()))
+        secrets.append(f"id=index,src={path}")
+    netrc = Path(environment.get("NETRC") or Path(environment.get("HOME", "/nonexistent")) / ".netrc")
+    if netrc.is_file():
+        secrets.append(f"id=netrc,src={netrc}")
+    return secrets
+
+
+def _index_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Package indexes and credentials in uv's and pip's own variables, from the environment and pip's files."""
+    found = {name: value for name, value in environment.items() if value and _INDEX_VARIABLES.fullmatch(name)}
+    home = Path(environment.get("HOME", "/nonexistent"))
+    for path in (
+        Path("/etc/pip.conf"),
+        home / ".pip/pip.conf",
+        home / ".config/pip/pip.conf",
+        Path(environment.get("PIP_CONFIG_FILE") or "/nonexistent"),
+    ):
+        settings = ConfigParser(interpolation=None)
+        with contextlib.suppress(ConfigParserError, OSError, UnicodeDecodeError):
+            settings.read(path)
+        for key in ("index-url", "extra-index-url"):
+            value = settings.get("global", key, fallback="")
+            if value:
+                found.setdefault(f"PIP_{key.upper().replace('-', '_')}", value)
+    reachable = {
+        name: " ".join(part for part in value.split() if not part.startswith(("file:", "/")))  # not from a container
+        for name, value in found.items()
+    }
+    found = {name: value for name, value in reachable.items() if value}
+    if "PIP_INDEX_URL" in found and not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & found.keys():
+        found["UV_DEFAULT_INDEX"] = found["PIP_INDEX_URL"]
+    if "PIP_EXTRA_INDEX_URL" in found and not {"UV_INDEX", "UV_EXTRA_INDEX_URL"} & found.keys():
+        found["UV_INDEX"] = found["PIP_EXTRA_INDEX_URL"]
+    if "UV_DEFAULT_INDEX" in found and "PIP_INDEX_URL" not in found:
+        found["PIP_INDEX_URL"] = found["UV_DEFAULT_INDEX"]
+    return found

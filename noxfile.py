@@ -1,0 +1,80 @@
+"""The project's tasks; `nox -l` lists them. All logic lives in buildkit/."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.error_on_external_run = True
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def install(session: nox.Session, *groups: str, extras: tuple[str, ...] = ()) -> None:
+    """Installs dependency *groups* and the project's own dependencies with *extras*, once for as long as they stay."""
+    wanted = list(nox.project.dependency_groups(PROJECT, *groups))
+    for extra in extras:
+        wanted += PROJECT["project"]["optional-dependencies"][extra] if extra else PROJECT["project"]["dependencies"]
+    stamp = Path(session.virtualenv.location) / "installed.sha256"
+    digest = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()
+    if not stamp.exists() or stamp.read_text() != digest:
+        session.install("--quiet", *wanted)
+        stamp.write_text(digest)
+
+
+def harness(session: nox.Session, *arguments: str, groups: tuple[str, ...] = ("harness",)) -> None:
+    """Runs `python -m buildkit` with *arguments* and whatever stands behind `--`."""
+    install(session, *groups)
+    session.run("python", "-m", "buildkit", *arguments, *session.posargs)
+
+
+@nox.session
+def engine(session: nox.Session) -> None:
+    """Find a container engine, or install and start a private one; `-- stop` ends it."""
+    harness(session, "engine")
+
+
+@nox.session(name="build-image")
+def build_image(session: nox.Session) -> None:
+    """Build the image (or another target: `-- phase1`) and record its digest in build/image.json."""
+    harness(session, "build")
+
+
+@nox.session(name="verify-image")
+def verify_image(session: nox.Session) -> None:
+    """Check the image of build/image.json: CUDA stack, application, absent tools, sizes."""
+    harness(session, "verify", groups=("harness", "checks"))
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting with ruff."""
+    install(session, "lint")
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy, strict."""
+    install(session, "types", extras=("",))
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests; those that need an engine skip where none answers, and fail with `-- --require docker`."""
+    install(session, "tests", extras=("", "ml"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(default=False)
+def lock(session: nox.Session) -> None:
+    """Resolve pyproject.toml into docker/lock/; `-- --upgrade` takes the newest versions."""
+    harness(session, "lock", groups=("harness", "uv"))
