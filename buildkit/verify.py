@@ -43,6 +43,16 @@ STYLES: Final = {
     "not verified": "yellow",
     "not applicable": "dim",
 }
+# Each installation of a Debian package on top of a base image changes these, whatever the order of instructions.
+BASE_PATHS: Final = (
+    "/var/lib/dpkg/",
+    "/var/cache/debconf/",
+    "/etc/ld.so.cache",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/shadow",
+    "/etc/gshadow",
+)
 OCI: Final = "org.opencontainers.image."
 LABELS: Final = ("revision", "source", "version", "created", "licenses", "title", "base.name", "base.digest")
 DEVELOPMENT_GROUPS: Final = ("checks", "lint", "tests", "types")
@@ -181,6 +191,7 @@ def expect(
         if "dev" in layers
         else {name: modules(name) for name in development(spec) if name not in locked},
         cuda_targets=spec.cuda_targets,
+        base_paths=BASE_PATHS,
         labels={**{OCI + name: None for name in LABELS}, **(labels or {})},
         budgets=msgspec.convert(known, Budgets),
         certificates_sha256=tuple(certificate_fingerprints(certificates)),

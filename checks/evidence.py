@@ -156,10 +156,7 @@ class Evidence:
 
     def walk(self) -> FileSystem:
         """Runs programs/filesystem.py as a root that may read everything and do nothing else."""
-        places = {
-            "virtual_environment": self.expectations.virtual_environment,
-            "application": self.expectations.application,
-        }
+        places = {"application": self.expectations.application}
         options = ("--cap-add", "DAC_READ_SEARCH", "--user", "0")
         process = self.engine.run_program(self.image, "filesystem.py", places, *options)
         return self.decode("filesystem.py", process, FileSystem)
@@ -203,8 +200,13 @@ class Evidence:
         system = self.file_system.result()
         folders = [self.expectations.virtual_environment, *system.site_packages]
         prefixes = tuple(f"{folder}/" for folder in folders if folder)
-        paths = [item.path for item in system.objects if item.is_library and item.path.startswith(prefixes)]
-        process = self.engine.exec_program(self.container.result(), "libraries.py", paths)
+        libraries = [item for item in system.objects if item.is_library and item.path.startswith(prefixes)]
+        wholes: dict[str, list[str]] = {}
+        for item in libraries:
+            for name in item.needed:
+                wholes.setdefault(name, []).append(item.path)
+        request = {item.path: wholes.get(item.soname or item.path.rpartition("/")[2], []) for item in libraries}
+        process = self.engine.exec_program(self.container.result(), "libraries.py", request)
         return self.decode("libraries.py", process, dict[str, str])
 
     def use_device(self) -> DeviceRun:

@@ -36,6 +36,7 @@ CHUNK_BYTES = 1 << 20
 DOCUMENT_MAXIMUM_BYTES = 16 << 20  # an image configuration has kilobytes; a guess at what is absurd
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
+SETUID = 0o6000
 KINDS = {tarfile.DIRTYPE: "folder", tarfile.SYMTYPE: "link", tarfile.LNKTYPE: "hard link"}
 
 
@@ -122,11 +123,19 @@ class ImageLayers:
                     continue
                 earlier = present.get(entry.path)
                 if earlier and earlier[1].size_bytes and earlier[0] != layer.number:
-                    same = earlier[1].digest == entry.digest
-                    cause = "stored again unchanged" if same else "overwritten"
-                    yield Repeat(entry.path, earlier[1].size_bytes, cause, earlier[0], layer.number)
+                    yield Repeat(
+                        entry.path, earlier[1].size_bytes, cause_of(earlier[1], entry), earlier[0], layer.number
+                    )
                 present[entry.path] = (layer.number, entry)
                 children.setdefault(folder, set()).add(entry.path)
+
+
+def cause_of(earlier: Entry, later: Entry) -> str:
+    """Why the bytes of *earlier* are stored in vain once *later* is there."""
+    if earlier.digest != later.digest:
+        return "overwritten"
+    is_disarmed = earlier.mode & SETUID and later.mode == earlier.mode & ~SETUID
+    return "stored again without its setuid bit" if is_disarmed else "stored again unchanged"
 
 
 def deleted(

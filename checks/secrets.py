@@ -53,6 +53,12 @@ TOKENS: tuple[tuple[bytes, re.Pattern[bytes], str], ...] = tuple(
         (b"nvapi-", rb"[A-Za-z0-9_-]{40,}", "an NVIDIA API key"),
     )
 )
+# Tokens that their owners published for testing: hard-coded in transformers/testing_utils.py.
+PUBLIC_TOKENS_SHA256: frozenset[str] = frozenset(
+    {
+        "5de261506c0ff857b7c1af7059f842fb0a36d1ca2e4895da542c5eb726f2c802",
+    }
+)
 SECRET_NAMES = {
     ".git-credentials": "stored git credentials",
     ".pypirc": "credentials for uploading packages",
@@ -154,7 +160,9 @@ class Traces:
 def tokens(path: str, data: bytes) -> Iterator[Trace]:
     """Tokens whose form gives them away."""
     for literal, pattern, what in TOKENS:
-        if literal in data and pattern.search(data):
+        if literal in data and any(
+            hashlib.sha256(found).hexdigest() not in PUBLIC_TOKENS_SHA256 for found in pattern.findall(data)
+        ):
             yield Trace("token", path, what)
 
 

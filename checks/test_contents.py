@@ -139,12 +139,11 @@ def test_distributions_equal_the_lock(expectations: Expectations, file_system: F
     """Each distribution of the environment is in the lock, with that version."""
     if not expectations.locked:
         not_applicable("no lock was given")
-    place = expectations.virtual_environment or "/usr/local"
     found = [
         f"{item.name} is {item.version}, the lock says {expectations.locked.get(canonical(item.name), 'nothing')}"
         f" ({item.path}; {layers.where(item.path)})"
         for item in file_system.distributions
-        if item.path.startswith(f"{place}/")
+        if item.path.rpartition("/")[0] in file_system.site_packages
         and item.version != expectations.locked.get(canonical(item.name))
         and canonical(item.name) not in INSTALLERS
     ]
@@ -162,7 +161,8 @@ def canonical(name: str) -> str:
 def test_each_distribution_is_there_once(file_system: FileSystem) -> None:
     """No distribution is installed twice."""
     paths: dict[str, list[str]] = {}
-    for item in file_system.distributions:
+    top = [item for item in file_system.distributions if item.path.rpartition("/")[0] in file_system.site_packages]
+    for item in top:
         paths.setdefault(canonical(item.name), []).append(f"{item.path} ({item.version})")
     refuse(
         (f"{name}: {', '.join(places)}" for name, places in paths.items() if len(places) > 1),

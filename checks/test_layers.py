@@ -33,7 +33,10 @@ def refuse_repeats(layers: ImageLayers, expectations: Expectations, cause: str, 
 
 
 def test_no_file_is_stored_again(layers: ImageLayers, expectations: Expectations) -> None:
-    """No layer stores a file again only to change its owner, mode or time."""
+    """No layer stores a file again only to change its owner, mode or time.
+
+    Taking the setuid bit from a base image's files is the exception: there is no other way.
+    """
     fix = "set owner and mode where the file is made, or by COPY --chown and --chmod; never by RUN chown"
     refuse_repeats(layers, expectations, "stored again unchanged", fix)
 

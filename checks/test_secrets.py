@@ -38,16 +38,16 @@ def described(layers: ImageLayers, trace: Trace) -> str:
 @pytest.mark.parametrize(
     ("rule", "what"),
     [
-        ("private key", "private key"),
-        ("token", "access token"),
-        ("password file", "file of passwords (.netrc, .pypirc, .pgpass, credentials of tools)"),
-        ("environment file", ".env file with settings"),
-        ("credential in an address", "configuration with a user and password in an address"),
+        ("private key", "a private key"),
+        ("token", "an access token"),
+        ("password file", "a file of passwords (.netrc, .pypirc, .pgpass, credentials of tools)"),
+        ("environment file", "an .env file with settings"),
+        ("credential in an address", "a configuration file with a user and password in an address"),
     ],
     ids=["private_key", "token", "password_file", "environment_file", "credential_in_address"],
 )
 def test_no_secret_in_a_layer(rule: str, what: str, layers: ImageLayers) -> None:
-    """No layer holds a {what}."""
+    """No layer holds {what}."""
     assert what
     refuse(seen(layers, rule), fix=MOUNT)
 

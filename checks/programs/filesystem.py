@@ -4,7 +4,7 @@ Runs inside a container of the image, as root with CAP_DAC_READ_SEARCH and nothi
 whatever Python the image carries (3.11 on). Reads the headers of shared objects, never their bodies; reads the bodies
 of executables only, which are few.
 
-    python3 -I - '{"virtual_environment": "/opt/venv", "application": "/app"}' < filesystem.py
+    python3 -I - '{"application": "/app"}' < filesystem.py
 """
 
 from __future__ import annotations
@@ -304,9 +304,10 @@ def bytecode_problems(files: list[dict[str, Any]], roots: list[str]) -> list[dic
     that this Python refuses to compile (a template, a test of syntax errors) needs none.
     """
     problems: list[dict[str, str]] = []
+    prefixes = tuple(f"{root}/" for root in roots)
     for fact in files:
         path = fact["path"]
-        if fact["kind"] != "file" or not path.endswith(".py") or not path.startswith(tuple(f"{r}/" for r in roots)):
+        if fact["kind"] != "file" or not path.endswith(".py") or not path.startswith(prefixes):
             continue
         cache = importlib.util.cache_from_source(path)
         problem = None
@@ -369,13 +370,12 @@ def main() -> None:
     places = json.loads(sys.argv[1])
     files, objects, contents = walk("/")
     resolve(objects)
-    environment = places["virtual_environment"]
     sites = sorted(
         fact["path"]
         for fact in files
         if fact["kind"] == "folder" and fact["path"].endswith(("/site-packages", "/dist-packages"))
     )
-    roots = [environment] if environment else [site for site in sites if "/lib/python3/" not in site]
+    roots = [site for site in sites if "/lib/python3/" not in site]  # Debian compiles its own when it installs
     facts = {
         "python": {"version": sys.version.split()[0], "executable": sys.executable, "prefix": sys.prefix},
         "site_packages": sites,

@@ -1,13 +1,16 @@
 """Loads shared objects, each in a process of its own, and prints which ones do not load.
 
-    python3 -I - '["/opt/venv/lib/python3.13/site-packages/torch/lib/libtorch.so"]' < libraries.py
+    python3 -I - '{"/opt/venv/lib/python3.13/site-packages/torch/lib/libtorch_nvshmem.so": [".../libtorch_cuda.so"]}' \
+        < libraries.py
 
-Each child is forked from a process that has loaded nothing but the standard library, so no object finds its symbols or
-dependencies because another one came before. RTLD_NOW binds every function, RTLD_LOCAL keeps nothing for later.
+The argument gives each object the objects that need it. A child is forked from a process that has loaded nothing but
+the standard library, so nothing is found because something else came before. RTLD_NOW binds every function. An object
+that does not load by itself gets a second chance as part of the first that needs it: some libraries are halves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -19,11 +22,16 @@ __all__: list[str] = []
 PROCESSES = len(os.sched_getaffinity(0))
 
 
-def load(path: str, report: int) -> None:
+def load(path: str, wholes: list[str], report: int) -> None:
     """Loads *path* and leaves the process at once, with the loader's message on *report* if it failed."""
     try:
         ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_LOCAL)
     except OSError as error:
+        for whole in wholes:
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(whole, mode=os.RTLD_NOW | os.RTLD_GLOBAL)
+                ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_LOCAL)
+                os._exit(0)
         os.write(report, str(error).encode()[:4096])
         os._exit(1)
     os._exit(0)
@@ -31,7 +39,8 @@ def load(path: str, report: int) -> None:
 
 def main() -> None:
     """Prints `{path: why it does not load}`."""
-    waiting = json.loads(sys.argv[1])[::-1]
+    wholes: dict[str, list[str]] = json.loads(sys.argv[1])
+    waiting = list(wholes)[::-1]
     running: dict[int, tuple[str, int]] = {}
     failed: dict[str, str] = {}
     while waiting or running:
@@ -40,7 +49,7 @@ def main() -> None:
             read, write = os.pipe()
             child = os.fork()
             if child == 0:
-                load(path, write)
+                load(path, wholes[path], write)
             os.close(write)
             running[child] = (path, read)
         child, status = os.wait()
