@@ -32,11 +32,13 @@ __all__ = [
     "archive_entries",
     "engine_content_store",
     "engine_export",
+    "run_client",
 ]
 
 SMALL_BYTES: Final = 16 << 20  # the most for one JSON file: registries refuse manifests of more than 4 MiB
 _PIPE_BYTES: Final = 1 << 20  # Linux's default limit for an ordinary user, /proc/sys/fs/pipe-max-size
 _ENGINE_EXIT_SECONDS: Final = 5.0
+_NOT_FOUND: Final = 127  # the shell's exit code for a program that is not there
 
 
 class ImageError(BuildkitError):
@@ -226,6 +228,14 @@ class MemoryStore:
         return None if content is None else Section(io.BytesIO(content), len(content))
 
 
+def run_client(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Run the engine's client and return what it says, whatever its exit code; CommandFailed where there is none."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise CommandFailed(command, _NOT_FOUND, f"{command[0]} is not installed") from error
+
+
 @contextmanager
 def engine_export(docker: Sequence[str], reference: str) -> Iterator[ByteSource]:
     """Run `docker image save` for the length of the block and hand out its pipe.
@@ -262,7 +272,7 @@ def engine_export(docker: Sequence[str], reference: str) -> Iterator[ByteSource]
 def engine_content_store(docker: Sequence[str]) -> Path | None:
     """Return the folder of containerd's blobs where the engine uses it and it is this machine's, else None."""
     command = [*docker, "info", "--format", "{{.DockerRootDir}}\n{{json .DriverStatus}}"]
-    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    completed = run_client(command)
     root, _, status = completed.stdout.partition("\n")
     if completed.returncode or "io.containerd.snapshotter" not in status:
         return None

@@ -2,7 +2,7 @@
 
 dive (wagoodman/dive, dive/filetree/efficiency.go and dive/image/analysis.go) looks at every leaf of every layer's tree.
 For each path it takes the sizes that the layers have for it: a whiteout counts as nothing where it hides a file, and as
-all that is below where it hides a directory. Then
+all that is below where it hides a directory that some layer names. Then
 
     efficiency_fraction  = sum over paths of the least size / sum over paths of all sizes
     wasted_bytes         = sum of all sizes of the paths that more than one layer has
@@ -34,13 +34,14 @@ class _Tree:
     """Sizes by name, a directory having more names below it."""
 
     size_bytes: int = 0
+    is_directory: bool = False
     children: dict[str, "_Tree"] = field(default_factory=dict)
 
-    def put(self, path: str, size_bytes: int) -> None:
+    def put(self, path: str, size_bytes: int, *, is_directory: bool) -> None:
         node = self
         for part in path.split("/"):
             node = node.children.setdefault(part, _Tree())
-        node.size_bytes = size_bytes
+        node.size_bytes, node.is_directory = size_bytes, is_directory
 
     def pop(self, path: str) -> "_Tree | None":
         node, parts = self, path.split("/")
@@ -67,6 +68,7 @@ def dive_efficiency(layers: Sequence[LayerContents]) -> DiveEfficiency:
     layer_bytes = []
     for layer in layers:
         own = {entry.path: entry.size_bytes for entry in layer.entries if entry.path and entry.kind != "opaque"}
+        directories = {entry.path for entry in layer.entries if entry.kind == "directory"}
         folders: set[str] = set()
         for path in own:
             folder = path.rpartition("/")[0]
@@ -78,9 +80,9 @@ def dive_efficiency(layers: Sequence[LayerContents]) -> DiveEfficiency:
         for path in own.keys() - folders:
             target = _target(path)
             gone = stacked.pop(target) if path in hidden else None
-            sizes.setdefault(target, []).append(own[path] if gone is None else gone.below())
+            sizes.setdefault(target, []).append(own[path] if gone is None or not gone.is_directory else gone.below())
         for path in own.keys() - hidden:
-            stacked.put(path, own[path])
+            stacked.put(path, own[path], is_directory=path in directories)
     repeated = [each for each in sizes.values() if len(each) > 1]
     all_bytes = sum(map(sum, sizes.values()))
     wasted_bytes = sum(map(sum, repeated))

@@ -12,7 +12,6 @@ import io
 import platform as host
 import posixpath
 import re
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from buildkit.blobs import (
     archive_entries,
     engine_content_store,
     engine_export,
+    run_client,
 )
 from buildkit.errors import CommandFailed
 from buildkit.layer_cache import LayerCache
@@ -321,7 +321,7 @@ class _Reader:
 
     def _engine_identity(self, reference: str) -> str:
         command = [*self._docker, "image", "inspect", reference]
-        completed = subprocess.run(command, capture_output=True, text=True, check=False)
+        completed = run_client(command)
         if completed.returncode:
             message = completed.stderr.strip()
             if "no such image" in message.lower() or "invalid reference" in message.lower():

@@ -162,6 +162,11 @@ def test_neither_file_nor_image_is_one_sentence(tmp_path: Path) -> None:
         read_image("unknown", docker=fake_engine(tmp_path, example()))
 
 
+def test_a_machine_without_docker_is_told_so() -> None:
+    with pytest.raises(CommandFailed, match="not installed"):
+        read_image("unknown", docker=["no-such-docker"])
+
+
 @pytest.mark.parametrize("damage", [b"", b"\xff\xff\xff", b"\x98\x01"])
 def test_a_damaged_cache_is_read_as_an_empty_one(tmp_path: Path, damage: bytes) -> None:
     path = str(write_folder(oci_files(example()), tmp_path / "o"))

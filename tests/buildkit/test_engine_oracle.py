@@ -1,0 +1,208 @@
+"""The engine as the oracle: it unpacks images that are made here, and every file has to be where we say it is.
+
+Images are loaded as archives, so no base image and no registry is needed; `docker export` of a container that never ran
+is what the engine made of the layers.
+"""
+
+import hashlib
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from buildkit.image import read_image
+from buildkit.measure import FileRecord, Measurement, measure
+from tests.buildkit.image_maker import LayerMaker, MadeImage, digest, docker_files, make_image, oci_files, write_archive
+
+# what the engine puts into every container (moby, daemon/initlayer/setup_unix.go)
+INITIAL = {".dockerenv", "dev", "dev/console", "dev/pts", "dev/shm", "etc", "etc/hostname", "etc/hosts", "etc/mtab"}
+INITIAL |= {"etc/resolv.conf", "proc", "sys"}
+
+BASE = (
+    LayerMaker()
+    .directory("etc")
+    .file("etc/motd", "hello", mode=0o600)
+    .file("etc/big", bytes(range(256)) * 5000)
+    .hardlink("etc/big2", "etc/big")
+    .symlink("lib", "usr/lib")
+    .file("usr/lib/a.so", "a" * 10_000, mode=0o755)
+    .file("opt/tree/one", "1" * 700)
+    .file("opt/tree/two", "2" * 700)
+    .file("opt/tree/deep/three", "3" * 700)
+    .directory("var/empty", mode=0o700, uid=12, gid=13)
+    .file("caf\N{LATIN SMALL LETTER E WITH ACUTE}", "name")
+    .file("n" * 120, "long name")
+)
+IMAGES: dict[str, list[LayerMaker]] = {
+    "whiteouts": [
+        BASE,
+        LayerMaker().directory("etc").whiteout("etc/motd").whiteout("opt/tree").whiteout("etc/big"),
+        LayerMaker().file("opt/tree/one", "again").whiteout("usr/lib/a.so").whiteout("not/there"),
+    ],
+    "opaque directories": [
+        BASE,
+        LayerMaker().directory("opt").directory("opt/tree").opaque("opt/tree").file("opt/tree/one", "1" * 700),
+        LayerMaker().directory("opt/tree").file("opt/tree/four", "4").opaque("opt/tree"),
+    ],
+    "chown": [
+        BASE,
+        LayerMaker()
+        .directory("opt", uid=1000)
+        .directory("opt/tree", uid=1000)
+        .file("opt/tree/one", "1" * 700, uid=1000, gid=1000)
+        .file("opt/tree/two", "2" * 700, uid=1000, gid=1000),
+    ],
+    "hard links": [
+        BASE,
+        LayerMaker().file("x/a", "content").hardlink("x/b", "x/a").hardlink("x/c", "x/b"),
+        LayerMaker().whiteout("x/a").file("x/c", "other"),
+    ],
+    "links and kinds that change": [
+        BASE,
+        LayerMaker().file("lib/b", "below a link of the layer below").file("opt/tree", "a file now"),
+        LayerMaker().directory("etc/motd").file("etc/motd/x", "1").symlink("etc/big", "motd/x"),
+        LayerMaker()
+        .symlink("new", "usr/lib")
+        .file("new/c", "below a link of this layer")
+        .symlink("out", "../../../.."),
+        LayerMaker().add("run/pipe", tarfile.FIFOTYPE).file("d", "1").file("d", "22"),
+    ],
+    "sparse and GNU": [
+        LayerMaker(tarfile.GNU_FORMAT).file("p/" * 70 + "f", "long").symlink("s", "t/" * 90),
+        LayerMaker().file(
+            "GNUSparseFile.1/s",
+            b"1\n512\n512\n".ljust(512, b"\0") + b"A" * 512,
+            pax_headers={
+                "GNU.sparse.major": "1",
+                "GNU.sparse.minor": "0",
+                "GNU.sparse.name": "sparse",
+                "GNU.sparse.realsize": "9000",
+            },
+        ),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    docker: Sequence[str]
+    tag: str
+
+    def run(self, *arguments: str, **options: bytes) -> bytes:
+        return subprocess.run(
+            [*self.docker, *arguments], check=True, capture_output=True, input=options.get("stdin")
+        ).stdout
+
+    def load(self, archive: Path) -> None:
+        with archive.open("rb") as file:
+            subprocess.run([*self.docker, "load"], stdin=file, check=True, capture_output=True)
+
+    def unpacked(self) -> dict[str, tuple[str, int, str]]:
+        """What the engine made of the image: kind, size and content or target by path."""
+        container = self.run("create", self.tag, "never-run").decode().strip()
+        try:
+            exported = self.run("export", container)
+        finally:
+            self.run("rm", container)
+        return dict(tar_contents(exported))
+
+
+def tar_contents(archive_bytes: bytes) -> Iterator[tuple[str, tuple[str, int, str]]]:
+    first: dict[str, tuple[str, int, str]] = {}
+    with tarfile.open(fileobj=io.BytesIO(archive_bytes)) as archive:
+        for member in archive:
+            name = member.name.strip("/")
+            file = archive.extractfile(member) if member.isreg() else None
+            if file is not None:
+                content = file.read()
+                first[name] = ("file", len(content), hashlib.sha256(content).hexdigest())
+                yield name, first[name]
+            elif member.islnk():
+                yield name, first[member.linkname.strip("/")]
+            else:
+                kind = "directory" if member.isdir() else "symlink" if member.issym() else "other"
+                yield name, (kind, 0, member.linkname)
+
+
+@pytest.fixture
+def loaded(docker: Sequence[str], request: pytest.FixtureRequest) -> Iterator[Engine]:
+    tag = f"truthgraph-test-oracle:{hashlib.sha256(request.node.name.encode()).hexdigest()[:12]}"
+    engine = Engine(docker, tag)
+    yield engine
+    subprocess.run([*docker, "image", "rm", "--force", tag], capture_output=True, check=False)
+
+
+def as_seen(record: FileRecord, files: dict[str, FileRecord]) -> tuple[str, int, str]:
+    if record.kind in {"file", "hardlink"}:
+        return "file", files[record.link or record.path].size_bytes, record.sha256
+    return {"directory": "directory", "symlink": "symlink"}.get(record.kind, "other"), 0, record.link
+
+
+def compare_with_engine(measurement: Measurement, engine: Engine) -> None:
+    records = {record.path: record for record in measurement.files or ()}
+    ours = {path: as_seen(record, records) for path, record in records.items() if path not in INITIAL}
+    theirs = {path: value for path, value in engine.unpacked().items() if path and path not in INITIAL}
+    assert ours == theirs
+    assert measurement.totals.final_bytes == sum(record.size_bytes for record in records.values())
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_file_is_where_the_engine_unpacks_it(loaded: Engine, tmp_path: Path, name: str, compression: str) -> None:
+    layers = [maker.tar() for maker in IMAGES[name]]
+    made = make_image(layers, compression="gzip" if compression == "gzip" else "none")
+    archive = write_archive(
+        oci_files(made, tag=f"docker.io/library/{loaded.tag}") | docker_manifest(made, loaded.tag), tmp_path / "i.tar"
+    )
+    loaded.load(archive)
+    from_engine = measure(read_image(loaded.tag, docker=loaded.docker))
+    compare_with_engine(from_engine, loaded)
+    # the layers' own bytes, with the standard library's tar reader as the oracle
+    assert [layer.unpacked_bytes for layer in from_engine.layers] == [regular_bytes(layer) for layer in layers]
+    # the engine's export, read as a stream and as a file, says the same
+    (tmp_path / "saved.tar").write_bytes(loaded.run("save", loaded.tag))
+    saved = measure(read_image(str(tmp_path / "saved.tar")))
+    assert (saved.totals, saved.layers, saved.files) == (from_engine.totals, from_engine.layers, from_engine.files)
+
+
+def regular_bytes(layer: bytes) -> int:
+    with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
+        return sum(member.size for member in archive if member.isreg())
+
+
+def docker_manifest(made: MadeImage, tag: str) -> dict[str, bytes]:
+    """What `docker load` reads of an archive."""
+    names = [f"blobs/sha256/{digest(layer).removeprefix('sha256:')}" for layer in made.layers]
+    config = f"blobs/sha256/{digest(made.config).removeprefix('sha256:')}"
+    return {"manifest.json": json.dumps([{"Config": config, "RepoTags": [tag], "Layers": names}]).encode()}
+
+
+def test_an_archive_of_the_older_form_is_the_same_to_the_engine_and_to_us(loaded: Engine, tmp_path: Path) -> None:
+    made = make_image([maker.tar() for maker in IMAGES["whiteouts"]])
+    archive = write_archive(docker_files(made, tag=loaded.tag), tmp_path / "old.tar")
+    loaded.load(archive)
+    compare_with_engine(measure(read_image(str(archive))), loaded)
+    assert measure(read_image(loaded.tag, docker=loaded.docker)).files == measure(read_image(str(archive))).files
+
+
+def test_a_dockerfile_with_copy_chown_and_link_is_read_as_built(loaded: Engine, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_text("x" * 1234)
+    (tmp_path / "Dockerfile").write_text(
+        "FROM scratch\nCOPY tree /srv/tree\nCOPY --chown=1000:1000 tree /srv/tree\nCOPY --link tree /other\n"
+    )
+    loaded.run("buildx", "build", "--load", "--provenance=true", "--tag", loaded.tag, str(tmp_path))
+    measurement = measure(read_image(loaded.tag, docker=loaded.docker))
+    compare_with_engine(measurement, loaded)
+    assert [layer.instruction for layer in measurement.layers] == [
+        "COPY tree /srv/tree",
+        "COPY --chown=1000:1000 tree /srv/tree",
+        "COPY tree /other",
+    ]
+    (group,) = measurement.waste
+    assert (group.cause, group.wasted_bytes, group.stored_by, group.caused_by) == ("metadata only", 1234, 0, 1)

@@ -1,0 +1,141 @@
+"""Layers upon layers: what a container sees, and who wasted what. The engine is the oracle in test_engine_oracle.py."""
+
+import io
+from collections.abc import Sequence
+
+import pytest
+
+from buildkit.layer_tar import LayerContents, read_layer
+from buildkit.merge import FileSystem, Waste, merge
+from buildkit.tar_format import CorruptLayer, UnsafePath
+from tests.buildkit.image_maker import LayerMaker
+
+
+def contents(*makers: LayerMaker) -> list[LayerContents]:
+    return [read_layer(io.BytesIO(maker.tar()), name="x") for maker in makers]
+
+
+def merged(*makers: LayerMaker) -> FileSystem:
+    return merge(contents(*makers))
+
+
+def names(file_system: FileSystem) -> list[str]:
+    return [path for path, _ in file_system.walk()]
+
+
+def waste(file_system: FileSystem) -> Sequence[tuple[str, int, str, int, int]]:
+    return [
+        (each.path, each.wasted_bytes, each.cause, each.stored_by, each.caused_by) for each in sorted_waste(file_system)
+    ]
+
+
+def sorted_waste(file_system: FileSystem) -> Sequence[Waste]:
+    return sorted(file_system.waste, key=lambda each: (each.path, each.stored_by))
+
+
+def test_whiteouts_delete_files_and_whole_directories() -> None:
+    lower = LayerMaker().file("a/one", "11").file("a/two", "222").file("b/c/three", "3").file("keep", "4")
+    upper = LayerMaker().whiteout("a/one").whiteout("b").whiteout("never/there")
+    result = merged(lower, upper)
+    assert names(result) == ["a", "a/two", "keep", "never"]
+    assert waste(result) == [("a/one", 2, "deleted", 0, 1), ("b/c/three", 1, "deleted", 0, 1)]
+
+
+def test_a_whiteout_hides_nothing_of_its_own_layer_in_either_order() -> None:
+    lower = LayerMaker().file("a", "old")
+    for upper in (LayerMaker().whiteout("a").file("a", "newer"), LayerMaker().file("a", "newer").whiteout("a")):
+        result = merged(lower, upper)
+        assert names(result) == ["a"]
+        assert waste(result) == [("a", 3, "overwritten", 0, 1)]
+
+
+def test_opaque_directories_hide_all_that_lower_layers_hold() -> None:
+    lower = LayerMaker().file("d/old", "1").file("d/same", "22").file("d/changed", "333").file("d/sub/deep", "4444")
+    upper = LayerMaker().directory("d").file("d/same", "22").file("d/changed", "xxx").opaque("d").file("d/new", "5")
+    result = merged(lower, upper)
+    assert names(result) == ["d", "d/changed", "d/new", "d/same"]
+    assert waste(result) == [
+        ("d/changed", 3, "overwritten", 0, 1),
+        ("d/old", 1, "deleted", 0, 1),
+        ("d/same", 2, "metadata only", 0, 1),
+        ("d/sub/deep", 4, "deleted", 0, 1),
+    ]
+
+
+def test_a_chown_layer_is_metadata_only() -> None:
+    lower = LayerMaker().file("app/a", "x" * 1000).file("app/b", "y" * 500)
+    upper = LayerMaker().file("app/a", "x" * 1000, uid=1000).file("app/b", "z" * 500, uid=1000)
+    result = merged(lower, upper)
+    assert waste(result) == [("app/a", 1000, "metadata only", 0, 1), ("app/b", 500, "overwritten", 0, 1)]
+
+
+def test_content_is_not_wasted_while_another_name_leads_to_it() -> None:
+    lower = LayerMaker().file("a", "12345").hardlink("b", "a")
+    assert waste(merged(lower, LayerMaker().whiteout("a"))) == []
+    assert waste(merged(lower, LayerMaker().whiteout("a"), LayerMaker().file("b", "1"))) == [
+        ("b", 5, "overwritten", 0, 2)
+    ]
+    chown = LayerMaker().file("a", "12345", uid=1).hardlink("b", "a")
+    assert waste(merged(lower, chown)) == [("b", 5, "metadata only", 0, 1)]
+
+
+def test_a_name_twice_in_one_layer_counts_once() -> None:
+    result = merged(LayerMaker().file("a", "old").file("a", "newer"))
+    assert names(result) == ["a"]
+    assert waste(result) == [("a", 3, "overwritten", 0, 0)]
+
+
+def test_files_directories_and_links_replace_one_another() -> None:
+    lower = LayerMaker().file("f", "1").file("d/in", "22").symlink("s", "f")
+    upper = LayerMaker().directory("f").file("f/in", "x").file("d", "y").file("s", "z")
+    result = merged(lower, upper)
+    assert names(result) == ["d", "f", "f/in", "s"]
+    assert waste(result) == [("d/in", 2, "deleted", 0, 1), ("f", 1, "overwritten", 0, 1)]
+
+
+def test_a_directory_that_is_named_again_keeps_its_files() -> None:
+    result = merged(LayerMaker().file("d/f", "1"), LayerMaker().directory("d", mode=0o700))
+    assert names(result) == ["d", "d/f"]
+    (node,) = [node for path, node in result.walk() if path == "d"]
+    assert node.entry is not None
+    assert node.entry.mode == 0o700
+
+
+def test_below_a_link_of_a_lower_layer_a_directory_takes_its_place() -> None:
+    """As overlay engines unpack it, and as COPY --link is documented to work."""
+    lower = LayerMaker().file("usr/lib/a", "1").symlink("lib", "usr/lib")
+    result = merged(lower, LayerMaker().file("lib/b", "2"))
+    assert names(result) == ["lib", "lib/b", "usr", "usr/lib", "usr/lib/a"]
+
+
+def test_below_a_link_of_the_same_layer_the_link_is_followed_inside_of_the_root() -> None:
+    maker = LayerMaker().symlink("lib", "usr/lib").file("lib/a", "1")
+    maker.symlink("etc/up", "../../../..").file("etc/up/b", "2").symlink("abs", "/usr").file("abs/c", "3")
+    assert names(merged(maker)) == ["abs", "b", "etc", "etc/up", "lib", "usr", "usr/c", "usr/lib", "usr/lib/a"]
+
+
+def test_links_in_a_circle_and_paths_below_files_are_refused() -> None:
+    with pytest.raises(UnsafePath, match="circle"):
+        merged(LayerMaker().symlink("a", "b").symlink("b", "a").file("a/c", "1"))
+    with pytest.raises(CorruptLayer, match="below a file"):
+        merged(LayerMaker().file("a", "1").file("a/b", "1"))
+
+
+def test_hard_links_to_nothing_are_refused() -> None:
+    for maker in (LayerMaker().hardlink("a", "b"), LayerMaker().directory("d").hardlink("a", "d")):
+        with pytest.raises(CorruptLayer, match="hard link"):
+            merged(maker)
+
+
+def test_real_paths_follow_links() -> None:
+    lower = LayerMaker().file("usr/lib/a", "1").symlink("lib", "usr/lib").symlink("usr/lib/b", "../../lib/a")
+    result = merged(lower.symlink("loop", "loop"))
+    assert result.real_path("lib/b") == "usr/lib/a"
+    assert result.real_path("loop") is None
+    assert result.real_path("lib/none") is None
+
+
+def test_deep_paths_do_not_exhaust_the_stack() -> None:
+    deep = "d/" * 1900
+    result = merged(LayerMaker().file(f"{deep}f", "1"), LayerMaker().whiteout("d"))
+    assert waste(result) == [(f"{deep}f", 1, "deleted", 0, 1)]

@@ -1,0 +1,51 @@
+"""What tests may need beyond Python: a fixture per need, absent means skipped, and failed under `--require NEED`.
+
+A test asks for a need by taking its fixture; the marker of the same name is derived from that, so that
+`-m "not docker"` leaves them out.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from buildkit import engine
+from buildkit.errors import BuildkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NEEDS = ("docker",)
+"""The needs that this file knows; folders below may add their own with `--require` read the same way."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require", action="append", default=[], metavar="NEED", help="fail instead of skipping where NEED is absent"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for need in NEEDS:
+            if need in getattr(item, "fixturenames", ()):
+                item.add_marker(need)
+
+
+def absent(config: pytest.Config, need: str, why: str) -> NoReturn:
+    """Skip the test, or fail it where the need was required."""
+    if need in config.getoption("--require"):
+        pytest.fail(f"{need} is required: {why}", pytrace=False)
+    pytest.skip(f"no {need}: {why}")
+
+
+@pytest.fixture(scope="session")
+def docker(pytestconfig: pytest.Config) -> Sequence[str]:
+    """The client of an engine that answers, with its options: append a command and run it."""
+    try:
+        found = engine.find(os.environ, engine.Private())
+    except BuildkitError as error:
+        absent(pytestconfig, "docker", str(error).splitlines()[0])
+    return ("docker", "-H", found.host) if found.host else ("docker",)
