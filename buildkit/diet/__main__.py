@@ -8,15 +8,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from buildkit.diet.diet import Choice, diet_tree
+from buildkit.diet.diet import Choice, diet_tree, worker_count
+from buildkit.diet.fatbin import UnknownTarget, parse_target
 from buildkit.diet.files import RULE_SETS, UnknownRule, choose_rules
-from buildkit.diet.manifest import UnknownManifest
+from buildkit.diet.manifest import TargetsGone, UnknownManifest
 from buildkit.diet.tree import NotATree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from buildkit.diet.manifest import Manifest
+    from buildkit.diet.manifest import Alteration, Manifest
 
 __all__ = ["main"]
 
@@ -26,9 +27,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     started_seconds = time.monotonic()
     try:
-        choice = Choice(rules=choose_rules(options.files), strips=options.strip, is_atomic=options.atomic)
-        manifest = diet_tree(options.tree, choice, manifest_path=options.manifest)
-    except (NotATree, UnknownManifest, UnknownRule) as error:
+        targets = [parse_target(target) for target in options.targets.split(",")] if options.targets else None
+        choice = Choice(
+            rules=choose_rules(options.files),
+            strips=options.strip,
+            targets=None if targets is None else frozenset(targets),
+            is_atomic=options.atomic,
+            is_loaded=options.load,
+        )
+        manifest = diet_tree(options.tree, choice, manifest_path=options.manifest, workers=options.workers)
+    except (NotATree, TargetsGone, UnknownManifest, UnknownRule, UnknownTarget) as error:
         sys.stderr.write(f"diet: {error}\n")
         return 2
     sys.stderr.write(_summary(manifest, time.monotonic() - started_seconds))
@@ -45,8 +53,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SET[,SET]",
         help=f"files to take out: {', '.join(RULE_SETS)}, or single rules",
     )
+    parser.add_argument(
+        "--targets", metavar="X.Y[,X.Y]", help="keep GPU code for these compute capabilities only: 8.0,9.0"
+    )
     parser.add_argument("--manifest", type=Path, metavar="PATH", help="write what was done as JSON, or continue it")
     parser.add_argument("--atomic", action="store_true", help="replace changed files instead of writing in place")
+    parser.add_argument("--load", action="store_true", help="load each changed library before it replaces the old one")
+    parser.add_argument("--workers", type=int, default=worker_count(), metavar="N", help="processes (default: cores)")
     return parser
 
 
@@ -55,15 +68,22 @@ def _summary(manifest: Manifest, seconds: float) -> str:
     for removal in manifest.removals:
         size = _megabytes(sum(removal.removed.values()))
         lines.append(f"  {removal.rule:<16} {size:>11} in {len(removal.removed)} files; lost: {removal.lost}")
-    for step in sorted({step for change in manifest.alterations for step in change.steps}):
+    for step in ("strip", "architectures", "record"):
         changes = [change for change in manifest.alterations if step in change.steps]
-        size = _megabytes(sum(change.bytes_before - change.bytes_after for change in changes))
-        lines.append(f"  {step:<16} {size:>11} in {len(changes)} files")
+        if changes:
+            size = _megabytes(sum(_saved_bytes(change, step) for change in changes))
+            lines.append(f"  {step:<16} {size:>11} in {len(changes)} files")
     lines += [
         f"  left as it was: {refusal.path}: {refusal.step}: {refusal.reason}: {refusal.detail}"
         for refusal in manifest.refusals
     ]
     return "\n".join([*lines, f"  {seconds:.1f} s\n"])
+
+
+def _saved_bytes(change: Alteration, step: str) -> int:
+    """What one step took out of a file: GPU code is counted by entry, the rest is the other step's."""
+    code_bytes = sum(size_bytes for _, size_bytes in change.left_out.values())
+    return code_bytes if step == "architectures" else change.bytes_before - change.bytes_after - code_bytes
 
 
 def _megabytes(size_bytes: int) -> str:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from buildkit.diet import manifest as manifest_format
-from buildkit.diet.elf import ELF_HEADER_BYTES, MAGIC, Refused
+from buildkit.diet.compare import check_pruned
+from buildkit.diet.elf import ELF_HEADER_BYTES, MAGIC, Refused, map_file
+from buildkit.diet.fatbin import target_name
 from buildkit.diet.files import Rule, match_files
-from buildkit.diet.manifest import Alteration, Manifest, Refusal, Removal
+from buildkit.diet.loading import check_loads
+from buildkit.diet.manifest import Alteration, Manifest, Refusal, Removal, TargetsGone
+from buildkit.diet.prune import plan_prune
+from buildkit.diet.rewrite import replace_file
 from buildkit.diet.strip import strip_file
 from buildkit.diet.tree import InstalledFile, Tree, hash_file, read_tree, remove_files, update_records
 
@@ -34,41 +41,51 @@ class Choice:
     Attributes:
         rules: which files go.
         strips: whether symbols and debug information go.
+        targets: the compute capabilities whose GPU code stays, as 90 for 9.0; None leaves all of it.
         is_atomic: whether each changed file is written beside the old one and renamed over it.
+        is_loaded: whether each changed library is loaded in a fresh process before it replaces the old one.
     """
 
     rules: tuple[Rule, ...]
     strips: bool
+    targets: frozenset[int] | None = None
     is_atomic: bool = False
+    is_loaded: bool = False
 
 
-def diet_tree(root: Path, choice: Choice, *, manifest_path: Path | None = None) -> Manifest:
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """What became of one file; `alteration` is None where no step changed it."""
+
+    alteration: Alteration | None
+    refusals: tuple[Refusal, ...]
+
+
+def diet_tree(root: Path, choice: Choice, *, manifest_path: Path | None = None, workers: int = 1) -> Manifest:
     """Diets a tree in place, updates its RECORD files, and returns (and writes) what was done.
 
     A manifest that lies at `manifest_path` already is continued, so a second run changes nothing, nor the manifest.
 
     Raises:
         NotATree: nothing is installed below `root`.
+        TargetsGone: the manifest says that code for a chosen target was taken out before.
         UnknownManifest: what lies at `manifest_path` is no manifest of this schema.
     """
     earlier = manifest_format.load(manifest_path) if manifest_path is not None and manifest_path.exists() else None
+    targets = None if choice.targets is None else tuple(target_name(target) for target in sorted(choice.targets))
+    if earlier is not None and earlier.targets is not None and targets is not None:
+        gone_targets = set(targets).difference(earlier.targets)
+        if gone_targets:
+            raise TargetsGone(tuple(sorted(gone_targets)), earlier.targets)
     tree = read_tree(root, ignored=manifest_path)
     removals = _remove(tree, choice.rules)
     gone = {path for removal in removals for path in removal.removed}
     left = [file for file in tree.files if file.path not in gone]
-    alterations: list[Alteration] = []
-    refusals: list[Refusal] = []
-    if choice.strips:
-        with ThreadPoolExecutor(worker_count()) as pool:
-            machine_code = [file for file in left if _is_elf(tree, file)]
-            for outcome in pool.map(lambda file: _strip(tree, file, is_atomic=choice.is_atomic), machine_code):
-                if isinstance(outcome, Alteration):
-                    alterations.append(outcome)
-                elif outcome is not None:
-                    refusals.append(outcome)
+    outcomes = _change_all(tree, left, choice, workers)
+    alterations = [outcome.alteration for outcome in outcomes if outcome.alteration is not None]
     changed = {change.path: (change.sha256_after, change.bytes_after) for change in alterations}
     sizes = {file.path: file.size_bytes for file in left}
-    for record in update_records(tree, removed=gone, changed=changed):
+    for record, sha256_before in update_records(tree, removed=gone, changed=changed).items():
         path = root / record
         alterations.append(
             Alteration(
@@ -76,7 +93,7 @@ def diet_tree(root: Path, choice: Choice, *, manifest_path: Path | None = None) 
                 steps=("record",),
                 bytes_before=sizes[record],
                 bytes_after=path.stat().st_size,
-                sha256_before=None,
+                sha256_before=sha256_before,
                 sha256_after=hash_file(path),
             )
         )
@@ -87,7 +104,8 @@ def diet_tree(root: Path, choice: Choice, *, manifest_path: Path | None = None) 
         bytes_after=sum(present[file.path] for file in left if not file.is_link),
         removals=removals,
         alterations=tuple(alterations),
-        refusals=tuple(refusals),
+        refusals=tuple(refusal for outcome in outcomes for refusal in outcome.refusals),
+        targets=targets,
     )
     if earlier is not None:
         manifest = manifest_format.continue_from(earlier, manifest, present=present)
@@ -124,21 +142,71 @@ def _is_elf(tree: Tree, file: InstalledFile) -> bool:
         return content.read(len(MAGIC)) == MAGIC
 
 
-def _strip(tree: Tree, file: InstalledFile, *, is_atomic: bool) -> Alteration | Refusal | None:
-    if any(part.endswith(_GRAFTED_SUFFIX) for part in file.path.split("/")[:-1]):
-        return None
-    path = tree.root / file.path
-    try:
-        plan = strip_file(path, is_atomic=is_atomic)
-    except Refused as refusal:
-        return Refusal(path=file.path, step="strip", reason=refusal.reason, detail=refusal.detail)
-    if plan is None:
-        return None
-    return Alteration(
-        path=file.path,
-        steps=("strip",),
-        bytes_before=plan.bytes_before,
-        bytes_after=plan.bytes_after,
-        sha256_before=tree.recorded.get(file.path),
-        sha256_after=hash_file(path),
+def _change_all(tree: Tree, files: list[InstalledFile], choice: Choice, workers: int) -> list[_Outcome]:
+    """Strips and prunes every file with machine code, the largest first; the outcomes are in order of path."""
+    if not choice.strips and choice.targets is None:
+        return []
+    machine_code = sorted((file for file in files if _is_elf(tree, file)), key=lambda file: -file.size_bytes)
+    change = partial(_change, tree.root, choice)
+    jobs = [(file.path, tree.recorded.get(file.path)) for file in machine_code]
+    if workers == 1:
+        outcomes = [change(job) for job in jobs]
+    else:
+        # A fork server: the workers then share nothing with threads that the caller may have.
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver")) as pool:
+            outcomes = list(pool.map(change, jobs))
+    by_path = dict(zip((path for path, _ in jobs), outcomes, strict=True))
+    return [by_path[path] for path in sorted(by_path)]
+
+
+def _change(root: Path, choice: Choice, job: tuple[str, str | None]) -> _Outcome:
+    """Strips and prunes one file; a step that refuses leaves the file as the step before left it."""
+    path, recorded = job
+    file = root / path
+    bytes_before = file.stat().st_size
+    steps: list[str] = []
+    refusals: list[Refusal] = []
+    left_out: dict[str, tuple[int, int]] = {}
+    is_grafted = any(part.endswith(_GRAFTED_SUFFIX) for part in path.split("/")[:-1])
+    if choice.strips and not is_grafted:
+        try:
+            check = check_loads if choice.is_loaded else None
+            if strip_file(file, is_atomic=choice.is_atomic, check=check) is not None:
+                steps.append("strip")
+        except Refused as refusal:
+            refusals.append(Refusal(path=path, step="strip", reason=refusal.reason, detail=refusal.detail))
+    if choice.targets is not None:
+        try:
+            left_out = _prune(file, choice.targets, is_loaded=choice.is_loaded)
+        except Refused as refusal:
+            refusals.append(Refusal(path=path, step="architectures", reason=refusal.reason, detail=refusal.detail))
+        if left_out:
+            steps.append("architectures")
+    if not steps:
+        return _Outcome(None, tuple(refusals))
+    alteration = Alteration(
+        path=path,
+        steps=tuple(steps),
+        bytes_before=bytes_before,
+        bytes_after=file.stat().st_size,
+        sha256_before=recorded,
+        sha256_after=hash_file(file),
+        left_out=left_out,
     )
+    return _Outcome(alteration, tuple(refusals))
+
+
+def _prune(file: Path, targets: frozenset[int], *, is_loaded: bool) -> dict[str, tuple[int, int]]:
+    """Prunes one file and compares the new one with the old before it takes its place."""
+    original = map_file(file)
+    plan = plan_prune(original, targets)
+    if plan is None:
+        return {}
+
+    def check(written: Path) -> None:
+        check_pruned(original, map_file(written), targets)
+        if is_loaded:
+            check_loads(file, written)
+
+    replace_file(file, plan.rewrite, check)
+    return {name: (count, size_bytes) for name, count, size_bytes in plan.removed}

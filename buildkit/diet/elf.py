@@ -7,9 +7,14 @@ and Dynamic Linking") and of `elf.h` in glibc 2.41. Anything that this reader do
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = [
     "ELF_HEADER_BYTES",
@@ -20,9 +25,11 @@ __all__ = [
     "MAGIC",
     "PT_DYNAMIC",
     "PT_LOAD",
+    "PT_PHDR",
     "SECTION_HEADER",
     "SEGMENT_HEADER",
     "SHF_ALLOC",
+    "SHT_DYNSYM",
     "SHT_NOBITS",
     "SHT_NULL",
     "SHT_STRTAB",
@@ -33,9 +40,11 @@ __all__ = [
     "Refused",
     "Section",
     "Segment",
+    "map_file",
     "pack_header",
     "parse",
     "read_dynamic_names",
+    "read_dynamic_tags",
 ]
 
 Content: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
@@ -62,6 +71,7 @@ SHT_NULL: Final = 0
 SHT_SYMTAB: Final = 2
 SHT_STRTAB: Final = 3
 SHT_NOBITS: Final = 8
+SHT_DYNSYM: Final = 11
 SHF_ALLOC: Final = 0x2
 _PN_XNUM: Final = 0xFFFF
 _DT_NEEDED: Final = 1
@@ -72,7 +82,7 @@ _DT_RPATH: Final = 15
 _DT_RUNPATH: Final = 29
 
 
-class Refused(Exception):  # noqa: N818 - a refusal is the word that the manifest uses
+class Refused(Exception):
     """A file that the diet leaves exactly as it was, with the reason as a short fixed name.
 
     Attributes:
@@ -163,6 +173,7 @@ class Elf:
     name_section_index: int
     segments: tuple[Segment, ...]
     sections: tuple[Section, ...]
+    section_name_offsets: tuple[int, ...]
     file_bytes: int
 
     @property
@@ -264,8 +275,21 @@ def parse(content: Content) -> Elf:
         name_section_index=name_section_index,
         segments=segments,
         sections=_named_sections(view, section_table, name_section_index),
+        section_name_offsets=tuple(fields[0] for fields in SECTION_HEADER.iter_unpack(section_table)),
         file_bytes=len(view),
     )
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """A file's content, read on demand. It is unmapped when the last view of it is gone, not at a fixed point.
+
+    Raises:
+        Refused: it is too short to be an ELF file (nothing of no bytes can be mapped).
+    """
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size < ELF_HEADER_BYTES:
+            raise Refused("elf-truncated", f"fewer than {ELF_HEADER_BYTES} bytes")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def pack_header(
@@ -298,15 +322,9 @@ def pack_header(
 def read_dynamic_names(content: Content, elf: Elf) -> DynamicNames:
     """The names in the dynamic section, read by virtual address as the loader does; empty for a static file."""
     view = memoryview(content)
-    dynamic = [segment for segment in elf.segments if segment.type == PT_DYNAMIC]
-    if not dynamic:
+    tags = list(_dynamic_entries(view, elf))
+    if not tags:
         return DynamicNames(needed=(), soname=None, runpath=None)
-    table = view[dynamic[0].file_offset : dynamic[0].file_offset + dynamic[0].file_bytes]
-    tags: list[tuple[int, int]] = []
-    for tag, value in _DYNAMIC_ENTRY.iter_unpack(table[: len(table) // 16 * 16]):
-        if tag == 0:
-            break
-        tags.append((tag, value))
     single = dict(tags)
     if _DT_STRTAB not in single or _DT_STRSZ not in single:
         raise Refused("elf-dynamic", "no string table")
@@ -318,6 +336,24 @@ def read_dynamic_names(content: Content, elf: Elf) -> DynamicNames:
         soname=_string(strings, single[_DT_SONAME]) if _DT_SONAME in single else None,
         runpath=_string(strings, runpath) if runpath is not None else None,
     )
+
+
+def read_dynamic_tags(content: Content, elf: Elf) -> dict[int, int]:
+    """The dynamic section as tag to value; of a tag that may come more than once, the last."""
+    return dict(_dynamic_entries(memoryview(content), elf))
+
+
+def _dynamic_entries(view: memoryview, elf: Elf) -> Iterator[tuple[int, int]]:
+    dynamic = [segment for segment in elf.segments if segment.type == PT_DYNAMIC]
+    if len(dynamic) > 1:
+        raise Refused("elf-dynamic", f"{len(dynamic)} dynamic segments")
+    for segment in dynamic:
+        whole_bytes = segment.file_bytes // _DYNAMIC_ENTRY.size * _DYNAMIC_ENTRY.size
+        table = view[segment.file_offset : segment.file_offset + whole_bytes]
+        for tag, value in _DYNAMIC_ENTRY.iter_unpack(table):
+            if tag == 0:
+                return
+            yield tag, value
 
 
 def _check_load(segment: Segment) -> None:

@@ -51,7 +51,7 @@ class Rule:
         return not name.endswith(self.spared_suffixes or ("/",)) and not set(folders).isdisjoint(self.folders)
 
 
-class UnknownRule(ValueError):  # noqa: N818 - named for what is wrong with the value
+class UnknownRule(ValueError):
     """A rule or set of rules that the table does not hold.
 
     Attributes:
@@ -133,20 +133,76 @@ RULES: Final = (
         reason="a second build of NVRTC that a program must ask for by its own name; no file of the stack holds it",
         lost="programs linked with libnvrtc.alt",
     ),
+    Rule(
+        name="triton",
+        globs=("triton/*", "bin/proton", "bin/proton-viewer"),
+        reason=(
+            "triton compiles its launchers with a C compiler that a runtime image does not have, so torch's own triton "
+            "kernels (torch/_native) would fail where, without the package, torch takes its CUDA kernels"
+        ),
+        lost="torch.compile and kernels written in triton",
+    ),
+    Rule(
+        name="multi-gpu-solver",
+        globs=("nvidia/*/libcusolverMg.so.*",),
+        reason="cuSOLVER over several GPUs; no library or module of the stack names it",
+        lost="programs that call cusolverMg",
+    ),
+    Rule(
+        name="blas-fftw-shims",
+        globs=("nvidia/*/libnvblas.so.*", "nvidia/*/libcufftw.so.*"),
+        reason="drop-in replacements for CPU BLAS and FFTW that a program must be linked with or preload",
+        lost="programs that preload NVBLAS or link cuFFTW",
+    ),
+    Rule(
+        name="profilers",
+        globs=(
+            "nvidia/*/libnvperf_host.so*",
+            "nvidia/*/libnvperf_target.so*",
+            "nvidia/*/libpcsamplingutil.so*",
+            "nvidia/*/libcheckpoint.so*",
+        ),
+        reason="hardware counters and program sampling for profilers; CUPTI itself, which torch needs, stays",
+        lost="kernel metrics in profilers; torch.profiler's timelines stay",
+    ),
+    Rule(
+        name="device-bitcode",
+        globs=("nvidia/*.bc",),
+        reason="LLVM bitcode to link into kernels of one's own with a compiler",
+        lost="building device code against NVSHMEM in the image",
+    ),
+    Rule(
+        name="cuda-bindings",
+        globs=("cuda/bindings/*", "cuda/pathfinder/*", "cuda_bindings.pth"),
+        reason="Python bindings of the CUDA driver; torch looks for them and does without",
+        lost="annotated CUDA graphs (torch.cuda.graphs kernel annotations), programs that import cuda.bindings",
+    ),
 )
+_RUNTIME: Final = (
+    "headers",
+    "archives",
+    "type-stubs",
+    "tests",
+    "scripts",
+    "build-files",
+    "fortran-sources",
+    "manuals",
+    "windows",
+    "nvrtc-alternate",
+)
+# `runtime` costs nothing that an image without compilers has; `serving` costs what its rules say, none of it used by
+# inference with torch.
 RULE_SETS: Final[Mapping[str, tuple[str, ...]]] = {
     "none": (),
-    "runtime": (
-        "headers",
-        "archives",
-        "type-stubs",
-        "tests",
-        "scripts",
-        "build-files",
-        "fortran-sources",
-        "manuals",
-        "windows",
-        "nvrtc-alternate",
+    "runtime": _RUNTIME,
+    "serving": (
+        *_RUNTIME,
+        "triton",
+        "multi-gpu-solver",
+        "blas-fftw-shims",
+        "profilers",
+        "device-bitcode",
+        "cuda-bindings",
     ),
 }
 

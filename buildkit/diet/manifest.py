@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +20,7 @@ __all__ = [
     "Manifest",
     "Refusal",
     "Removal",
+    "TargetsGone",
     "UnknownManifest",
     "continue_from",
     "load",
@@ -30,7 +31,7 @@ SCHEMA_VERSION: Final = 1
 TOOL_VERSION: Final = "1"
 
 
-class UnknownManifest(ValueError):  # noqa: N818 - named for what is wrong with the value
+class UnknownManifest(ValueError):
     """A manifest of another schema, or none at all.
 
     Attributes:
@@ -63,8 +64,9 @@ class Alteration:
     """A file with other bytes than it was installed with.
 
     Attributes:
-        steps: what was done to it, in order: `strip`, `record`.
+        steps: what was done to it, in order: `strip`, `architectures`, `record`.
         sha256_before: from the distribution's RECORD; None where it gives none.
+        left_out: name of each kind of GPU code taken out (`sm_80`, `compute_120`), to its entries and bytes.
     """
 
     path: str
@@ -73,6 +75,7 @@ class Alteration:
     bytes_after: int
     sha256_before: str | None
     sha256_after: str
+    left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +90,35 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The whole result for one tree. `bytes_*` are sums over its regular files."""
+    """The whole result for one tree.
+
+    Attributes:
+        bytes_before: sum over its regular files, as installed.
+        targets: the compute capabilities that GPU code was kept for, as `9.0`; None where all is there.
+    """
 
     bytes_before: int
     bytes_after: int
     removals: tuple[Removal, ...]
     alterations: tuple[Alteration, ...]
     refusals: tuple[Refusal, ...]
+    targets: tuple[str, ...] | None = None
     tool_version: str = field(default=TOOL_VERSION)
     schema_version: int = field(default=SCHEMA_VERSION)
+
+
+class TargetsGone(ValueError):
+    """GPUs asked for whose code an earlier diet of the tree took out.
+
+    Attributes:
+        value: the targets asked for.
+        allowed: those that the tree still holds.
+    """
+
+    def __init__(self, value: tuple[str, ...], allowed: tuple[str, ...]) -> None:
+        super().__init__(f"the tree was dieted for {', '.join(allowed)}; it cannot serve {', '.join(value)} again")
+        self.value = value
+        self.allowed = allowed
 
 
 def load(path: Path) -> Manifest:
@@ -112,10 +135,16 @@ def load(path: Path) -> Manifest:
         bytes_before=document["bytes_before"],
         bytes_after=document["bytes_after"],
         removals=tuple(Removal(**row) for row in document["removals"]),
-        alterations=tuple(Alteration(**{**row, "steps": tuple(row["steps"])}) for row in document["alterations"]),
+        alterations=tuple(_alteration(row) for row in document["alterations"]),
         refusals=tuple(Refusal(**row) for row in document["refusals"]),
+        targets=tuple(document["targets"]) if document["targets"] is not None else None,
         tool_version=document["tool_version"],
     )
+
+
+def _alteration(row: dict[str, Any]) -> Alteration:
+    left_out = {name: (count, size_bytes) for name, (count, size_bytes) in row["left_out"].items()}
+    return Alteration(**{**row, "steps": tuple(row["steps"]), "left_out": left_out})
 
 
 def save(manifest: Manifest, path: Path) -> None:
@@ -143,7 +172,11 @@ def continue_from(earlier: Manifest, now: Manifest, *, present: dict[str, int]) 
         if old is not None and old.sha256_after == new.sha256_before:
             steps = (*old.steps, *(step for step in new.steps if step not in old.steps))
             new = dataclasses.replace(  # noqa: PLW2901 - the same alteration, begun earlier
-                new, steps=steps, bytes_before=old.bytes_before, sha256_before=old.sha256_before
+                new,
+                steps=steps,
+                bytes_before=old.bytes_before,
+                sha256_before=old.sha256_before,
+                left_out=_added(old.left_out, new.left_out),
             )
         altered[new.path] = new
     alterations = tuple(
@@ -163,4 +196,15 @@ def continue_from(earlier: Manifest, now: Manifest, *, present: dict[str, int]) 
         bytes_before=now.bytes_after + saved_bytes,
         removals=tuple(removal for removal in kept if removal.removed),
         alterations=alterations,
+        targets=now.targets if now.targets is not None else earlier.targets,
     )
+
+
+def _added(left: dict[str, tuple[int, int]], right: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """Entries and bytes by name, summed."""
+    names = sorted({*left, *right})
+    none = (0, 0)
+    return {
+        name: (left.get(name, none)[0] + right.get(name, none)[0], left.get(name, none)[1] + right.get(name, none)[1])
+        for name in names
+    }

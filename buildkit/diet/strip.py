@@ -11,10 +11,7 @@ from __future__ import annotations
 import dataclasses
 import mmap
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from buildkit.diet import elf as elf_format
@@ -30,12 +27,15 @@ from buildkit.diet.elf import (
     Elf,
     Refused,
     Section,
+    map_file,
 )
+from buildkit.diet.rewrite import Move, Rewrite, replace_file, write_at
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
 
-__all__ = ["Move", "StripPlan", "apply_plan", "is_droppable", "plan_strip", "strip_file"]
+__all__ = ["StripPlan", "is_droppable", "plan_strip", "strip_file"]
 
 # What binutils' strip removes with --strip-unneeded, and what names the tools or the missing symbols (.comment,
 # .gnu_debuglink). Any other section that is not loaded stays: a program may read it from its own file.
@@ -52,34 +52,11 @@ _SHDR_ALIGNMENT: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
-    """A run of bytes that the stripped file keeps: from where to where."""
-
-    old_offset: int
-    new_offset: int
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class StripPlan:
-    """Everything that a strip writes: the runs kept, then small patches over them, then nothing more.
+    """What a strip writes, and (section name, stored bytes) of each section that it drops."""
 
-    Attributes:
-        runs: the runs kept, in order; the first begins at 0 and stays there.
-        patches: (offset, bytes) in the new file: header, segment table if it changed, names and section table.
-        removed: (section name, stored bytes) of each section dropped.
-    """
-
-    bytes_before: int
-    bytes_after: int
-    runs: tuple[Move, ...]
-    patches: tuple[tuple[int, bytes], ...]
+    rewrite: Rewrite
     removed: tuple[tuple[str, int], ...]
-
-    @property
-    def moved(self) -> tuple[Move, ...]:
-        """The runs that change place."""
-        return tuple(run for run in self.runs if run.old_offset != run.new_offset)
 
 
 def is_droppable(section: Section) -> bool:
@@ -131,56 +108,49 @@ def plan_strip(content: Content) -> StripPlan | None:
     saved_bytes = elf.file_bytes - bytes_after
     if saved_bytes < (1 if any(map(_is_symbolic, dropped)) else _LEAST_PAGE_BYTES):
         return None
+    patches = ((0, header), (_moved_offset(runs, elf.segment_table_offset), segments), (tail_offset, tail))
     return StripPlan(
-        bytes_before=elf.file_bytes,
-        bytes_after=bytes_after,
-        runs=runs,
-        patches=((0, header), (_moved_offset(runs, elf.segment_table_offset), segments), (tail_offset, tail)),
+        rewrite=Rewrite(bytes_before=elf.file_bytes, bytes_after=bytes_after, runs=runs, patches=patches),
         removed=tuple((section.name, section.stored_bytes) for section in dropped),
     )
 
 
-def apply_plan(content: Content, plan: StripPlan) -> bytes:
-    """The stripped file as bytes: the definition that writing in place must agree with."""
-    view = memoryview(content)
-    stripped = bytearray(plan.bytes_after)
-    for run in plan.runs:
-        stripped[run.new_offset : run.new_offset + run.size_bytes] = view[
-            run.old_offset : run.old_offset + run.size_bytes
-        ]
-    for offset, patch in plan.patches:
-        stripped[offset : offset + len(patch)] = patch
-    return bytes(stripped)
-
-
-def strip_file(path: Path, *, is_atomic: bool = False) -> StripPlan | None:
+def strip_file(
+    path: Path, *, is_atomic: bool = False, check: Callable[[Path, Path], None] | None = None
+) -> StripPlan | None:
     """Strips a file, keeping its mode and times, and returns what was done, or None where nothing was to do.
 
     In place, the new tables are written, read back and compared before the file is cut; if anything fails until
     then, the bytes overwritten are put back. A file with other hard links (a package cache's, say) is replaced by a
-    new one, as every file is with `is_atomic`.
+    new one, as every file is with `is_atomic` or where there is something to `check`, which then gets the old file
+    and the new one.
 
     Raises:
         Refused: the file cannot be stripped safely; it is as it was.
     """
     status = path.stat()
-    with path.open("r+b") as file:
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            plan = plan_strip(content)
-            if plan is None:
-                return None
-            original = elf_format.parse(content)
-            moved_bytes = sum(run.size_bytes for run in plan.moved)
-            is_replaced = is_atomic or status.st_nlink > 1 or moved_bytes > _MOVED_IN_PLACE_BYTES
-            if is_replaced:
-                _replace(path, content, plan, original)
-            else:
-                writes = [
-                    (run.new_offset, content[run.old_offset : run.old_offset + run.size_bytes]) for run in plan.moved
-                ]
-        if not is_replaced:
-            _write_in_place(file.fileno(), [*writes, *plan.patches], plan, original)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    content = map_file(path)
+    plan = plan_strip(content)
+    if plan is None:
+        return None
+    original = elf_format.parse(content)
+    moved_bytes = sum(run.size_bytes for run in plan.rewrite.moved)
+    is_replaced = is_atomic or check is not None or status.st_nlink > 1 or moved_bytes > _MOVED_IN_PLACE_BYTES
+    if is_replaced:
+
+        def check_written(written: Path) -> None:
+            _check_file(written, plan.rewrite, original)
+            if check is not None:
+                check(path, written)
+
+        replace_file(path, plan.rewrite, check_written)
+    else:
+        moved = [
+            (run.new_offset, content[run.old_offset : run.old_offset + run.size_bytes]) for run in plan.rewrite.moved
+        ]
+        del content
+        _write_in_place(path, moved, plan.rewrite, original)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     return plan
 
 
@@ -304,17 +274,17 @@ def _section_table(kept: dict[int, Section], runs: tuple[Move, ...], name_offset
     return bytes(table)
 
 
-def _check_stripped(content: Content, plan: StripPlan, original: Elf) -> None:
+def _check_stripped(content: Content, rewrite: Rewrite, original: Elf) -> None:
     """Compares a stripped file's tables with the original's: equal but for the offsets that the plan moved."""
     stripped = elf_format.parse(content)
     expected = tuple(
-        dataclasses.replace(segment, file_offset=_moved_offset(plan.runs, segment.file_offset))
+        dataclasses.replace(segment, file_offset=_moved_offset(rewrite.runs, segment.file_offset))
         for segment in original.segments
     )
     if stripped.segments != expected:
         raise Refused("strip-check", "the segments differ from the plan")
     kept = [
-        dataclasses.replace(section, file_offset=_moved_offset(plan.runs, section.file_offset), link=0)
+        dataclasses.replace(section, file_offset=_moved_offset(rewrite.runs, section.file_offset), link=0)
         for section in original.sections
         if section.is_allocated
     ]
@@ -323,73 +293,44 @@ def _check_stripped(content: Content, plan: StripPlan, original: Elf) -> None:
         raise Refused("strip-check", "the loaded sections differ from the plan")
     if any(is_droppable(section) for section in stripped.sections):
         raise Refused("strip-check", "a dropped section is still there")
-    for offset, patch in plan.patches:
+    for offset, patch in rewrite.patches:
         if memoryview(content)[offset : offset + len(patch)] != patch:
             raise Refused("strip-check", f"the bytes written at {offset:#x} are not there")
 
 
-def _write_in_place(descriptor: int, writes: list[tuple[int, bytes]], plan: StripPlan, original: Elf) -> None:
+def _check_file(path: Path, rewrite: Rewrite, original: Elf) -> None:
+    _check_stripped(map_file(path), rewrite, original)
+
+
+def _write_in_place(path: Path, moved: list[tuple[int, bytes]], rewrite: Rewrite, original: Elf) -> None:
     """Writes, reads back, compares, and only then cuts the file; puts the old bytes back on any failure."""
-    saved = [(offset, os.pread(descriptor, len(patch), offset)) for offset, patch in writes]
-    try:
-        for offset, patch in writes:
-            _write_all(descriptor, patch, offset)
-        with mmap.mmap(descriptor, plan.bytes_after, access=mmap.ACCESS_READ) as content:
-            _check_stripped(content, plan, original)
-            for run, (_, moved) in zip(plan.moved, writes, strict=False):
-                _check_moved(content, run, moved, plan)
-    except BaseException:
-        for offset, patch in reversed(saved):
-            _write_all(descriptor, patch, offset)
-        os.ftruncate(descriptor, plan.bytes_before)
-        raise
-    os.ftruncate(descriptor, plan.bytes_after)
+    with path.open("r+b", buffering=0) as file:
+        descriptor = file.fileno()
+        writes = [*moved, *rewrite.patches]
+        saved = [(offset, os.pread(descriptor, len(patch), offset)) for offset, patch in writes]
+        try:
+            for offset, patch in writes:
+                write_at(descriptor, patch, offset)
+            written = mmap.mmap(descriptor, rewrite.bytes_after, access=mmap.ACCESS_READ)
+            _check_stripped(written, rewrite, original)
+            for run, (_, expected) in zip(rewrite.moved, moved, strict=True):
+                _check_moved(written, run, expected, rewrite)
+        except BaseException:
+            for offset, patch in saved:
+                write_at(descriptor, patch, offset)
+            os.ftruncate(descriptor, rewrite.bytes_before)
+            raise
+        os.ftruncate(descriptor, rewrite.bytes_after)
 
 
-def _check_moved(content: Content, run: Move, moved: bytes, plan: StripPlan) -> None:
+def _check_moved(content: Content, run: Move, moved: bytes, rewrite: Rewrite) -> None:
     """Refuses where a moved run did not arrive, apart from the patches (the segment table may lie in it)."""
     expected = bytearray(moved)
-    for offset, patch in plan.patches:
+    for offset, patch in rewrite.patches:
         if run.new_offset <= offset < run.new_offset + run.size_bytes:
             expected[offset - run.new_offset : offset - run.new_offset + len(patch)] = patch
     if memoryview(content)[run.new_offset : run.new_offset + run.size_bytes] != expected:
         raise Refused("strip-check", f"the run at {run.new_offset:#x} differs")
-
-
-def _replace(path: Path, content: Content, plan: StripPlan, original: Elf) -> None:
-    """Writes the stripped file beside the old one and renames it over it."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    view = memoryview(content)
-    try:
-        with os.fdopen(descriptor, "r+b") as file:
-            for run in plan.runs:
-                file.seek(run.new_offset)
-                file.write(view[run.old_offset : run.old_offset + run.size_bytes])
-            for offset, patch in plan.patches:
-                file.seek(offset)
-                file.write(patch)
-            file.flush()
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as written:
-                _check_stripped(written, plan, original)
-        shutil.copystat(path, temporary)
-        if hasattr(os, "chown"):
-            os.chown(temporary, path.stat().st_uid, path.stat().st_gid)
-            temporary.chmod(path.stat().st_mode & 0o7777)
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    finally:
-        view.release()
-
-
-def _write_all(descriptor: int, patch: bytes, offset: int) -> None:
-    view = memoryview(patch)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view = view[written:]
-        offset += written
 
 
 def _align_up(offset: int, alignment: int) -> int:

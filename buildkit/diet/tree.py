@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["InstalledFile", "NotATree", "Tree", "hash_file", "read_tree", "remove_files", "update_records"]
 
-_SITE_PACKAGES: Final = "site-packages"
-_RECORD: Final = "RECORD"
+# Where a distribution may lie: in the tree itself or where a virtual environment has it. Nowhere deeper, so that a
+# wrong folder (one that has an environment somewhere below) is refused instead of dieted.
+_RECORD: Final = re.compile(r"(?:lib/python3\.\d+/site-packages/)?[^/]+\.dist-info/RECORD")
 _HASH_CHUNK_BYTES: Final = 1 << 20
 
 
-class NotATree(ValueError):  # noqa: N818 - named for what is wrong with the value
+class NotATree(ValueError):
     """A folder without installed distributions, or one that must not be dieted.
 
     Attributes:
@@ -77,25 +79,23 @@ def read_tree(root: Path, *, ignored: Path | None = None) -> Tree:
     """Lists a tree and reads its RECORD files; `ignored` is a file that is no part of it wherever it lies.
 
     Raises:
-        NotATree: it holds no `*.dist-info` folder, or is the root of a file system.
+        NotATree: it holds no distribution where a virtual environment or a site-packages folder has them.
     """
     if not root.is_dir() or root.resolve() == Path("/"):
         raise NotATree(root, "not a folder of its own")
     listed = sorted(_walk(root, ""), key=lambda file: file.path)
     files = tuple(file for file in listed if ignored is None or root / file.path != ignored)
-    holders = {file.path: PurePosixPath(file.path).parent.parent for file in files if _is_record(file.path)}
-    if not holders:
-        raise NotATree(root, "no distribution with a RECORD is installed in it")
-    folders = set(holders.values())
-    sites = {folder for folder in folders if not folders.intersection(folder.parents)}
-    records = tuple(path for path, folder in holders.items() if folder in sites)
+    records = tuple(file.path for file in files if _RECORD.fullmatch(file.path))
+    if not records:
+        raise NotATree(root, "no distribution lies in it or in its lib/python3.*/site-packages")
+    sites = {str(PurePosixPath(record).parent.parent) for record in records}
     recorded: dict[str, str] = {}
     for record in records:
         for row in csv.reader(io.StringIO((root / record).read_text("utf-8"))):
             algorithm, _, digest = row[1].partition("=") if len(row) > 1 else ("", "", "")
             if algorithm == "sha256":
                 recorded[_installed_path(record, row[0])] = _from_base64(digest)
-    return Tree(root=root, files=files, sites=tuple(sorted(map(str, sites))), records=records, recorded=recorded)
+    return Tree(root=root, files=files, sites=tuple(sorted(sites)), records=records, recorded=recorded)
 
 
 def remove_files(root: Path, paths: list[str]) -> None:
@@ -111,7 +111,7 @@ def remove_files(root: Path, paths: list[str]) -> None:
             current = current.parent
 
 
-def update_records(tree: Tree, *, removed: set[str], changed: Mapping[str, tuple[str, int]]) -> list[str]:
+def update_records(tree: Tree, *, removed: set[str], changed: Mapping[str, tuple[str, int]]) -> dict[str, str]:
     """Takes removed files out of each RECORD and writes the new hash and size of changed ones.
 
     Lines that do not change stay byte for byte.
@@ -122,21 +122,21 @@ def update_records(tree: Tree, *, removed: set[str], changed: Mapping[str, tuple
         changed: path to (SHA-256 in hexadecimal, bytes).
 
     Returns:
-        The RECORD files rewritten.
+        The RECORD files rewritten, each with the SHA-256 of what it was.
     """
-    rewritten: list[str] = []
+    rewritten: dict[str, str] = {}
     for record in tree.records:
         path = tree.root / record
         before = path.read_bytes().decode("utf-8")
         after = "".join(_updated_lines(before, record, removed, changed))
         if after != before:
             status = path.stat()
-            temporary = path.with_name(f"{_RECORD}.new")
+            temporary = path.with_name(f"{path.name}.new")
             temporary.write_bytes(after.encode("utf-8"))
             temporary.chmod(stat.S_IMODE(status.st_mode))
             os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
             temporary.rename(path)
-            rewritten.append(record)
+            rewritten[record] = hashlib.sha256(before.encode("utf-8")).hexdigest()
     return rewritten
 
 
@@ -158,10 +158,6 @@ def _walk(root: Path, prefix: str) -> Iterator[InstalledFile]:
             elif entry.is_symlink() or entry.is_file(follow_symlinks=False):
                 size_bytes = entry.stat(follow_symlinks=False).st_size
                 yield InstalledFile(path=path, size_bytes=size_bytes, is_link=entry.is_symlink())
-
-
-def _is_record(path: str) -> bool:
-    return path.endswith(f".dist-info/{_RECORD}")
 
 
 def _installed_path(record: str, row_path: str) -> str:
