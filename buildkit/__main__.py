@@ -80,6 +80,41 @@ def _build(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _verify(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from buildkit import build, engine, spec, verify
+    from buildkit.handed_in import HandedIn
+
+    loaded = spec.load(arguments.project)
+    folder: Path = arguments.project / FOLDER
+    found = engine.find(os.environ, engine.Private())
+    labels = None
+    image: str = arguments.image
+    if not image:
+        record = build.load_record(arguments.build or build.record_path(folder, arguments.target))
+        image, labels = record.digest, record.labels
+    handed_in = HandedIn.of(os.environ)
+    expectations = verify.expect(
+        loaded,
+        arguments.target,
+        labels=labels,
+        certificates=handed_in.certificates.read_bytes() if handed_in.certificates else b"",
+        handed_in=handed_in.plain(),
+    )
+    result = verify.verify(
+        image,
+        expectations,
+        output=folder,
+        environment=os.environ,
+        engine_host=found.host or None,
+        require=arguments.require,
+        handed_in=handed_in.plain(),
+    )
+    Console(no_color=bool(os.environ.get("NO_COLOR")) or None).print(verify.table(result))
+    return 0 if arguments.exit_zero and result.exit_code == 1 else result.exit_code
+
+
 def _lock(arguments: argparse.Namespace) -> int:
     from buildkit import layers, spec
 
@@ -116,6 +151,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--no-cache", action="store_true", help="run every step again")
     command.add_argument("--skip-disk-check", action="store_true", help="build even where the disk seems too full")
     command.set_defaults(run=_build)
+
+    command = commands.add_parser("verify", help="check an image: the last one built, or any other")
+    command.add_argument("--image", default="", help="any image in the engine, by digest or name")
+    command.add_argument("--target", default="api", help="what the image is expected to be (default: api)")
+    command.add_argument("--build", type=Path, help="a build record (default: the target's last, in build/)")
+    command.add_argument(
+        "--require", action="append", default=[], metavar="TIER", help="static or device: not verified is a finding"
+    )
+    command.add_argument("--exit-zero", action="store_true", help="exit 0 even with findings")
+    command.set_defaults(run=_verify)
 
     command = commands.add_parser("lock", help="resolve pyproject.toml into docker/lock/")
     command.add_argument("--upgrade", action="store_true", help="take the newest versions allowed")

@@ -71,6 +71,10 @@ class Base:
     origin: Literal["registry", "debian"]
     local: str
 
+    def site_packages(self, python: str) -> str:
+        """Where this base's own interpreter installs to; Debian's has a folder of its own name (Python Policy)."""
+        return f"/usr/local/lib/python{python}/{'dist' if self.origin == 'debian' else 'site'}-packages"
+
     @property
     def context(self) -> str:
         """The value of BuildKit's named context for `reference`."""

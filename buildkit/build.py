@@ -17,8 +17,6 @@ import tempfile
 import time
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
-from configparser import ConfigParser
-from configparser import Error as ConfigParserError
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -30,6 +28,7 @@ from python_on_whales.exceptions import DockerException
 from buildkit import engine as engines
 from buildkit.errors import BuildFailed, CommandFailed, DiskTooFull, UsageError
 from buildkit.events import Events, Step
+from buildkit.handed_in import HandedIn
 from buildkit.layers import check_locks, locked
 
 if TYPE_CHECKING:
@@ -46,13 +45,6 @@ __all__ = ["BuildRecord", "build", "load_record", "record_path"]
 SCHEMA_VERSION = 1
 _WARM_BYTES = 1_000_000_000
 """Room for a build that finds the environment in the cache: the application, stored and unpacked (a generous guess)."""
-
-_CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-_INDEX_VARIABLES = re.compile(
-    r"(UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|INSECURE_HOST|INDEX_\w+_(USERNAME|PASSWORD))|PIP_(INDEX_URL|EXTRA_INDEX_URL|TRUSTED_HOST))"
-)
-_PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
-"""BuildKit's predefined arguments: known to every RUN, in no layer and no history (Dockerfile reference)."""
 
 
 class BuildRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,19 +128,17 @@ def build(
     lock_sha256 = lock_digest(spec, target)
     if check_disk:
         _check_disk(engine, target, folder, lock_sha256)
+    handed_in = HandedIn.of(environment)
     revision, created = _revision(spec.project)
     tag = f"{spec.name}:{'latest' if target.name == 'api' else target.name}"
     labels = _labels(spec, base, revision=revision, created=created, lock_sha256=lock_sha256)
     began, started = time.monotonic(), datetime.now(tz=UTC)
     events = Events()
     folder.mkdir(parents=True, exist_ok=True)
-    build_arguments = {"PYTHON_IMAGE": base.reference, **target.arguments, **(arguments or {})}
-    proxies = {
-        name: environment[name]
-        for upper in _PROXY_VARIABLES
-        for name in (upper, upper.lower())
-        if environment.get(name)
-    }
+    site_packages = base.site_packages(spec.python)
+    build_arguments = {"PYTHON_IMAGE": base.reference, **(arguments or {})}
+    for name, value in target.arguments.items():
+        build_arguments[name] = value.replace("{site_packages}", site_packages)
     with tempfile.TemporaryDirectory() as scratch:
         metadata = Path(scratch) / "metadata.json"
         client = DockerClient(host=engine.host or None)
@@ -158,10 +148,10 @@ def build(
                 spec.project,
                 file=spec.project / target.dockerfile,
                 target=target.stage,
-                build_args={**build_arguments, **proxies},
+                build_args={**build_arguments, **handed_in.proxies},
                 build_contexts={base.reference: base.context},
                 labels=labels,
-                secrets=_secrets(environment, Path(scratch)),
+                secrets=handed_in.as_secrets(Path(scratch)),
                 output={"type": "image", "name": tag, "compression": target.compression},
                 provenance=False,  # its time stamps would give every build another digest
                 metadata_file=metadata,
@@ -311,55 +301,3 @@ def _source(project: Path) -> str:
     if not re.match(r"(https?|ssh)://|git@", remote):
         return "local"
     return re.sub(r"(?<=://)[^/@]*@", "", remote)
-
-
-def _secrets(environment: Mapping[str, str], scratch: Path) -> list[str]:
-    """BuildKit's secrets `ca`, `index` and `netrc`, from what pip, uv and curl would use on this machine."""
-    secrets: list[str] = []
-    bundle = next((environment[name] for name in _CERTIFICATE_VARIABLES if environment.get(name)), None)
-    if bundle is not None:
-        if not Path(bundle).is_file():
-            name = next(name for name in _CERTIFICATE_VARIABLES if environment.get(name))
-            raise UsageError(name, bundle, "no such file; it must name a bundle of certificates in PEM form")
-        secrets.append(f"id=ca,src={bundle}")
-    index = _index_settings(environment)
-    if index:
-        path = scratch / "index"
-        path.touch(mode=0o600)
-        path.write_text("".join(f"{name}={value}\n" for name, value in index.items()))
-        secrets.append(f"id=index,src={path}")
-    netrc = Path(environment.get("NETRC") or Path(environment.get("HOME", "/nonexistent")) / ".netrc")
-    if netrc.is_file():
-        secrets.append(f"id=netrc,src={netrc}")
-    return secrets
-
-
-def _index_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """Package indexes and credentials in uv's and pip's own variables, from the environment and pip's files."""
-    found = {name: value for name, value in environment.items() if value and _INDEX_VARIABLES.fullmatch(name)}
-    home = Path(environment.get("HOME", "/nonexistent"))
-    for path in (
-        Path("/etc/pip.conf"),
-        home / ".pip/pip.conf",
-        home / ".config/pip/pip.conf",
-        Path(environment.get("PIP_CONFIG_FILE") or "/nonexistent"),
-    ):
-        settings = ConfigParser(interpolation=None)
-        with contextlib.suppress(ConfigParserError, OSError, UnicodeDecodeError):
-            settings.read(path)
-        for key in ("index-url", "extra-index-url"):
-            value = settings.get("global", key, fallback="")
-            if value:
-                found.setdefault(f"PIP_{key.upper().replace('-', '_')}", value)
-    reachable = {
-        name: " ".join(part for part in value.split() if not part.startswith(("file:", "/")))  # not from a container
-        for name, value in found.items()
-    }
-    found = {name: value for name, value in reachable.items() if value}
-    if "PIP_INDEX_URL" in found and not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & found.keys():
-        found["UV_DEFAULT_INDEX"] = found["PIP_INDEX_URL"]
-    if "PIP_EXTRA_INDEX_URL" in found and not {"UV_INDEX", "UV_EXTRA_INDEX_URL"} & found.keys():
-        found["UV_INDEX"] = found["PIP_EXTRA_INDEX_URL"]
-    if "UV_DEFAULT_INDEX" in found and "PIP_INDEX_URL" not in found:
-        found["PIP_INDEX_URL"] = found["UV_DEFAULT_INDEX"]
-    return found

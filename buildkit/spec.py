@@ -46,7 +46,8 @@ class Target(_Table, frozen=True):
         stage: the Dockerfile's stage.
         disk_bytes: room that a cold build takes in the engine's folder (measured).
         layers: names of the environment's layers in it, in order; empty where the Dockerfile has its own.
-        arguments: build arguments beside those that every build gets.
+        arguments: build arguments beside those that every build gets; `{site_packages}` is where the base's own Python
+            installs to.
         compression: of its layers in the engine; uncompressed is exported and unpacked fastest, a registry gets zstd.
     """
 

@@ -6,6 +6,7 @@ Runs inside a stage of docker/Dockerfile, with nothing but the standard library:
     python3 /mnt/layout.py skeleton                         the empty virtual environment
     python3 /mnt/layout.py install --requirements FILE      one group of distributions
     python3 /mnt/layout.py weights --requirements FILE DIR  the model that a distribution carries, as DIR
+    python3 /mnt/layout.py run COMMAND ...                  any command, with the caller's secrets
     python3 /mnt/layout.py compile DIR                      bytecode for our own code, in /layer/DIR
 
 The tree lies in /layer. It holds the same bytes for the same inputs: order, owner, mode and times are fixed, bytecode
@@ -181,6 +182,8 @@ def publish(out: Path) -> None:
 
 def main() -> None:
     """Reads the command line; see the module's text."""
+    if sys.argv[1:2] == ["run"]:
+        sys.exit(subprocess.call(sys.argv[2:], env=installer_environment()))
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("action", choices=["bootstrap", "skeleton", "install", "weights", "compile"])
     parser.add_argument("folder", type=Path, nargs="?", help="as it will lie in the image")
