@@ -143,7 +143,7 @@ def _is_elf(tree: Tree, file: InstalledFile) -> bool:
 
 
 def _change_all(tree: Tree, files: list[InstalledFile], choice: Choice, workers: int) -> list[_Outcome]:
-    """Strips and prunes every file with machine code, the largest first; the outcomes are in order of path."""
+    """Prunes and strips every file with machine code, the largest first; the outcomes are in order of path."""
     if not choice.strips and choice.targets is None:
         return []
     machine_code = sorted((file for file in files if _is_elf(tree, file)), key=lambda file: -file.size_bytes)
@@ -160,7 +160,7 @@ def _change_all(tree: Tree, files: list[InstalledFile], choice: Choice, workers:
 
 
 def _change(root: Path, choice: Choice, job: tuple[str, str | None]) -> _Outcome:
-    """Strips and prunes one file; a step that refuses leaves the file as the step before left it."""
+    """Prunes and strips one file; a step that refuses leaves the file as the step before left it."""
     path, recorded = job
     file = root / path
     bytes_before = file.stat().st_size
@@ -168,13 +168,6 @@ def _change(root: Path, choice: Choice, job: tuple[str, str | None]) -> _Outcome
     refusals: list[Refusal] = []
     left_out: dict[str, tuple[int, int]] = {}
     is_grafted = any(part.endswith(_GRAFTED_SUFFIX) for part in path.split("/")[:-1])
-    if choice.strips and not is_grafted:
-        try:
-            check = check_loads if choice.is_loaded else None
-            if strip_file(file, is_atomic=choice.is_atomic, check=check) is not None:
-                steps.append("strip")
-        except Refused as refusal:
-            refusals.append(Refusal(path=path, step="strip", reason=refusal.reason, detail=refusal.detail))
     if choice.targets is not None:
         try:
             left_out = _prune(file, choice.targets, is_loaded=choice.is_loaded)
@@ -182,6 +175,14 @@ def _change(root: Path, choice: Choice, job: tuple[str, str | None]) -> _Outcome
             refusals.append(Refusal(path=path, step="architectures", reason=refusal.reason, detail=refusal.detail))
         if left_out:
             steps.append("architectures")
+    # After the prune, whose smaller alignment lets a strip close gaps that the linker's 2 MiB pages left.
+    if choice.strips and not is_grafted:
+        try:
+            check = check_loads if choice.is_loaded else None
+            if strip_file(file, is_atomic=choice.is_atomic, check=check) is not None:
+                steps.append("strip")
+        except Refused as refusal:
+            refusals.append(Refusal(path=path, step="strip", reason=refusal.reason, detail=refusal.detail))
     if not steps:
         return _Outcome(None, tuple(refusals))
     alteration = Alteration(
