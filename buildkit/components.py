@@ -1,0 +1,96 @@
+"""What an image no longer holds, in the words of the before/after report: build tools, caches, tests, symbols."""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from buildkit.measure import FileRecord, Measurement
+
+__all__ = ["RemovedComponent", "removed_components"]
+
+_OTHER: Final = "not needed"
+# Debian and PyPI names by what they are for; the first that matches counts.
+_PACKAGE_REASONS: Final = (
+    (
+        re.compile(
+            r"build-essential|(gcc|g\+\+|cpp|binutils|make|dpkg-dev|patch|libgcc-\d+-dev|libstdc\+\+-\d+-dev)(-.*)?"
+            r"|lib(binutils|ctf\d*|ctf-nobfd\d*|gprofng\d*|sframe\d*|cc1-\d*|[alt]san\d*|ubsan\d*|hwasan\d*|itm\d*"
+            r"|quadmath\d*|isl\d*|mpc\d*|mpfr\d*|jansson\d*|dpkg-perl|fakeroot|algorithm-.*)"
+        ),
+        "build tool",
+    ),
+    (re.compile(r".*-dev|linux-libc-dev|rpcsvc-proto"), "headers to build against"),
+    (
+        re.compile(r"(pytest|coverage|ruff|mypy|hypothesis|black|isort|pluggy|iniconfig)(-.*)?|.*-(dbg|doc)"),
+        "development",
+    ),
+    (re.compile(r"uv|pip|setuptools|wheel"), "package manager"),
+)
+# Files of no package, by where they are; the group is what is named.
+_PLACES: Final = (
+    (re.compile(r"((?:root|home/[^/]+)/\.cache/[^/]+|(?:root|home/[^/]+)/\.local)/"), "package manager"),
+    (re.compile(r"(var/lib/apt/lists|var/cache/apt)/"), "package index"),
+    (re.compile(r"((?:.*/)?(?:tests?|scripts|examples|benchmarks))/"), "not for production"),
+    (re.compile(r"((?:.*/)?include|usr/share/(?:doc|man|locale))/"), "headers and documentation"),
+    (re.compile(r"((?:[^/]+/){1,3})"), _OTHER),
+)
+_BYTECODE: Final = re.compile(r".*\.pyc")
+_SHARED_OBJECT: Final = re.compile(r".*\.so(\.[0-9.]+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedComponent:
+    """Something that the image before holds and the one after does not; `reason` is why one would not want it."""
+
+    name: str
+    reason: str
+    removed_bytes: int
+    files: int
+
+
+def removed_components(before: Measurement, after: Measurement) -> tuple[RemovedComponent, ...]:
+    """Group what is gone: whole packages by name, other files by place, and what libraries lost in size.
+
+    A file that only moved, content and name alike, is not gone. Empty where a measurement has no files.
+    """
+    if before.files is None or after.files is None:
+        return ()
+    kept = {(record.path.rpartition("/")[2], record.sha256) for record in after.files if record.kind == "file"}
+    left = {record.path: record.size_bytes for record in after.files}
+    packages_left = {(str(package.manager), package.name) for package in after.packages}
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for record in before.files:
+        if record.kind != "file" or (record.path.rpartition("/")[2], record.sha256) in kept:
+            continue
+        if record.path not in left:
+            groups[_component(record, before, packages_left)].append(record.size_bytes)
+        elif _SHARED_OBJECT.fullmatch(record.path) and left[record.path] < record.size_bytes:
+            key = "symbols and other parts of shared objects", "not needed to run"
+            groups[key].append(record.size_bytes - left[record.path])
+    found = [RemovedComponent(name, reason, sum(sizes), len(sizes)) for (name, reason), sizes in groups.items()]
+    return tuple(sorted(found, key=lambda each: (-each.removed_bytes, each.name)))
+
+
+def _component(record: FileRecord, before: Measurement, packages_left: Collection[tuple[str, str]]) -> tuple[str, str]:
+    if record.package >= 0:
+        package = before.packages[record.package]
+        if (package.manager, package.name) not in packages_left:
+            return f"{package.name} ({package.manager})", _reason(package.name)
+        return f"parts of {package.name} ({package.manager})", next(_place_reasons(record.path), _OTHER)
+    if _BYTECODE.fullmatch(record.path):
+        return "bytecode of no package", "made again from its source"
+    for pattern, reason in _PLACES:
+        match = pattern.match(record.path)
+        if match:
+            return match[1].rstrip("/"), reason
+    return "files in the root directory", _OTHER
+
+
+def _place_reasons(path: str) -> Iterator[str]:
+    return (reason for pattern, reason in _PLACES if pattern.match(path))
+
+
+def _reason(name: str) -> str:
+    return next((reason for pattern, reason in _PACKAGE_REASONS if pattern.fullmatch(name)), _OTHER)
