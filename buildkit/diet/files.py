@@ -134,6 +134,20 @@ RULES: Final = (
         lost="programs linked with libnvrtc.alt",
     ),
     Rule(
+        name="nvshmem-plugins",
+        globs=(
+            "nvidia/nvshmem/lib/nvshmem_transport_*.so*",
+            "nvidia/nvshmem/lib/nvshmem_bootstrap_mpi.so*",
+            "nvidia/nvshmem/lib/nvshmem_bootstrap_pmix.so*",
+            "nvidia/nvshmem/lib/nvshmem_bootstrap_shmem.so*",
+        ),
+        reason=(
+            "NVSHMEM's plugins for clusters need UCX, libfabric, libmlx5, MPI or PMIx, which no wheel brings: the loader "
+            "refuses them, and nothing but NVSHMEM's own start-up opens them"
+        ),
+        lost="NVSHMEM between machines, where those libraries are installed beside",
+    ),
+    Rule(
         name="triton",
         globs=("triton/*", "bin/proton", "bin/proton-viewer"),
         reason=(
@@ -189,6 +203,7 @@ _RUNTIME: Final = (
     "manuals",
     "windows",
     "nvrtc-alternate",
+    "nvshmem-plugins",
 )
 # `runtime` costs nothing that an image without compilers has; `serving` costs what its rules say, none of it used by
 # inference with torch.

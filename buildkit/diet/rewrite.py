@@ -44,6 +44,19 @@ class Rewrite:
         """The runs that change place."""
         return tuple(run for run in self.runs if run.old_offset != run.new_offset)
 
+    @property
+    def zeros(self) -> tuple[tuple[int, int], ...]:
+        """(start, end) of what neither a run nor a patch fills: padding, zero in the new file."""
+        filled = [(run.new_offset, run.new_offset + run.size_bytes) for run in self.runs]
+        filled += [(offset, offset + len(patch)) for offset, patch in self.patches]
+        gaps: list[tuple[int, int]] = []
+        position = 0
+        for start, end in sorted(filled):
+            if start > position:
+                gaps.append((position, start))
+            position = max(position, end)
+        return (*gaps, (position, self.bytes_after)) if position < self.bytes_after else tuple(gaps)
+
 
 def apply_rewrite(content: Content, rewrite: Rewrite) -> bytes:
     """The new file as bytes: the definition that writing it to disk must agree with."""

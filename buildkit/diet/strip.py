@@ -306,7 +306,8 @@ def _write_in_place(path: Path, moved: list[tuple[int, bytes]], rewrite: Rewrite
     """Writes, reads back, compares, and only then cuts the file; puts the old bytes back on any failure."""
     with path.open("r+b", buffering=0) as file:
         descriptor = file.fileno()
-        writes = [*moved, *rewrite.patches]
+        padding = [(start, bytes(end - start)) for start, end in rewrite.zeros]
+        writes = [*moved, *rewrite.patches, *padding]
         saved = [(offset, os.pread(descriptor, len(patch), offset)) for offset, patch in writes]
         try:
             for offset, patch in writes:
