@@ -120,12 +120,10 @@ def _lock(arguments: argparse.Namespace) -> int:
 
     loaded = spec.load(arguments.project)
     if arguments.check:
-        layers.check_locks(loaded.project, loaded.lock_folder, loaded.layers, loaded.python)
+        layers.check_locks(loaded)
         return 0
     _say("resolving with uv, which asks the package index")
-    changed = layers.write_locks(
-        loaded.project, loaded.lock_folder, loaded.layers, loaded.python, upgrade=arguments.upgrade
-    )
+    changed = layers.write_locks(loaded, upgrade=arguments.upgrade)
     for path in changed:
         print(path.relative_to(loaded.project))
     _say(f"{len(changed)} lock files changed")

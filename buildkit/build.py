@@ -124,7 +124,7 @@ def build(
         CommandFailed: docker itself failed.
     """
     if target.layers:
-        check_locks(spec.project, spec.lock_folder, spec.layers, spec.python)
+        check_locks(spec)
     lock_sha256 = lock_digest(spec, target)
     if check_disk:
         _check_disk(engine, target, folder, lock_sha256)

@@ -25,7 +25,7 @@ from buildkit.errors import CommandFailed, UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from buildkit.spec import Layer
+    from buildkit.spec import ImageSpec, Layer
 
 __all__ = ["Requirement", "assign", "check_locks", "input_digest", "locked", "parse_requirements", "write_locks"]
 
@@ -33,6 +33,7 @@ _HEADER = "# Written by `nox -s lock` for Python {python}; inputs {digest}. Do n
 _INPUTS = re.compile(r"^# Written by .*; inputs ([0-9a-f]{64})\.", re.MULTILINE)
 _NAME = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)")
 _PLATFORM = "x86_64-manylinux_2_28"
+_NOWHERE = "left_out"
 _TOOLS = ("uv", "model")  # dependency groups locked beside the environment: uv itself, the package of the weights
 
 
@@ -78,8 +79,12 @@ def locked(lock_folder: Path, layer_names: Iterable[str]) -> dict[str, str]:
     }
 
 
-def assign(layers: Sequence[Layer], closures: Mapping[str, Mapping[str, Requirement]]) -> dict[str, list[Requirement]]:
-    """Puts each distribution of *closures* into exactly one layer.
+def assign(
+    layers: Sequence[Layer],
+    closures: Mapping[str, Mapping[str, Requirement]],
+    left_out: Iterable[str] = (),
+) -> dict[str, list[Requirement]]:
+    """Puts each distribution of *closures* into exactly one layer, those of *left_out* into none.
 
     *closures* maps an extra ("" for the project's own dependencies) to everything it installs. A distribution that a
     layer names goes there; any other goes to the layer of the smallest extra whose closure holds it.
@@ -90,6 +95,10 @@ def assign(layers: Sequence[Layer], closures: Mapping[str, Mapping[str, Requirem
     everything = {name: requirement for closure in closures.values() for name, requirement in closure.items()}
     placed: dict[str, list[Requirement]] = {layer.name: [] for layer in layers}
     home: dict[str, str] = {}
+    for name in map(normalize, left_out):
+        if name not in everything:
+            raise UsageError("left_out", name, "not in the lock; remove it from docker/images.toml")
+        home[name] = _NOWHERE
     for layer in layers:
         for name in map(normalize, layer.distributions):
             if name in home:
@@ -105,7 +114,7 @@ def assign(layers: Sequence[Layer], closures: Mapping[str, Mapping[str, Requirem
         if owner is None:
             raise UsageError("layers", name, "no layer takes it; name it in docker/images.toml")
         home[name] = owner.name
-    for name in sorted(home):
+    for name in sorted(name for name, layer in home.items() if layer != _NOWHERE):
         placed[home[name]].append(everything[name])
     return placed
 
@@ -115,29 +124,30 @@ def layer_rank(extra: str | None) -> int:
     return ["", "ml", "dev"].index(extra or "")
 
 
-def input_digest(project: Path, layers: Sequence[Layer], python: str) -> str:
+def input_digest(spec: ImageSpec) -> str:
     """SHA-256 (hex) of everything that a lock is resolved from: dependencies, groups, layer table, Python, platform."""
-    metadata = tomllib.loads((project / "pyproject.toml").read_text())
+    metadata = tomllib.loads((spec.project / "pyproject.toml").read_text())
     inputs = {
         "dependencies": metadata["project"]["dependencies"],
         "extras": metadata["project"]["optional-dependencies"],
         "groups": {name: metadata["dependency-groups"][name] for name in _TOOLS},
-        "layers": [[layer.name, layer.extra, list(layer.distributions)] for layer in layers],
-        "python": python,
+        "layers": [[layer.name, layer.extra, list(layer.distributions)] for layer in spec.layers],
+        "left_out": sorted(spec.left_out),
+        "python": spec.python,
         "platform": _PLATFORM,
     }
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def check_locks(project: Path, lock_folder: Path, layers: Sequence[Layer], python: str) -> None:
+def check_locks(spec: ImageSpec) -> None:
     """Passes when every lock file was resolved from today's inputs.
 
     Raises:
         UsageError: a lock file is missing or stale.
     """
-    wanted = input_digest(project, layers, python)
-    for name in [*(layer.name for layer in layers), *_TOOLS]:
-        path = lock_folder / f"{name}.txt"
+    wanted = input_digest(spec)
+    for name in [*(layer.name for layer in spec.layers), *_TOOLS]:
+        path = spec.lock_folder / f"{name}.txt"
         if not path.exists():
             raise UsageError(str(path), "missing", "run `nox -s lock`")
         match = _INPUTS.search(path.read_text())
@@ -161,14 +171,15 @@ def _compile(project: Path, python: str, *arguments: str) -> dict[str, Requireme
     return {requirement.name: requirement for requirement in parse_requirements(done.stdout)}
 
 
-def write_locks(project: Path, lock_folder: Path, layers: Sequence[Layer], python: str, *, upgrade: bool) -> list[Path]:
+def write_locks(spec: ImageSpec, *, upgrade: bool) -> list[Path]:
     """Resolves pyproject.toml's dependencies once and writes one lock file per layer; returns the files that changed.
 
     Versions that are locked already are kept unless *upgrade* is set or pyproject.toml no longer allows them. Asks the
     package index through uv (its own settings and environment variables apply).
     """
+    project, python, lock_folder = spec.project, spec.python, spec.lock_folder
     lock_folder.mkdir(parents=True, exist_ok=True)
-    digest = input_digest(project, layers, python)
+    digest = input_digest(spec)
     with tempfile.TemporaryDirectory() as scratch:
         kept = Path(scratch) / "kept.txt"
         kept.write_text("" if upgrade else "\n".join(path.read_text() for path in sorted(lock_folder.glob("*.txt"))))
@@ -183,7 +194,8 @@ def write_locks(project: Path, lock_folder: Path, layers: Sequence[Layer], pytho
             "ml": _compile(project, python, "pyproject.toml", "--extra", "ml", *within),
             "dev": superset,
         }
-        texts = {name: [item.text for item in items] for name, items in assign(layers, closures).items()}
+        placed = assign(spec.layers, closures, spec.left_out)
+        texts = {name: [item.text for item in items] for name, items in placed.items()}
         for group in _TOOLS:
             # The package of the weights names torch and more; only its own files are wanted.
             items = _compile(project, python, "--group", group, "--no-deps")

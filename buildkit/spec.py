@@ -78,6 +78,7 @@ class _File(_Table, frozen=True):
     image: _Image
     layers: tuple[Layer, ...]
     targets: tuple[Target, ...]
+    left_out: dict[str, str] = {}
     budgets: dict[str, dict[str, object]] = {}
 
 
@@ -87,6 +88,7 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         project: the folder that holds `docker/`, absolute.
         cuda_targets: compute capabilities that the image must run on, as `sm_90`.
+        left_out: distributions that are locked and in no image, each with the reason.
         budgets: limits per target, judged by `budget.judge`, which knows the keys.
     """
 
@@ -103,6 +105,7 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     cuda_targets: tuple[str, ...]
     layers: tuple[Layer, ...]
     targets: tuple[Target, ...]
+    left_out: dict[str, str]
     budgets: dict[str, dict[str, object]]
 
     @property
@@ -145,6 +148,7 @@ def load(project: Path, *, base: str | None = None, python: str | None = None) -
         project=project.resolve(),
         layers=file.layers,
         targets=file.targets,
+        left_out=file.left_out,
         budgets=file.budgets,
         **{
             **msgspec.structs.asdict(file.image),
