@@ -1,8 +1,9 @@
 """The locked distributions, grouped into image layers by size and rate of change.
 
 A lock file is one layer: ``docker/lock/<layer>.txt`` in pip's requirements format, with hashes and without any index
-address. All are written together by `write_locks` from pyproject.toml and the ``[[layers]]`` table, and each names the
-digest of the inputs it was resolved from, so that a stale lock is found without asking an index.
+address. All are written together by `write_locks` from pyproject.toml and the ``[[layers]]`` table. The digest of those
+inputs lies beside them in ``inputs.sha256``, so that a stale lock is found without asking an index; not in the files,
+since a layer is built again when its file changes.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Requirement", "assign", "check_locks", "input_digest", "locked", "parse_requirements", "write_locks"]
 
-_HEADER = "# Written by `nox -s lock` for Python {python}; inputs {digest}. Do not edit.\n"
-_INPUTS = re.compile(r"^# Written by .*; inputs ([0-9a-f]{64})\.", re.MULTILINE)
+_HEADER = "# Written by `nox -s lock` for Python {python}. Do not edit.\n"
+_INPUTS = "inputs.sha256"
 _NAME = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)")
 _PLATFORM = "x86_64-manylinux_2_28"
 _NOWHERE = "left_out"
@@ -145,16 +146,14 @@ def check_locks(spec: ImageSpec) -> None:
     Raises:
         UsageError: a lock file is missing or stale.
     """
-    wanted = input_digest(spec)
     for name in [*(layer.name for layer in spec.layers), *_TOOLS]:
         path = spec.lock_folder / f"{name}.txt"
         if not path.exists():
             raise UsageError(str(path), "missing", "run `nox -s lock`")
-        match = _INPUTS.search(path.read_text())
-        if match is None or match[1] != wanted:
-            raise UsageError(
-                str(path), "stale", "pyproject.toml or docker/images.toml changed since; run `nox -s lock`"
-            )
+    path = spec.lock_folder / _INPUTS
+    if not path.exists() or path.read_text().strip() != input_digest(spec):
+        fix = "pyproject.toml or docker/images.toml changed since it was resolved; run `nox -s lock`"
+        raise UsageError(str(spec.lock_folder), "stale", fix)
 
 
 def _compile(project: Path, python: str, *arguments: str) -> dict[str, Requirement]:
@@ -179,7 +178,6 @@ def write_locks(spec: ImageSpec, *, upgrade: bool) -> list[Path]:
     """
     project, python, lock_folder = spec.project, spec.python, spec.lock_folder
     lock_folder.mkdir(parents=True, exist_ok=True)
-    digest = input_digest(spec)
     with tempfile.TemporaryDirectory() as scratch:
         kept = Path(scratch) / "kept.txt"
         kept.write_text("" if upgrade else "\n".join(path.read_text() for path in sorted(lock_folder.glob("*.txt"))))
@@ -200,15 +198,16 @@ def write_locks(spec: ImageSpec, *, upgrade: bool) -> list[Path]:
             # The package of the weights names torch and more; only its own files are wanted.
             items = _compile(project, python, "--group", group, "--no-deps")
             texts[group] = [item.text for item in items.values()]
+    files = {f"{name}.txt": _HEADER.format(python=python) + "\n".join(blocks) + "\n" for name, blocks in texts.items()}
+    files[_INPUTS] = input_digest(spec) + "\n"
     changed: list[Path] = []
-    for name, blocks in texts.items():
-        path = lock_folder / f"{name}.txt"
-        text = _HEADER.format(python=python, digest=digest) + "\n".join(blocks) + "\n"
+    for name, text in files.items():
+        path = lock_folder / name
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
             changed.append(path)
     for path in lock_folder.glob("*.txt"):
-        if path.stem not in texts:
+        if path.name not in files:
             path.unlink()
             changed.append(path)
     return changed

@@ -142,8 +142,8 @@ RULES: Final = (
             "nvidia/nvshmem/lib/nvshmem_bootstrap_shmem.so*",
         ),
         reason=(
-            "NVSHMEM's plugins for clusters need UCX, libfabric, libmlx5, MPI or PMIx, which no wheel brings: the loader "
-            "refuses them, and nothing but NVSHMEM's own start-up opens them"
+            "NVSHMEM's plugins for clusters need UCX, libfabric, libmlx5, MPI or PMIx, which no wheel brings: the "
+            "loader refuses them, and nothing but NVSHMEM's own start-up opens them"
         ),
         lost="NVSHMEM between machines, where those libraries are installed beside",
     ),
