@@ -12,8 +12,8 @@ from service.settings import Settings
 
 
 def database_url() -> URL | None:
-    """The service's database, spoken to through asyncpg."""
-    url = Settings.from_environment().database_url
+    """The database that `service.database.migrate` names, or else the service's own, spoken to through asyncpg."""
+    url = context.config.attributes.get("database_url") or Settings.from_environment().database_url
     return make_url(url).set(drivername="postgresql+asyncpg") if url else None
 
 

@@ -1,23 +1,31 @@
-"""The command line: serve, routes, embed, models.
+"""The command line: serve, migrate, keys, ingest, models, embed, routes.
 
 What a command needs is imported when it runs: `models` must do with the standard library, `routes` without torch.
 """
 
 import argparse
+import asyncio
+import contextlib
 import json
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from service.settings import Settings, SettingsError
+from service.settings import PREFIX, Settings, SettingsError
 
 if TYPE_CHECKING:
     from types import FrameType
 
+    from service.database import Database
+
 __all__ = ["main"]
+
+_T = TypeVar("_T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +46,38 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="answer HTTP until told to stop")
     serve.add_argument("--host", help="address to listen on (TRUTHGRAPH_HOST, 127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on, 0 for any (TRUTHGRAPH_PORT, 8000)")
+    serve.add_argument(
+        "--embedded",
+        type=Path,
+        metavar="FOLDER",
+        help="run a PostgreSQL of our own on the data in FOLDER, and migrate it",
+    )
     serve.set_defaults(command=_serve)
+
+    migrate = commands.add_parser("migrate", help="bring the database to the schema that this code needs")
+    migrate.set_defaults(command=_migrate)
+
+    keys = commands.add_parser("keys", help="make, list and revoke API keys").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    make = keys.add_parser("add", help="make a key and print it, once")
+    make.add_argument("name")
+    make.add_argument(
+        "--scope", choices=("read", "write", "admin"), default="write", help="includes the ones before it"
+    )
+    make.add_argument("--tenant", default="default", help="whose claims and evidence the key is for")
+    make.add_argument("--tokens-per-minute", type=int, default=600_000)
+    make.set_defaults(command=_keys_add)
+    keys.add_parser("list", help="print what is known of each key").set_defaults(command=_keys_list)
+    revoke = keys.add_parser("revoke", help="make a key useless, within ten seconds")
+    revoke.add_argument("name")
+    revoke.set_defaults(command=_keys_revoke)
+
+    ingest = commands.add_parser("ingest", help="take evidence in from a file of JSON lines or CSV; resumable")
+    ingest.add_argument("file", type=Path)
+    ingest.add_argument("--tenant", default="default")
+    ingest.add_argument("--truncate", action="store_true", help="keep content over the model's limit")
+    ingest.set_defaults(command=_ingest)
 
     routes = commands.add_parser("routes", help="print the declared and the registered routes; 1 if they differ")
     routes.set_defaults(command=_routes)
@@ -59,13 +98,32 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(chosen: argparse.Namespace) -> int:
+    settings = Settings.from_environment()
+    with contextlib.ExitStack() as stack:
+        if chosen.embedded is not None:
+            from service.database import migrate  # noqa: PLC0415
+            from service.embedded import embedded_postgres  # noqa: PLC0415
+
+            server = stack.enter_context(embedded_postgres(chosen.embedded.absolute()))
+            migrate(server.get_uri())
+            settings = replace(settings, database_url=server.get_uri())
+        code, is_busy = _serve_on(chosen, settings)
+    if is_busy:  # torch in the middle of something may crash when the interpreter ends around it
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _serve_on(chosen: argparse.Namespace, settings: Settings) -> tuple[int, bool]:
+    """Serve until told to stop: the exit code, and whether threads are still at work."""
     import uvicorn  # noqa: PLC0415
 
     from service.app import create_app  # noqa: PLC0415
     from service.telemetry import configure_logging  # noqa: PLC0415
 
-    settings = Settings.from_environment()
     configure_logging(settings.log_level)
+    if settings.unknown:
+        logging.getLogger(__name__).warning("settings that mean nothing: %s", ", ".join(settings.unknown))
     application = create_app(settings)
 
     class Server(uvicorn.Server):
@@ -94,11 +152,71 @@ def _serve(chosen: argparse.Namespace) -> int:
         signal.signal(number, lambda _number, _frame: None)
     server = Server(configuration)
     server.run()
-    code = 0 if server.started else 1
-    if application.engine.is_busy:  # torch in the middle of something may crash when the interpreter ends around it
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    return (0 if server.started else 1), application.engine.is_busy
+
+
+def _migrate(_chosen: argparse.Namespace) -> int:
+    from service.database import migrate  # noqa: PLC0415
+
+    migrate(_database_url())
+    return 0
+
+
+def _keys_add(chosen: argparse.Namespace) -> int:
+    from service.access import Keys  # noqa: PLC0415
+
+    key = _with_database(
+        lambda database: Keys(database).add(chosen.name, [chosen.scope], chosen.tenant, chosen.tokens_per_minute)
+    )
+    sys.stdout.write(f"{key}\n")
+    return 0
+
+
+def _keys_list(_chosen: argparse.Namespace) -> int:
+    from service.access import Keys  # noqa: PLC0415
+
+    for record in _with_database(lambda database: Keys(database).all()):
+        _print(asdict(record))
+    return 0
+
+
+def _keys_revoke(chosen: argparse.Namespace) -> int:
+    from service.access import Keys  # noqa: PLC0415
+
+    _with_database(lambda database: Keys(database).revoke(chosen.name))
+    return 0
+
+
+def _ingest(chosen: argparse.Namespace) -> int:
+    from service.ingest import ingest  # noqa: PLC0415
+
+    return ingest(Settings.from_environment(), chosen.file, tenant=chosen.tenant, truncate=chosen.truncate)
+
+
+def _database_url() -> str:
+    settings = Settings.from_environment()
+    if settings.database_url is None:
+        raise SettingsError(PREFIX + "DATABASE_URL", "", "set")
+    return settings.database_url
+
+
+def _with_database(work: Callable[["Database"], Awaitable[_T]]) -> _T:
+    """Run `work` on the configured database; its errors are the command's."""
+    from service.database import ConflictError, Database, DatabaseUnavailableError, NotFoundError  # noqa: PLC0415
+
+    async def run() -> _T:
+        database = Database(_database_url(), connections=1, timeout_seconds=10.0)
+        await database.open()
+        try:
+            return await work(database)
+        finally:
+            await database.close()
+
+    try:
+        return asyncio.run(run())
+    except (ConflictError, DatabaseUnavailableError, NotFoundError) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(1)
 
 
 def _routes(_chosen: argparse.Namespace) -> int:
@@ -135,7 +253,7 @@ def _models_add(chosen: argparse.Namespace) -> int:
 
 
 def _print(value: object) -> None:
-    json.dump(value, sys.stdout, ensure_ascii=False)
+    json.dump(value, sys.stdout, ensure_ascii=False, default=str)
     sys.stdout.write("\n")
 
 

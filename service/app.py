@@ -4,23 +4,33 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from litestar import Litestar
+from litestar import Litestar, Request
 from litestar.config.cors import CORSConfig
+from litestar.connection import ASGIConnection
+from litestar.datastructures import State
 from litestar.di import Provide
+from litestar.handlers import BaseRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.types import ASGIApp
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.types import ASGIApp, Guard
 
+from service.access import Allowance, Caller, ForbiddenError, Gate, Keys, Limiter, Scope, client_address
+from service.database import Database
 from service.engine import Engine
 from service.errors import on_error
+from service.evidence import Intake
 from service.health import Health
-from service.routes import inference, system
+from service.retrieval import Retriever
+from service.routes import claims, compatible, inference, system, verification
 from service.routes.documentation import DocumentationPage
-from service.routes.table import ROUTES, registered
+from service.routes.table import ROUTES, SCOPES, registered
 from service.scheduler import Scheduler
 from service.settings import Settings
 from service.store import Store
-from service.telemetry import Metrics, Observed
+from service.tasks import Queue, Worker
+from service.telemetry import Metrics, Observed, note_header
+from service.verification import Verifier
 
 __all__ = ["Application", "build", "create_app"]
 
@@ -47,45 +57,141 @@ def create_app(settings: Settings) -> Application:
 def build(settings: Settings) -> Application:
     """Put the parts together. Connects to nothing and loads nothing until the application's lifespan begins."""
     metrics = Metrics()
-    store = Store(
+    database = Database(
         settings.database_url,
         connections=settings.database_pool_connections,
         timeout_seconds=settings.database_timeout_seconds,
     )
-    scheduler = Scheduler(queue_tokens=settings.queue_tokens, observe=metrics.observe_batch)
-    engine = Engine(settings, scheduler)
-    health = Health(store, engine, stall_seconds=settings.stall_seconds)
+    store = Store(database)
+    engine = Engine(settings, Scheduler(queue_tokens=settings.queue_tokens, observe=metrics.observe_batch))
+    health = Health(database, engine, stall_seconds=settings.stall_seconds)
+    retriever = Retriever(store, engine)
+    verifier = Verifier(retriever, engine)
+    queue = Queue(database, lease_seconds=settings.task_seconds, attempts=settings.task_attempts)
+    limiter = Limiter(database)
+    gate = Gate(
+        Keys(database),
+        has_database=settings.database_url is not None,
+        allow_anonymous=settings.allow_anonymous,
+    )
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
-        await store.open()
+        await database.open()
         engine.start()
+        workers = [
+            Worker(queue, verifier, engine, expiry_days=settings.task_expiry_days)
+            for _ in range(settings.task_workers if settings.database_url else 0)
+        ]
+        for worker in workers:
+            worker.start()
         try:
             yield
         finally:
+            for worker in workers:
+                await worker.stop(settings.drain_seconds / 2)
             engine.stop(wait_seconds=1.0)
-            await store.close()
+            await database.close()
 
-    parts = {"health": health, "metrics": metrics, "engine": engine, "store": store}
+    parts = {
+        "engine": engine,
+        "health": health,
+        "intake": Intake(store, engine),
+        "limiter": limiter,
+        "metrics": metrics,
+        "queue": queue,
+        "retriever": retriever,
+        "store": store,
+        "verifier": verifier,
+    }
     litestar = Litestar(
-        route_handlers=[*system.HANDLERS, *inference.HANDLERS],
-        dependencies={name: _provide(part) for name, part in parts.items()},
+        route_handlers=[
+            *claims.HANDLERS,
+            *inference.HANDLERS,
+            *verification.HANDLERS,
+            *system.HANDLERS,
+            *compatible.HANDLERS,
+        ],
+        dependencies={
+            **{name: _provide(part) for name, part in parts.items()},
+            "caller": Provide(_caller, sync_to_thread=False),
+            "allowance": Provide(_allowance, sync_to_thread=False),
+        },
+        guards=[_guard(gate, limiter, settings)],
         exception_handlers={Exception: on_error},
         lifespan=[lifespan],
         request_max_body_size=settings.body_bytes,
         cors_config=CORSConfig(allow_origins=list(settings.allowed_origins)) if settings.allowed_origins else None,
         logging_config=None,
-        openapi_config=OpenAPIConfig(
-            title="TruthGraph",
-            version=system.service_version(),
-            description="Claims, the evidence for and against them, and the models that tell the two apart.",
-            path="/docs",
-            render_plugins=[DocumentationPage(), JsonRenderPlugin()],
-            use_handler_docstrings=True,
-        ),
+        openapi_config=_openapi(),
     )
     return Application(Observed(litestar, metrics), litestar, health, engine)
 
 
+def _guard(gate: Gate, limiter: Limiter, settings: Settings) -> Guard:
+    """What every request passes before its body is read: who is it, may it, and has it tokens left."""
+
+    async def guard(connection: ASGIConnection[object, object, object, State], _handler: BaseRouteHandler) -> None:
+        scope = connection.scope
+        needed = SCOPES.get((str(scope.get("method")), scope["path_template"]))
+        if needed is Scope.PUBLIC:
+            return
+        if needed is None:  # HEAD and OPTIONS of a declared path: nothing that a guard protects
+            return
+        headers = connection.headers
+        address = client_address(
+            connection.client.host if connection.client else None, headers, settings.trusted_proxies
+        )
+        caller = await gate.caller(_key(headers.get("authorization"), headers.get("x-api-key")), address)
+        origin = headers.get("origin")
+        if not caller.subject and origin is not None and origin not in settings.allowed_origins:
+            # A page in this machine's browser may reach us, but it does not speak for its user.
+            raise ForbiddenError("requests of web pages need a key, or their origin in TRUTHGRAPH_ALLOWED_ORIGINS")
+        if needed not in caller.scopes:
+            raise ForbiddenError(f"the key has not the scope {needed}")
+        connection.state["caller"] = caller
+        length = headers.get("content-length", "")
+        allowance = None
+        if settings.rate_limits:
+            allowance = await limiter.take(caller, int(length) if length.isdigit() else 0)
+        if allowance is not None:
+            note_header("ratelimit-limit", str(allowance.limit))
+            note_header("ratelimit-remaining", str(allowance.remaining))
+            note_header("ratelimit-reset", str(allowance.reset_seconds))
+        connection.state["allowance"] = allowance
+
+    return guard
+
+
+def _key(authorization: str | None, header: str | None) -> str | None:
+    """The key of a request: a bearer token, or the header X-API-Key."""
+    kind, _, token = (authorization or "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" and token.strip() else header or None
+
+
+def _caller(request: Request[object, object, State]) -> Caller:
+    caller: Caller = request.state["caller"]
+    return caller
+
+
+def _allowance(request: Request[object, object, State]) -> Allowance | None:
+    allowance: Allowance | None = request.state["allowance"]
+    return allowance
+
+
 def _provide(part: object) -> Provide:
     return Provide(lambda: part, sync_to_thread=False, use_cache=True)
+
+
+def _openapi() -> OpenAPIConfig:
+    bearer = SecurityScheme(type="http", scheme="bearer", description="A key made by `python -m service keys add`.")
+    return OpenAPIConfig(
+        title="TruthGraph",
+        version=system.service_version(),
+        description="Claims, the evidence for and against them, and the models that tell the two apart.",
+        path="/docs",
+        render_plugins=[DocumentationPage(), JsonRenderPlugin()],
+        use_handler_docstrings=True,
+        components=Components(security_schemes={"key": bearer}),
+        security=[{"key": []}, {}],
+    )

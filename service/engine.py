@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
-from service.inference import Input, Model, ModelSlot, Reply, Scores, Vector
+from service.database import EmbeddingSpace
+from service.inference import Input, Model, ModelSlot, Reply, Scores, SlotState, Vector
 from service.models import ModelFolder, ModelFolderError, check
 from service.scheduler import Scheduler
 from service.settings import Settings
@@ -43,9 +44,26 @@ class Engine:
         self.scheduler.start()
         self._loading.start()
 
+    def wait_loaded(self, seconds: float) -> None:
+        """Block until each model is there or has failed, but no longer than `seconds`."""
+        self._loading.join(seconds)
+
     def stop(self, wait_seconds: float) -> None:
         """End the device's thread, see `Scheduler.stop`."""
         self.scheduler.stop(wait_seconds)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether both models are there, and the device."""
+        slots = (self.embedding.state, self.entailment.state)
+        return slots == (SlotState.READY, SlotState.READY) and self.scheduler.state.is_alive
+
+    def space(self) -> EmbeddingSpace | None:
+        """Which vectors `embed` makes; None until the model is there."""
+        if self.embedding.state is not SlotState.READY:
+            return None
+        model = self.embedding.get()
+        return EmbeddingSpace(model.name, model.revision, model.dimension)
 
     @property
     def is_busy(self) -> bool:

@@ -9,11 +9,14 @@ from litestar import Request, Response
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.datastructures import ResponseSpec
-from msgspec import Struct, field
+from msgspec import DecodeError, Struct, field
+from msgspec import ValidationError as MsgspecValidationError
 
 from service import inference
-from service.store import ConflictError, DatabaseUnavailableError, NotFoundError
+from service.access import ForbiddenError, RateLimitedError, UnauthorizedError
+from service.database import ConflictError, DatabaseUnavailableError, NotFoundError
 from service.telemetry import request_id
+from service.verification import InvalidTextError, RequestMismatchError
 
 __all__ = ["PROBLEM_MEDIA_TYPE", "FieldProblem", "Problem", "documented", "on_error", "problem_of"]
 
@@ -53,11 +56,19 @@ _TABLE: Final[Mapping[type[Exception], _Row]] = {
     inference.ModelUnavailableError: _Row(503, "model-unavailable", "The model is not available"),
     inference.DeviceLostError: _Row(503, "device-lost", "The device answers no more"),
     inference.DeadlineExceededError: _Row(504, "deadline-exceeded", "The deadline passed"),
+    InvalidTextError: _Row(400, "invalid-text", "The text cannot be a claim"),
+    RequestMismatchError: _Row(400, "mismatch", "The request contradicts itself"),
+    UnauthorizedError: _Row(401, "unauthorized", "A key is needed"),
+    ForbiddenError: _Row(403, "forbidden", "The key does not allow this"),
+    RateLimitedError: _Row(429, "rate-limited", "The key's tokens are used up"),
     DatabaseUnavailableError: _Row(503, "database-unavailable", "The database is not available"),
     NotFoundError: _Row(404, "not-found", "Not found"),
     ConflictError: _Row(409, "conflict", "In conflict with what is stored"),
     ValidationException: _Row(422, "invalid", "A field was refused"),
     RecursionError: _Row(400, "malformed", "The body is nested too deeply"),
+    MsgspecValidationError: _Row(422, "invalid", "A field was refused"),
+    DecodeError: _Row(400, "malformed", "The body is not JSON"),
+    UnicodeDecodeError: _Row(400, "malformed", "The body is not UTF-8"),
 }
 _BY_STATUS: Final = {
     400: "malformed",
@@ -89,8 +100,14 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
         _LOGGER.error("unexpected error", exc_info=error)
     else:
         detail = str(error) or row.title
-    if isinstance(error, inference.OverloadedError):
+    if isinstance(error, inference.OverloadedError | RateLimitedError):
         headers["Retry-After"] = f"{error.retry_after_seconds:.0f}"
+    if isinstance(error, ConflictError) and error.location:
+        headers["Location"] = error.location
+    if isinstance(error, UnauthorizedError):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, InvalidTextError):
+        errors = [FieldProblem("text", error.code)]
     if isinstance(error, inference.TextTooLongError):
         errors = [FieldProblem(f"[{error.index}]", str(error))]
     problem = Problem(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from service.database import Database
 from service.engine import Engine
 from service.inference import ModelSlot, Scores, SlotState, Vector
-from service.store import Store
 
 __all__ = ["Condition", "Health", "Level"]
 
@@ -39,10 +39,10 @@ class Condition:
 class Health:
     """Asks the parts. `is_draining` is set once, when the process was told to stop."""
 
-    def __init__(self, store: Store, engine: Engine, *, stall_seconds: float) -> None:
+    def __init__(self, database: Database, engine: Engine, *, stall_seconds: float) -> None:
         self.is_draining = False
         self.started = time.monotonic()
-        self._store = store
+        self._source = database
         self._engine = engine
         self._stall_seconds = stall_seconds
         self._database: tuple[float, str | None] | None = None
@@ -82,7 +82,7 @@ class Health:
     async def _database_condition(self) -> Condition:
         async with self._asking:
             if self._database is None or time.monotonic() - self._database[0] > _DATABASE_SECONDS:
-                problem = await self._store.problem()
+                problem = await self._source.problem(self._engine.space())
                 self._database = (time.monotonic(), problem)
             problem = self._database[1]
         if problem is not None:

@@ -120,6 +120,14 @@ class Model(Protocol[ResultT]):
         """What identifies the weights: the hash of the folder's manifest."""
 
     @property
+    def limit_tokens(self) -> int:
+        """Tokens that one input may have, special ones included."""
+
+    @property
+    def dimension(self) -> int:
+        """Values of one result: of the vector, or one per class."""
+
+    @property
     def batch_tokens(self) -> int:
         """Padded tokens that one forward pass should not exceed."""
 

@@ -1,26 +1,37 @@
 """What is seen from outside: request ids, JSON logs, stage timings, Prometheus metrics. Never a text or a secret."""
 
+import asyncio
 import json
 import logging
 import re
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, cast
 
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from service.inference import StageSeconds
 from service.scheduler import BatchRecord, SchedulerState
 
-__all__ = ["Metrics", "Observed", "configure_logging", "note_stage", "note_stages", "request_id"]
+__all__ = [
+    "Metrics",
+    "Observed",
+    "configure_logging",
+    "note_header",
+    "note_stage",
+    "note_stages",
+    "request_id",
+    "within_request",
+]
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LATENCY_SECONDS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -36,6 +47,7 @@ class _Observation:
 
     request_id: str
     stages: dict[str, float] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 _CURRENT: ContextVar[_Observation | None] = ContextVar("observation", default=None)
@@ -45,6 +57,22 @@ def request_id() -> str:
     """The id of the request at hand; empty outside of one."""
     observation = _CURRENT.get()
     return observation.request_id if observation else ""
+
+
+@contextmanager
+def within_request(identifier: str) -> Iterator[None]:
+    """Log what follows under `identifier`: work that a request left behind, done later."""
+    token = _CURRENT.set(_Observation(identifier))
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def note_header(name: str, value: str) -> None:
+    """Add a header to the answer to the request at hand, whatever the answer will be."""
+    if (observation := _CURRENT.get()) is not None:
+        observation.headers[name] = value
 
 
 def note_stage(name: str, seconds: float) -> None:
@@ -155,11 +183,12 @@ class Observed:
                     *message["headers"],
                     (b"x-request-id", observation.request_id.encode()),
                     (b"server-timing", timing.encode()),
+                    *((name.encode(), value.encode()) for name, value in observation.headers.items()),
                 ]
             await send(message)
 
         try:
-            await self._app(scope, receive, send_observed)
+            await _until_gone(self._app, scope, receive, send_observed)
         finally:
             seconds = time.perf_counter() - began
             route = str(scope.get("path_template") or "unknown")
@@ -173,6 +202,44 @@ class Observed:
                 extra={"method": method, "route": route, "status": status, "seconds": round(seconds, 6)},
             )
             _CURRENT.reset(token)
+
+
+async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    """Call `app`, and cancel it when the caller hangs up: what it waits for is then dropped from every queue.
+
+    After the body's end a server has one thing left to say, that the caller is gone; waiting for it is how to know.
+    """
+    handler = asyncio.current_task()
+    watcher: asyncio.Task[None] | None = None
+    is_gone = False
+
+    async def watch() -> None:
+        nonlocal is_gone
+        message = await receive()
+        is_gone = message["type"] == "http.disconnect"
+        if is_gone and handler is not None:
+            handler.cancel()
+
+    async def receive_watched() -> HTTPReceiveMessage:
+        nonlocal watcher
+        if watcher is not None:  # asked again after the end: answer when there is an answer
+            await asyncio.shield(watcher)
+            return {"type": "http.disconnect"}
+        message = cast("HTTPReceiveMessage", await receive())  # the connection is HTTP
+        if message["type"] == "http.request" and not message.get("more_body", False):
+            watcher = asyncio.create_task(watch())
+        return message
+
+    try:
+        await app(scope, receive_watched, send)
+    except asyncio.CancelledError:
+        if not is_gone:  # the server itself is stopping
+            raise
+        if handler is not None:
+            handler.uncancel()
+    finally:
+        if watcher is not None:
+            watcher.cancel()
 
 
 class _JsonFormatter(logging.Formatter):

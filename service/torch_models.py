@@ -99,7 +99,7 @@ def load_embedder(folder: ModelFolder, placement: Placement) -> "TorchModel[Vect
 
     def load() -> TorchModel[Vector]:
         network = AutoModel.from_pretrained(folder.path, **_TRUSTED, dtype=torch.float32)
-        return TorchModel(folder, placement, network, _vectors)
+        return TorchModel(folder, placement, network, _vectors, dimension=network.config.hidden_size)
 
     def gap_fraction(exact: list[Vector], rounded: list[Vector]) -> float:
         cosines = (
@@ -118,12 +118,13 @@ def load_entailment(folder: ModelFolder, placement: Placement) -> "TorchModel[Sc
 
     def scores(output: _Output, mask: torch.Tensor) -> list[Scores]:
         del mask  # classifiers pool by themselves
+        _require_finite(output.logits)
         probabilities = output.logits.float().softmax(dim=-1)[:, order]
         return [Scores(*row) for row in probabilities.tolist()]
 
     def load() -> TorchModel[Scores]:
         network = AutoModelForSequenceClassification.from_pretrained(folder.path, **_TRUSTED, dtype=torch.float32)
-        return TorchModel(folder, placement, network, scores)
+        return TorchModel(folder, placement, network, scores, dimension=len(Label))
 
     def gap_fraction(exact: list[Scores], rounded: list[Scores]) -> float:
         return max(
@@ -144,11 +145,14 @@ class TorchModel(Generic[ResultT]):
         placement: Placement,
         network: PreTrainedModel,
         read_out: "Callable[[_Output, torch.Tensor], list[ResultT]]",
+        *,
+        dimension: int,
     ) -> None:
         self.name = folder.name
         self.revision = folder.revision
         self.placement = placement
         self.batch_tokens = placement.batch_tokens
+        self.dimension = dimension
         self.limit_tokens = _limit_tokens(folder.path, network)
         self._network = network.to(placement.device).eval()
         self._read_out = read_out
@@ -222,10 +226,17 @@ _TRUSTED: Final = {"local_files_only": True, "trust_remote_code": False}
 
 def _vectors(output: _Output, mask: torch.Tensor) -> list[Vector]:
     weights = mask.unsqueeze(-1).float()
+    _require_finite(output.last_hidden_state)
     mean = (output.last_hidden_state.float() * weights).sum(dim=1) / weights.sum(dim=1)
     data = torch.nn.functional.normalize(mean, dim=-1).cpu().contiguous().numpy().astype("<f4").tobytes()
     width_bytes = len(data) // mask.shape[0]
     return [Vector(data[start : start + width_bytes]) for start in range(0, len(data), width_bytes)]
+
+
+def _require_finite(tensor: torch.Tensor) -> None:
+    """An infinity or a NaN must become an error, not a number that looks like an answer."""
+    if not torch.isfinite(tensor).all():
+        raise ArithmeticError("the network's output is not finite")
 
 
 def _in_best_dtype(

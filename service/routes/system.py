@@ -5,13 +5,21 @@ from importlib.metadata import PackageNotFoundError, version
 
 from litestar import MediaType, Request, Response, get
 from litestar.datastructures import State
+from litestar.openapi.datastructures import ResponseSpec
+from msgspec import Struct
 
+from service.access import Allowance, Limiter
 from service.engine import Engine
+from service.errors import documented
 from service.health import Condition, Health, Level
-from service.schemas import HealthReport, Liveness, PartReport, Readiness, ServiceMap
+from service.schemas import HealthReport, Liveness, PartReport, RateLimitStats, Readiness, ServiceMap
 from service.telemetry import Metrics
 
 __all__ = ["HANDLERS", "service_version"]
+
+
+def _not_well(body: type[Struct]) -> dict[int, ResponseSpec]:
+    return {503: ResponseSpec(body, generate_examples=False, description="Not so")}
 
 
 def service_version() -> str:
@@ -22,13 +30,13 @@ def service_version() -> str:
         return "unknown"
 
 
-@get("/livez", tags=["system"], summary="Whether this process can still work")
+@get("/livez", tags=["system"], summary="Whether this process can still work", responses=_not_well(Liveness))
 async def livez(health: Health) -> Response[Liveness]:
     """200 as long as the process can work, whatever its database and models do; otherwise 503: restart it."""
     return Response(Liveness(health.is_alive), status_code=200 if health.is_alive else 503)
 
 
-@get("/readyz", tags=["system"], summary="Whether requests should be sent here now")
+@get("/readyz", tags=["system"], summary="Whether requests should be sent here now", responses=_not_well(Readiness))
 async def readyz(health: Health) -> Response[Readiness]:
     """200 when every part is ready, otherwise 503 with the reasons."""
     conditions = await health.conditions()
@@ -37,14 +45,14 @@ async def readyz(health: Health) -> Response[Readiness]:
     return Response(Readiness(not reasons, reasons, notes), status_code=503 if reasons else 200)
 
 
-@get(["/health", "/health/detailed"], tags=["system"], summary="How each part is")
+@get(["/health", "/health/detailed"], tags=["system"], summary="How each part is", responses=_not_well(HealthReport))
 async def health_report(health: Health) -> Response[HealthReport]:
     """200 while the process can serve at least something, 503 when it cannot serve at all."""
     conditions = await health.conditions()
     worst = _worst(conditions)
     report = HealthReport(
-        status=worst,
-        timestamp=datetime.now(UTC).isoformat(),
+        status=worst.value,
+        timestamp=datetime.now(UTC),
         version=service_version(),
         services={each.part: PartReport(each.level, each.message) for each in conditions},
     )
@@ -66,6 +74,14 @@ async def service_map(health: Health) -> ServiceMap:
     return ServiceMap("TruthGraph", service_version(), "/docs", "/openapi.json", "/health")
 
 
+@get("/rate-limit-stats", tags=["system"], summary="The caller's bucket", responses=documented(401, 403, 429, 503))
+async def rate_limit_stats(allowance: Allowance | None, limiter: Limiter) -> RateLimitStats:
+    """In tokens, as also told by the RateLimit headers of every answer."""
+    if allowance is None:
+        return RateLimitStats(None, None, None, limiter.refused)
+    return RateLimitStats(allowance.limit, allowance.remaining, allowance.reset_seconds, limiter.refused)
+
+
 @get("/openapi.json", include_in_schema=False, media_type=MediaType.JSON)
 async def openapi_document(request: Request[object, object, State]) -> dict[str, object]:
     """The OpenAPI 3.1 document."""
@@ -77,4 +93,4 @@ def _worst(conditions: list[Condition]) -> Level:
     return next((level for level in (Level.UNHEALTHY, Level.DEGRADED) if level in levels), Level.HEALTHY)
 
 
-HANDLERS = [livez, readyz, health_report, metrics_page, service_map, openapi_document]
+HANDLERS = [livez, readyz, health_report, metrics_page, service_map, rate_limit_stats, openapi_document]
