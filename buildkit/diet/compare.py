@@ -185,7 +185,8 @@ def _check_container(
 ) -> None:
     (old_section, old_container), (new_section, new_container) = before, after
     expected = usable_entries(old_container, targets) if targets is not None else ()
-    expected = expected or old_container.entries
+    if not expected or len(new_container.entries) == len(old_container.entries):
+        expected = old_container.entries
     if len(expected) != len(new_container.entries):
         raise Refused("compare-entries", f"{len(expected)} expected, {len(new_container.entries)} found")
     for left, right in zip(expected, new_container.entries, strict=True):

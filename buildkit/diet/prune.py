@@ -213,9 +213,10 @@ def _read_wrappers(
 
 
 def _refuse_exported_symbols(view: memoryview, elf: Elf, found: list[Section]) -> None:
-    for section in elf.sections:
-        if section.type != SHT_DYNSYM:
-            continue
+    tables = [section for section in elf.sections if section.type == SHT_DYNSYM]
+    if len(tables) != 1 or tables[0].size_bytes % _SYMBOL.size:
+        raise Refused("prune-symbols", f"{len(tables)} tables of dynamic symbols")
+    for section in tables:
         for *_, index, value, _size in _SYMBOL.iter_unpack(view[section.file_offset : section.file_end]):
             if index and any(fat.address <= value < fat.address + fat.size_bytes for fat in found):
                 raise Refused("prune-exported-symbol", f"at {value:#x}")

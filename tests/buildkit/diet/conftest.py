@@ -1,0 +1,18 @@
+"""What these tests may need beyond Python: a C compiler, to make shared objects that really load."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def gcc(pytestconfig: pytest.Config) -> str:
+    """The path of a C compiler for this machine."""
+    found = shutil.which("gcc")
+    if found is None:
+        if "gcc" in pytestconfig.getoption("--require"):
+            pytest.fail("gcc is required and not installed", pytrace=False)
+        pytest.skip("no gcc")
+    return found

@@ -1,0 +1,216 @@
+"""A whole diet of a small tree: every step, the RECORD, the manifest, a second run, the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from buildkit.diet import diet, manifest
+from buildkit.diet.__main__ import main
+from buildkit.diet.diet import Choice, diet_tree
+from buildkit.diet.elf import Refused
+from buildkit.diet.files import choose_rules
+from tests.buildkit.diet.installed import SITE, install, snapshot, untrue_rows
+from tests.buildkit.diet.synthetic import EntrySpec, Library, container
+
+ROOT = Path(__file__).parents[3]
+
+
+def code(architecture: int) -> EntrySpec:
+    return EntrySpec(architecture=architecture, payload=bytes([architecture]) * 9000)
+
+
+def plant(root: Path) -> Path:
+    """A tree with everything that a diet changes, and a few things that it must not."""
+    library = Library(fatbin=[container(code(80), code(90)), container(code(75))], relocatable=[container(code(90))])
+    install(
+        root,
+        "torch",
+        {
+            "torch/__init__.py": b"",
+            "torch/lib/libtorch_cuda.so": library.build(),
+            "torch/lib/libplain.so": Library().build(),
+            "torch/include/torch.h": b"#pragma once",
+            "torch/tests/test_it.py": b"",
+            "torch/lib/broken.so": b"\x7fELF" + bytes(100),
+        },
+    )
+    install(root, "numpy", {"numpy.libs/libblas.so": Library().build(), "numpy/tests/data.npy": b"1"})
+    return root
+
+
+EVERYTHING = Choice(rules=choose_rules("runtime"), strips=True, targets=frozenset({90}))
+
+
+def test_a_diet_changes_what_it_says_and_nothing_else(tmp_path: Path) -> None:
+    root = plant(tmp_path / "venv")
+    before = snapshot(root)
+
+    result = diet_tree(root, EVERYTHING)
+
+    after = snapshot(root)
+    removed = {path for removal in result.removals for path in removal.removed}
+    altered = {change.path for change in result.alterations}
+    assert before.keys() - after.keys() == removed
+    assert removed == {
+        f"{SITE}/torch/include/torch.h",
+        f"{SITE}/torch/tests/test_it.py",
+        f"{SITE}/numpy/tests/data.npy",
+    }
+    assert {path for path in after if after[path] != before[path]} == altered
+    assert {change.path: change.steps for change in result.alterations} == {
+        f"{SITE}/torch/lib/libtorch_cuda.so": ("architectures", "strip"),
+        f"{SITE}/torch/lib/libplain.so": ("strip",),
+        f"{SITE}/torch-1.0.dist-info/RECORD": ("record",),
+        f"{SITE}/numpy-1.0.dist-info/RECORD": ("record",),
+    }
+    assert untrue_rows(root) == []
+    assert result.bytes_before == sum(map(len, before.values()))
+    assert result.bytes_after == sum(map(len, after.values()))
+    assert [(refusal.path, refusal.reason) for refusal in result.refusals] == [
+        (f"{SITE}/torch/lib/broken.so", "elf-class"),
+        (f"{SITE}/torch/lib/broken.so", "elf-class"),
+    ]
+    assert result.targets == ("9.0",)
+
+
+def test_the_same_tree_gives_the_same_bytes_with_any_number_of_workers(tmp_path: Path) -> None:
+    one, two = plant(tmp_path / "one"), plant(tmp_path / "two")
+
+    diet_tree(one, EVERYTHING, manifest_path=tmp_path / "one.json")
+    diet_tree(two, EVERYTHING, manifest_path=tmp_path / "two.json", workers=2)
+
+    assert snapshot(one) == snapshot(two)
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
+
+
+def test_a_second_diet_changes_neither_tree_nor_manifest(tmp_path: Path) -> None:
+    root = plant(tmp_path / "venv")
+    path = root / "diet.json"
+    diet_tree(root, EVERYTHING, manifest_path=path)
+    before = snapshot(root)
+
+    diet_tree(root, EVERYTHING, manifest_path=path)
+
+    assert snapshot(root) == before
+
+
+def test_step_by_step_gives_what_one_run_gives(tmp_path: Path) -> None:
+    once, steps = plant(tmp_path / "once"), plant(tmp_path / "steps")
+    diet_tree(once, EVERYTHING, manifest_path=tmp_path / "once.json")
+
+    for choice in (
+        Choice(rules=(), strips=False, targets=frozenset({80, 90})),
+        Choice(rules=choose_rules("runtime"), strips=False),
+        EVERYTHING,
+    ):
+        diet_tree(steps, choice, manifest_path=tmp_path / "steps.json")
+
+    left, right = manifest.load(tmp_path / "once.json"), manifest.load(tmp_path / "steps.json")
+    assert (left.bytes_before, left.removals, left.targets) == (right.bytes_before, right.removals, right.targets)
+    assert {change.path: change.sha256_before for change in left.alterations} == {
+        change.path: change.sha256_before for change in right.alterations
+    }
+    assert untrue_rows(steps) == []
+
+
+def test_code_that_is_gone_cannot_be_asked_for_again(tmp_path: Path) -> None:
+    root = plant(tmp_path / "venv")
+    diet_tree(root, EVERYTHING, manifest_path=tmp_path / "diet.json")
+    before = snapshot(root)
+
+    with pytest.raises(manifest.TargetsGone) as error:
+        diet_tree(
+            root, Choice(rules=(), strips=False, targets=frozenset({80, 90})), manifest_path=tmp_path / "diet.json"
+        )
+
+    assert (error.value.value, error.value.allowed) == (("8.0",), ("9.0",))
+    assert snapshot(root) == before
+
+
+def test_a_prune_that_fails_its_comparison_leaves_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = plant(tmp_path / "venv")
+    path = root / SITE / "torch/lib/libtorch_cuda.so"
+    content = path.read_bytes()
+
+    def fail(*_arguments: object) -> None:
+        raise Refused("compare-bytes", "planted")
+
+    monkeypatch.setattr(diet, "check_pruned", fail)
+    result = diet_tree(root, Choice(rules=(), strips=False, targets=frozenset({90})))
+
+    assert path.read_bytes() == content
+    assert sorted(path.parent.iterdir()) == sorted(
+        path.parent / name for name in ("libtorch_cuda.so", "libplain.so", "broken.so")
+    )
+    assert ("compare-bytes", "architectures") in {(refusal.reason, refusal.step) for refusal in result.refusals}
+    assert result.alterations == ()
+
+
+def test_a_manifest_of_another_schema_is_refused(tmp_path: Path) -> None:
+    root = plant(tmp_path / "venv")
+    path = tmp_path / "diet.json"
+    path.write_text(json.dumps({"schema_version": 99}))
+
+    with pytest.raises(manifest.UnknownManifest) as error:
+        diet_tree(root, EVERYTHING, manifest_path=path)
+
+    assert error.value.value == 99
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{root}/lib"], "neither a virtual environment nor"),
+        (["{root}", "--files", "header"], "no rule or set is called 'header'"),
+        (["{root}", "--targets", "9.9"], "no GPU of compute capability '9.9'"),
+    ],
+)
+def test_a_wrong_choice_is_one_line_and_no_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    root = plant(tmp_path / "venv")
+    before = snapshot(root)
+
+    assert main([argument.format(root=root) for argument in arguments]) == 2
+
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert snapshot(root) == before
+
+
+def test_the_command_runs_from_a_folder_that_holds_the_package_only(tmp_path: Path) -> None:
+    """As in a build stage: the package mounted, no site-packages of its own."""
+    root = plant(tmp_path / "venv")
+    (tmp_path / "mnt").mkdir()
+    (tmp_path / "mnt/buildkit").symlink_to(ROOT / "buildkit")
+    command = [
+        sys.executable,
+        "-S",
+        "-m",
+        "buildkit.diet",
+        str(root),
+        "--strip",
+        "--files",
+        "runtime",
+        "--targets",
+        "9.0",
+    ]
+
+    result = subprocess.run(
+        [*command, "--manifest", root / "diet.json", "--workers", "2"],
+        env={"PYTHONPATH": str(tmp_path / "mnt")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert "left as it was" in result.stderr
+    assert "architectures" in result.stderr
+    assert manifest.load(root / "diet.json").targets == ("9.0",)
