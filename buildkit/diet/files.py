@@ -134,18 +134,19 @@ RULES: Final = (
         lost="programs linked with libnvrtc.alt",
     ),
     Rule(
-        name="nvshmem-plugins",
+        name="cluster-plugins",
         globs=(
             "nvidia/nvshmem/lib/nvshmem_transport_*.so*",
             "nvidia/nvshmem/lib/nvshmem_bootstrap_mpi.so*",
             "nvidia/nvshmem/lib/nvshmem_bootstrap_pmix.so*",
             "nvidia/nvshmem/lib/nvshmem_bootstrap_shmem.so*",
+            "nvidia/*/libcufile_rdma.so*",
         ),
         reason=(
-            "NVSHMEM's plugins for clusters need UCX, libfabric, libmlx5, MPI or PMIx, which no wheel brings: the "
-            "loader refuses them, and nothing but NVSHMEM's own start-up opens them"
+            "the plugins of NVSHMEM and cuFile for clusters need UCX, libfabric, libmlx5, MPI or PMIx, which no wheel "
+            "brings: the loader refuses them, and nothing but those libraries' own start-up opens them"
         ),
-        lost="NVSHMEM between machines, where those libraries are installed beside",
+        lost="NVSHMEM and cuFile between machines, where those libraries are installed beside",
     ),
     Rule(
         name="triton",
@@ -159,7 +160,7 @@ RULES: Final = (
     Rule(
         name="multi-gpu-solver",
         globs=("nvidia/*/libcusolverMg.so.*",),
-        reason="cuSOLVER over several GPUs; no library or module of the stack names it",
+        reason="cuSOLVER over several GPUs; no library or module of the stack names it, and it finds no cuBLAS by itself",
         lost="programs that call cusolverMg",
     ),
     Rule(
@@ -203,7 +204,8 @@ _RUNTIME: Final = (
     "manuals",
     "windows",
     "nvrtc-alternate",
-    "nvshmem-plugins",
+    "cluster-plugins",
+    "multi-gpu-solver",
 )
 # `runtime` costs nothing that an image without compilers has; `serving` costs what its rules say, none of it used by
 # inference with torch.
@@ -213,7 +215,6 @@ RULE_SETS: Final[Mapping[str, tuple[str, ...]]] = {
     "serving": (
         *_RUNTIME,
         "triton",
-        "multi-gpu-solver",
         "blas-fftw-shims",
         "profilers",
         "device-bitcode",
