@@ -160,7 +160,7 @@ RULES: Final = (
     Rule(
         name="multi-gpu-solver",
         globs=("nvidia/*/libcusolverMg.so.*",),
-        reason="cuSOLVER over several GPUs; no library or module of the stack names it, and it finds no cuBLAS by itself",
+        reason="cuSOLVER over several GPUs; no library or module of the stack names it, and it finds no cuBLAS",
         lost="programs that call cusolverMg",
     ),
     Rule(
