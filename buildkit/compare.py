@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from buildkit.components import RemovedComponent, removed_components
+from buildkit.components import CONCERNS, RemovedComponent, concern_bytes, removed_components
 from buildkit.measure import FileRecord, ImageDescription, LayerMeasurement, Measurement
 
 __all__ = [
@@ -104,6 +104,7 @@ class Comparison:
     Attributes:
         figures: all totals, the equal ones too.
         transfer_bytes: blobs of the image after that a node holding the image before lacks, compressed as they are.
+        concerns: what a runtime image should not hold (build tools, caches), before and after; needs files too.
         files: None where a measurement was kept in its short form, so that files could not be compared.
     """
 
@@ -116,6 +117,7 @@ class Comparison:
     tree: tuple[PartChange, ...]
     packages: tuple[PackageChange, ...]
     files: tuple[FileChange, ...] | None
+    concerns: tuple[PartChange, ...]
     removed: tuple[RemovedComponent, ...]
 
     @property
@@ -159,6 +161,7 @@ def compare(before: Measurement, after: Measurement, *, base_layers: int = 1) ->
         tree=tuple(_tree(before, after)),
         packages=packages,
         files=files,
+        concerns=() if files is None else tuple(_concerns(before, after)),
         removed=removed_components(before, after),
     )
 
@@ -242,6 +245,12 @@ def _tree(before: Measurement, after: Measurement) -> Iterator[PartChange]:
     old = {row.label: row.final_bytes for row in before.tree}
     for row in after.tree:
         yield PartChange(row.label, row.parent, old.get(row.label, 0), row.final_bytes)
+
+
+def _concerns(before: Measurement, after: Measurement) -> Iterator[PartChange]:
+    old, new = concern_bytes(before), concern_bytes(after)
+    for label in CONCERNS:
+        yield PartChange(label, None, old[label], new[label])
 
 
 def _packages(before: Measurement, after: Measurement) -> Iterator[PackageChange]:

@@ -8,7 +8,17 @@ from typing import Final
 
 from buildkit.measure import FileRecord, Measurement
 
-__all__ = ["RemovedComponent", "removed_components"]
+__all__ = ["CONCERNS", "RemovedComponent", "concern_bytes", "removed_components"]
+
+CONCERNS: Final = (
+    "build tool",
+    "headers to build against",
+    "package manager",
+    "package index",
+    "development",
+    "not for production",
+)
+"""What a runtime image should have nothing of, as far as names and places tell."""
 
 _OTHER: Final = "not needed"
 # Debian and PyPI names by what they are for; the first that matches counts.
@@ -71,6 +81,17 @@ def removed_components(before: Measurement, after: Measurement) -> tuple[Removed
             groups[key].append(record.size_bytes - left[record.path])
     found = [RemovedComponent(name, reason, sum(sizes), len(sizes)) for (name, reason), sizes in groups.items()]
     return tuple(sorted(found, key=lambda each: (-each.removed_bytes, each.name)))
+
+
+def concern_bytes(measurement: Measurement) -> dict[str, int]:
+    """Return the bytes that an image holds of each concern; nothing where it was kept without its files."""
+    sizes = dict.fromkeys(CONCERNS, 0)
+    for record in measurement.files or ():
+        if record.kind == "file":
+            _, reason = _component(record, measurement, ())
+            if reason in sizes:
+                sizes[reason] += record.size_bytes
+    return sizes
 
 
 def _component(record: FileRecord, before: Measurement, packages_left: Collection[tuple[str, str]]) -> tuple[str, str]:

@@ -7,6 +7,7 @@ A test asks for a need by taking its fixture; the marker of the same name is der
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -17,7 +18,7 @@ from buildkit.errors import BuildkitError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-NEEDS = ("docker",)
+NEEDS = ("docker", "browser")
 """The needs that this file knows; folders below may add their own with `--require` read the same way."""
 
 
@@ -49,3 +50,12 @@ def docker(pytestconfig: pytest.Config) -> Sequence[str]:
     except BuildkitError as error:
         absent(pytestconfig, "docker", str(error).splitlines()[0])
     return ("docker", "-H", found.host) if found.host else ("docker",)
+
+
+@pytest.fixture(scope="session")
+def browser(pytestconfig: pytest.Config) -> str:
+    """A Chromium that runs headless."""
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        absent(pytestconfig, "browser", "neither chromium nor google-chrome is installed")
+    return found

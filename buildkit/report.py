@@ -1,0 +1,559 @@
+"""Measurements, comparisons and verdicts as text: Markdown for people, JUnit and SARIF for tools that show findings.
+
+Sizes are decimal: GB is 10^9 bytes. Tables for a terminal are in `buildkit.terminal`, the HTML page in `buildkit.page`.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+from xml.etree import ElementTree as ET
+
+import msgspec
+
+from buildkit.budget import Judgement, Verdict
+from buildkit.compare import Comparison, FigureChange, LayerChange, PartChange
+from buildkit.measure import Measurement, TreeRow
+
+__all__ = [
+    "FIGURES",
+    "comparison_markdown",
+    "figure_text",
+    "human_bytes",
+    "human_change",
+    "junit",
+    "layer_change",
+    "layer_table",
+    "measurement_markdown",
+    "removed_table",
+    "sarif",
+    "shortened",
+    "summary_row",
+    "summary_table",
+    "to_json",
+    "verdict_markdown",
+]
+
+FIGURES: Final = {
+    "unpacked_bytes": "Image size (files in all layers)",
+    "blob_bytes": "Stored and sent (blobs)",
+    "final_bytes": "Seen by a container",
+    "wasted_bytes": "Wasted",
+    "largest_layer_bytes": "Largest layer",
+    "duplicate_bytes": "Equal content stored again",
+    "efficiency_fraction": "Efficiency",
+    "layers": "Layers",
+    "files": "Files",
+    "packages": "Packages",
+    "executables": "Executables",
+}
+"""What the totals are called in reports, in the order in which they appear."""
+
+_CONCERNS: Final = {
+    "build tool": "Build tools in the image",
+    "headers to build against": "Headers to build against",
+    "package manager": "Package managers and their caches",
+    "package index": "Package index and its cache",
+    "development": "Development packages",
+    "not for production": "Tests, scripts and examples",
+}
+_UNITS: Final = (("GB", 10**9, 2), ("MB", 10**6, 1), ("kB", 10**3, 1))
+_INSTRUCTION_LETTERS: Final = 90
+_ROWS: Final = 20
+_SARIF_SCHEMA: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
+_NOT_XML: Final = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2
+
+
+def human_bytes(size_bytes: float) -> str:
+    """Write a size with its decimal unit: 7.93 GB, 53.6 MB, 1.1 kB, 12 B."""
+    for unit, factor, digits in _UNITS:
+        if abs(size_bytes) >= factor:
+            return f"{size_bytes / factor:.{digits}f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def human_change(before_bytes: float, after_bytes: float) -> str:
+    """Write a difference of sizes with its sign."""
+    if before_bytes == after_bytes:
+        return "0 B"
+    return ("+" if after_bytes > before_bytes else "-") + human_bytes(abs(after_bytes - before_bytes))
+
+
+def to_json(value: Measurement | Comparison | Verdict) -> str:
+    """Write any of the values as JSON, indented for readers."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
+
+
+def measurement_markdown(measurement: Measurement, *, title: str = "Image measurement") -> str:
+    """Write what is in an image: totals, layers, tree, packages, waste, duplicates, largest files."""
+    totals, image = measurement.totals, measurement.image
+    sections = [
+        f"## {_cell(title)}\n",
+        f"`{_code(image.name)}`, {_cell(image.platform)}, digest `{image.manifest_digest or image.config_digest}`.\n",
+        _table(
+            ("Metric", "Value"), ((label, figure_text(name, getattr(totals, name))) for name, label in FIGURES.items())
+        ),
+        _dive_sentence(measurement),
+        "### Layers\n",
+        _table(
+            ("#", "Instruction", "Unpacked", "% of total", "Blob", "Seen", "Wasted", "Files"),
+            (
+                (
+                    str(layer.position),
+                    _instruction(layer.instruction),
+                    human_bytes(layer.unpacked_bytes),
+                    _share(layer.unpacked_bytes, totals.unpacked_bytes),
+                    human_bytes(layer.blob_bytes),
+                    human_bytes(layer.final_bytes),
+                    human_bytes(layer.wasted_bytes),
+                    f"{layer.files:,}",
+                )
+                for layer in measurement.layers
+            ),
+        ),
+        "### Tree\n",
+        _tree_block(measurement.tree, totals.final_bytes),
+        "### Packages\n",
+        _table(
+            ("Package", "Version", "Kind", "Size", "Files"),
+            [
+                *(
+                    (
+                        _cell(each.name),
+                        _cell(each.version),
+                        each.manager,
+                        human_bytes(each.final_bytes),
+                        f"{each.files:,}",
+                    )
+                    for each in measurement.packages[:_ROWS]
+                ),
+                *_more(len(measurement.packages), 5),
+                (
+                    "in no package",
+                    "",
+                    "",
+                    human_bytes(measurement.unowned.final_bytes),
+                    f"{measurement.unowned.files:,}",
+                ),
+            ],
+        ),
+        *_waste_section(measurement),
+        *_duplicate_section(measurement),
+        "### Largest files\n",
+        _table(
+            ("File", "Size", "Layer"),
+            (
+                (f"`{_code(each.path)}`", human_bytes(each.size_bytes), str(each.layer))
+                for each in measurement.largest_files[:10]
+            ),
+        ),
+    ]
+    return "\n".join(sections)
+
+
+def _dive_sentence(measurement: Measurement) -> str:
+    dive = measurement.dive
+    return (
+        f"dive's own figures: efficiency {dive.efficiency_fraction:.4f}, {human_bytes(dive.wasted_bytes)} wasted, "
+        f"{dive.wasted_user_fraction:.2%} of what the layers above the lowest hold.\n"
+    )
+
+
+def _transfer_sentence(comparison: Comparison, before: str, after: str) -> str:
+    whole = human_bytes(comparison.figure("blob_bytes").after)
+    part = human_bytes(comparison.transfer_bytes)
+    return f"A node that holds {_cell(before)} fetches {part} of {whole} for {_cell(after)}.\n"
+
+
+def _waste_section(measurement: Measurement) -> Iterator[str]:
+    yield "### Waste\n"
+    if not measurement.waste:
+        yield "No byte is stored and not seen.\n"
+        return
+    yield _table(
+        ("Cause", "Size", "Files", "Stored by layer", "By layer", "Instruction that did it", "Largest"),
+        (
+            (
+                each.cause,
+                human_bytes(each.wasted_bytes),
+                f"{each.files:,}",
+                str(each.stored_by),
+                str(each.caused_by),
+                _instruction(each.instruction),
+                f"`{_code(each.largest[0].path)}`",
+            )
+            for each in measurement.waste[:_ROWS]
+        ),
+    )
+
+
+def _duplicate_section(measurement: Measurement) -> Iterator[str]:
+    if measurement.duplicate_libraries:
+        yield "### Shared libraries more than once\n"
+        yield _table(
+            ("Library", "Extra", "Copies"),
+            (
+                (
+                    _cell(each.soname) + (" (CUDA)" if each.is_cuda else ""),
+                    human_bytes(each.extra_bytes),
+                    "<br>".join(f"`{_code(copy.path)}`" for copy in each.copies),
+                )
+                for each in measurement.duplicate_libraries[:_ROWS]
+            ),
+        )
+    if measurement.duplicates:
+        yield "### Equal content\n"
+        yield _table(
+            ("Extra", "Copies", "Size of each", "For example"),
+            (
+                (
+                    human_bytes(each.extra_bytes),
+                    str(each.copies),
+                    human_bytes(each.size_bytes),
+                    "<br>".join(f"`{_code(copy.path)}` (layer {copy.layer})" for copy in each.examples[:3]),
+                )
+                for each in measurement.duplicates[:10]
+            ),
+        )
+
+
+def comparison_markdown(comparison: Comparison, *, before: str = "Before", after: str = "After") -> str:
+    """Write the summary, the layers, the tree, what was removed and the changes of packages and files."""
+    if comparison.is_empty:
+        return (
+            f"## {_cell(before)} and {_cell(after)}\n\nThe images are identical: no layer, package or file differs.\n"
+        )
+    sections = [
+        f"## {_cell(before)} and {_cell(after)}\n",
+        summary_table(comparison, before=before, after=after),
+        _transfer_sentence(comparison, before, after),
+        "### Layers\n",
+        layer_table(comparison, before=before, after=after),
+        "### Tree\n",
+        _table(
+            ("Part", before, after, "Change"),
+            (
+                (
+                    ("&nbsp;&nbsp;" if each.parent else "") + each.label,
+                    human_bytes(each.before_bytes),
+                    human_bytes(each.after_bytes),
+                    human_change(each.before_bytes, each.after_bytes),
+                )
+                for each in comparison.tree
+            ),
+        ),
+    ]
+    if comparison.removed:
+        sections += ["### Removed\n", removed_table(comparison)]
+    if comparison.packages:
+        sections += [
+            "### Packages\n",
+            _table(
+                ("Package", "Kind", before, after, "Change"),
+                [
+                    *(
+                        (
+                            f"{_cell(each.name)} ({each.manager})",
+                            each.kind,
+                            _cell(each.before_version) or "-",
+                            _cell(each.after_version) or "-",
+                            human_change(each.before_bytes, each.after_bytes),
+                        )
+                        for each in comparison.packages[:_ROWS]
+                    ),
+                    *_more(len(comparison.packages), 5),
+                ],
+            ),
+        ]
+    if comparison.files is None:
+        sections.append("Files were not compared: a measurement was kept without them.\n")
+    elif comparison.files:
+        sections += [
+            "### Files\n",
+            _table(
+                ("File", "Kind", before, after),
+                [
+                    *(
+                        (
+                            f"`{_code(each.path)}`",
+                            each.kind,
+                            human_bytes(each.before_bytes),
+                            human_bytes(each.after_bytes),
+                        )
+                        for each in comparison.files[:_ROWS]
+                    ),
+                    *_more(len(comparison.files), 4),
+                ],
+            ),
+        ]
+    return "\n".join(sections)
+
+
+def summary_table(comparison: Comparison, *, before: str = "Before", after: str = "After") -> str:
+    """Write the table that opens the before/after report: each figure and how it changed."""
+    rows = [summary_row(figure) for figure in comparison.figures]
+    rows += [_concern_row(concern) for concern in comparison.concerns if concern.before_bytes or concern.after_bytes]
+    return _table(("Metric", before, after, "Change", "% change"), rows)
+
+
+def summary_row(figure: FigureChange) -> tuple[str, ...]:
+    """Write one of the totals: its label, before, after, change, and that as a part of what was before."""
+    label = FIGURES[figure.name]
+    if figure.name.endswith("_bytes"):
+        change = human_change(figure.before, figure.after)
+    elif figure.name.endswith("_fraction"):
+        change = f"{figure.after - figure.before:+.4f}"
+    else:
+        change = f"{figure.after - figure.before:+,.0f}"
+    return (
+        label,
+        figure_text(figure.name, figure.before),
+        figure_text(figure.name, figure.after),
+        change,
+        "" if figure.name.endswith("_fraction") else _change_fraction(figure.before, figure.after),
+    )
+
+
+def _concern_row(concern: PartChange) -> tuple[str, ...]:
+    def shown(size_bytes: int) -> str:
+        return f"yes ({human_bytes(size_bytes)})" if size_bytes else "no"
+
+    return (
+        _CONCERNS.get(concern.label, concern.label),
+        shown(concern.before_bytes),
+        shown(concern.after_bytes),
+        human_change(concern.before_bytes, concern.after_bytes),
+        _change_fraction(concern.before_bytes, concern.after_bytes),
+    )
+
+
+def layer_table(comparison: Comparison, *, before: str = "Before", after: str = "After") -> str:
+    """Write the layers of both images side by side, with the cause of each change and what must be fetched."""
+
+    def position(number: int | None) -> str:
+        return "-" if number is None else str(number)
+
+    return _table(
+        ("#", "Instruction", before, after, "Change", "Cause", "To fetch"),
+        (
+            (
+                f"{position(layer.before)} → {position(layer.after)}",
+                _instruction(layer.instruction),
+                human_bytes(layer.before_bytes),
+                human_bytes(layer.after_bytes),
+                layer_change(layer),
+                layer.cause or "",
+                human_bytes(layer.fetch_bytes) if layer.fetch_bytes else "",
+            )
+            for layer in comparison.layers
+        ),
+    )
+
+
+def layer_change(layer: LayerChange) -> str:
+    """Write how a layer changed, by how much where it did."""
+    if layer.before_bytes == layer.after_bytes:
+        return layer.kind
+    return f"{layer.kind}, {human_change(layer.before_bytes, layer.after_bytes)}"
+
+
+def removed_table(comparison: Comparison) -> str:
+    """Write what the image no longer holds, the largest first, with the sum of all."""
+    rows = [
+        (_cell(each.name), human_bytes(each.removed_bytes), f"{each.files:,}", each.reason)
+        for each in comparison.removed[:_ROWS]
+    ]
+    rest = comparison.removed[_ROWS:]
+    if rest:
+        rows.append(
+            (
+                f"{len(rest)} more",
+                human_bytes(sum(each.removed_bytes for each in rest)),
+                f"{sum(each.files for each in rest):,}",
+                "",
+            )
+        )
+    total_bytes = sum(each.removed_bytes for each in comparison.removed)
+    rows.append(
+        ("**Total**", f"**{human_bytes(total_bytes)}**", f"{sum(each.files for each in comparison.removed):,}", "")
+    )
+    return _table(("Component", "Size", "Files", "Reason"), rows)
+
+
+def verdict_markdown(verdict: Verdict) -> str:
+    """Write every limit with its judgement."""
+    if not verdict.judgements:
+        return "No budget was set.\n"
+    return _table(
+        ("Budget", "Judgement", "Measured and allowed"),
+        ((_cell(each.budget), each.status, _cell(each.message)) for each in verdict.judgements),
+    )
+
+
+def junit(verdict: Verdict) -> str:
+    """Write JUnit XML with one case per limit; waived ones and those not judged are skipped, never passed."""
+    suite = ET.Element(
+        "testsuite",
+        name=_xml(f"budgets of {verdict.image}"),
+        tests=str(len(verdict.judgements)),
+        failures=str(_count(verdict, "failed")),
+        errors="0",
+        skipped=str(_count(verdict, "waived") + _count(verdict, "not judged")),
+        time="0",
+    )
+    for each in verdict.judgements:
+        case = ET.SubElement(suite, "testcase", classname="budgets", name=_xml(each.budget), time="0")
+        if each.status == "failed":
+            ET.SubElement(case, "failure", message=_xml(each.message), type="BudgetExceeded").text = _xml(each.message)
+        elif each.status != "passed":
+            ET.SubElement(case, "skipped", message=_xml(f"{each.status}: {each.message}"))
+    suites = ET.Element("testsuites")
+    suites.append(suite)
+    ET.indent(suites)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suites, encoding="unicode") + "\n"
+
+
+def _count(verdict: Verdict, status: str) -> int:
+    return sum(each.status == status for each in verdict.judgements)
+
+
+def sarif(verdict: Verdict, measurement: Measurement | None = None, *, dockerfile: str = "docker/Dockerfile") -> str:
+    """Write SARIF 2.1.0: broken limits as errors, waived ones suppressed; waste and doubled CUDA as warnings.
+
+    Results are placed at *dockerfile*, because viewers need a file; the layer is in their logical location.
+    """
+    results = [_budget_result(each, dockerfile) for each in verdict.judgements if each.status in {"failed", "waived"}]
+    if measurement is not None:
+        results += [
+            _result(
+                "wasted-bytes",
+                "warning",
+                f"Layer {each.caused_by} hides {human_bytes(each.wasted_bytes)} in {each.files} files that layer "
+                f"{each.stored_by} stores ({each.cause}): {each.instruction or 'no instruction on record'}",
+                dockerfile,
+                f"layer {each.caused_by}",
+            )
+            for each in measurement.waste
+        ]
+        results += [
+            _result(
+                "cuda-twice",
+                "warning",
+                f"{each.soname} is there {len(each.copies)} times, {human_bytes(each.extra_bytes)} too much: "
+                + ", ".join(copy.path for copy in each.copies),
+                dockerfile,
+                each.copies[0].path,
+            )
+            for each in measurement.duplicate_libraries
+            if each.is_cuda
+        ]
+    rules = {
+        "budget": "A budget of the image is exceeded",
+        "wasted-bytes": "A layer stores bytes that no container sees",
+        "cuda-twice": "A library of CUDA is in the image more than once",
+    }
+    log = {
+        "$schema": _SARIF_SCHEMA,
+        "version": "2.1.0",
+        "runs": [
+            {
+                "tool": {
+                    "driver": {
+                        "name": "buildkit",
+                        "rules": [{"id": name, "shortDescription": {"text": text}} for name, text in rules.items()],
+                    }
+                },
+                "results": results,
+            }
+        ],
+    }
+    return json.dumps(log, indent=2) + "\n"
+
+
+def _budget_result(judgement: Judgement, dockerfile: str) -> dict[str, object]:
+    level = "error" if judgement.status == "failed" else "note"
+    result = _result("budget", level, judgement.message, dockerfile, judgement.budget)
+    if judgement.status == "waived":
+        result["suppressions"] = [{"kind": "external", "justification": judgement.message}]
+    return result
+
+
+def _result(rule: str, level: str, text: str, dockerfile: str, logical: str) -> dict[str, object]:
+    return {
+        "ruleId": rule,
+        "level": level,
+        "message": {"text": text},
+        "locations": [
+            {
+                "physicalLocation": {"artifactLocation": {"uri": dockerfile}, "region": {"startLine": 1}},
+                "logicalLocations": [{"fullyQualifiedName": logical}],
+            }
+        ],
+    }
+
+
+def _tree_block(rows: Sequence[TreeRow], total_bytes: int) -> str:
+    """Draw the tree as the report does, in a block of fixed width."""
+    lines = []
+    for number, row in enumerate(rows):
+        is_last = number + 1 == len(rows) or rows[number + 1].parent != row.parent
+        name = row.label.rpartition("/")[2] + "/" if row.parent else row.label
+        label = ("  └─ " if is_last else "  ├─ ") + name if row.parent else name
+        lines.append(f"{label:<36}{human_bytes(row.final_bytes):>10}{row.fraction:>9.1%}")
+    rule = "─" * 55
+    lines = [
+        f"{'Part':<36}{'Size':>10}{'Total':>9}",
+        rule,
+        *lines,
+        rule,
+        f"{'TOTAL':<36}{human_bytes(total_bytes):>10}",
+    ]
+    return "\n".join(["```", *lines, "```", ""])
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _more(count: int, columns: int) -> list[tuple[str, ...]]:
+    return [(f"{count - _ROWS:,} more", *[""] * (columns - 1))] if count > _ROWS else []
+
+
+def figure_text(name: str, value: float) -> str:
+    """Write one of the totals, by its name, with its unit."""
+    if name.endswith("_bytes"):
+        return human_bytes(value)
+    return f"{value:.4f}" if name.endswith("_fraction") else f"{value:,.0f}"
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _change_fraction(before: float, after: float) -> str:
+    return f"{after / before - 1:+.1%}" if before else ""
+
+
+def shortened(instruction: str | None) -> str:
+    """Write an instruction so that it fits into a table."""
+    text = instruction or "(no history)"
+    return text if len(text) <= _INSTRUCTION_LETTERS else text[: _INSTRUCTION_LETTERS - 1] + "…"
+
+
+def _instruction(instruction: str | None) -> str:
+    return f"`{_code(shortened(instruction))}`"
+
+
+def _cell(text: str) -> str:
+    """Escape what Markdown would read as its own, or as HTML."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    """Make a text fit between backticks in a table."""
+    return " ".join(text.split()).replace("`", "'").replace("|", "\\|")
+
+
+def _xml(text: str) -> str:
+    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
