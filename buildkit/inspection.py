@@ -1,0 +1,78 @@
+"""What `measure` and `compare` do between the command line and the files: obtain a measurement, render a report."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from buildkit.budget import Verdict
+from buildkit.compare import Comparison
+from buildkit.errors import UsageError
+from buildkit.image import read_image
+from buildkit.layer_stream import Limits
+from buildkit.measure import Measurement, load, measure
+from buildkit.page import Timeline, TrendPoint, page
+from buildkit.report import comparison_markdown, junit, measurement_markdown, sarif, to_json, verdict_markdown
+
+__all__ = ["FORMATS", "Format", "obtain", "render"]
+
+Format = Literal["json", "markdown", "html", "junit", "sarif"]
+FORMATS: Final[tuple[Format, ...]] = get_args(Format)
+
+
+def obtain(
+    name: str,
+    *,
+    cache: Path | None = None,
+    platform: str | None = None,
+    tag: str | None = None,
+    limits: Limits | None = None,
+    docker: Sequence[str] = ("docker",),
+) -> Measurement:
+    """Measure an image, or load a measurement that was saved: *name* is then a path that ends in .json.
+
+    The other arguments are those of `image.read_image`, and so is what is raised.
+    """
+    path = Path(name)
+    if path.suffix == ".json" and path.is_file():
+        return load(path)
+    return measure(read_image(name, cache=cache, platform=platform, tag=tag, limits=limits, docker=docker))
+
+
+def render(
+    kind: Format,
+    measurement: Measurement,
+    *,
+    comparison: Comparison | None = None,
+    verdict: Verdict | None = None,
+    timelines: Sequence[Timeline] = (),
+    trend: Sequence[TrendPoint] = (),
+    before: str = "Before",
+    after: str = "After",
+) -> str:
+    """Write a report in one of `FORMATS`: of *comparison* where there is one, of *measurement* else.
+
+    JUnit and SARIF show *verdict*, so they are refused without one; Markdown and HTML show it where there is one.
+    """
+    match kind:
+        case "json":
+            return to_json(comparison or measurement)
+        case "html":
+            return page(
+                measurement,
+                comparison=comparison,
+                verdict=verdict,
+                timelines=timelines,
+                trend=trend,
+                before=before,
+                after=after,
+            )
+        case "markdown":
+            text = (
+                measurement_markdown(measurement)
+                if comparison is None
+                else comparison_markdown(comparison, before=before, after=after)
+            )
+            return text if verdict is None else f"{text}\n### Budgets\n\n{verdict_markdown(verdict)}"
+    if verdict is None:
+        raise UsageError("format", kind, "shows budgets, and none was judged; json, markdown or html need none")
+    return junit(verdict) if kind == "junit" else sarif(verdict, measurement)
