@@ -28,12 +28,16 @@ def _say(line: str) -> None:
 
 
 def _engine(arguments: argparse.Namespace) -> int:
-    from buildkit import engine
+    from buildkit import engine, spec
 
     private = engine.Private()
     if arguments.action == "stop":
         if not engine.stop(private, _say, purge=arguments.purge):
             _say("no private engine was running")
+        return 0
+    if arguments.action == "clean":
+        names = (spec.load(arguments.project).name, "truthgraph-base")
+        engine.clean(engine.find(os.environ, private), private, names, _say)
         return 0
     found = engine.ensure(os.environ, private, _say)
     for name, version in engine.versions(found).items():
@@ -135,8 +139,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--project", type=Path, default=Path.cwd(), help="the folder that holds docker/ (default: .)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    command = commands.add_parser("engine", help="find, install or start a container engine; `engine stop` ends it")
-    command.add_argument("action", nargs="?", choices=["start", "stop"], default="start")
+    command = commands.add_parser("engine", help="find, install or start a container engine")
+    command.add_argument(
+        "action",
+        nargs="?",
+        choices=["start", "stop", "clean"],
+        default="start",
+        help="stop: end the private engine; clean: remove this project's images, and the private engine's build cache",
+    )
     command.add_argument("--purge", action="store_true", help="with stop: remove all that the private engine stored")
     command.set_defaults(run=_engine)
 

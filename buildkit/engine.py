@@ -28,6 +28,7 @@ __all__ = [
     "Engine",
     "Mirror",
     "Private",
+    "clean",
     "debian_mirror",
     "docker",
     "ensure",
@@ -448,6 +449,21 @@ def _start(private: Private, say: Callable[[str], None]) -> Engine:
         time.sleep(0.1)
     tail = "\n".join(private.log.read_text(errors="replace").splitlines()[-12:])
     raise EngineUnavailable(private.host, f"{reason}; the end of {private.log}:\n{tail}", [])
+
+
+def clean(engine: Engine, private: Private, names: Sequence[str], say: Callable[[str], None]) -> None:
+    """Removes the images called *names* (repositories), and in the private engine all that builds left.
+
+    Another engine's build cache is not touched: other builds of the user may need it.
+    """
+    for name in names:
+        images = docker(engine.host, "image", "ls", "--quiet", "--no-trunc", name).split()
+        if images:
+            say(f"removing {len(set(images))} images of {name}")
+            docker(engine.host, "image", "rm", "--force", *sorted(set(images)), seconds=_STOP_SECONDS * 4)
+    if engine.host == private.host:
+        say("removing what builds left in the private engine")
+        docker(engine.host, "buildx", "prune", "--all", "--force", seconds=_STOP_SECONDS * 10)
 
 
 def stop(private: Private, say: Callable[[str], None], *, purge: bool = False) -> bool:
