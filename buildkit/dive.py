@@ -12,8 +12,9 @@ The files below a deleted directory are no leaves of the layer that deletes it, 
 is too good wherever directories were deleted. Opaque directories are not looked at.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from buildkit.layer_tar import LayerContents
 
@@ -29,60 +30,25 @@ class DiveEfficiency:
     wasted_user_fraction: float
 
 
-@dataclass(slots=True)
-class _Tree:
-    """Sizes by name, a directory having more names below it."""
-
-    size_bytes: int = 0
-    is_directory: bool = False
-    children: dict[str, "_Tree"] = field(default_factory=dict)
-
-    def put(self, path: str, size_bytes: int, *, is_directory: bool) -> None:
-        node = self
-        for part in path.split("/"):
-            node = node.children.setdefault(part, _Tree())
-        node.size_bytes, node.is_directory = size_bytes, is_directory
-
-    def pop(self, path: str) -> "_Tree | None":
-        node, parts = self, path.split("/")
-        for part in parts[:-1]:
-            if part not in node.children:
-                return None
-            node = node.children[part]
-        return node.children.pop(parts[-1], None)
-
-    def below(self) -> int:
-        """Return the bytes of all names below this one; 0 for a file."""
-        total_bytes, stack = 0, list(self.children.values())
-        while stack:
-            node = stack.pop()
-            total_bytes += node.size_bytes
-            stack.extend(node.children.values())
-        return total_bytes
-
-
 def dive_efficiency(layers: Sequence[LayerContents]) -> DiveEfficiency:
     """Compute dive's figures; 1, 0 and 0 for an image without files."""
-    stacked = _Tree()
+    stacked: dict[str, int] = {}
+    directories: set[str] = set()
     sizes: dict[str, list[int]] = {}
     layer_bytes = []
     for layer in layers:
         own = {entry.path: entry.size_bytes for entry in layer.entries if entry.path and entry.kind != "opaque"}
-        directories = {entry.path for entry in layer.entries if entry.kind == "directory"}
-        folders: set[str] = set()
-        for path in own:
-            folder = path.rpartition("/")[0]
-            while folder and folder not in folders:
-                folders.add(folder)
-                folder = folder.rpartition("/")[0]
         hidden = {path for path in own if path.rpartition("/")[2].startswith(".wh.")}
+        targets = {path: _target(path) for path in hidden}
+        below = _below(stacked, [target for target in targets.values() if target in directories])
+        for path in own.keys() - _folders(own):
+            target = targets.get(path, path)
+            sizes.setdefault(target, []).append(below.get(target, 0) if path in hidden else own[path])
+        for target in targets.values():
+            stacked.pop(target, None)
+        stacked |= {path: size_bytes for path, size_bytes in own.items() if path not in hidden}
+        directories |= {entry.path for entry in layer.entries if entry.kind == "directory"}
         layer_bytes.append(sum(own.values()))
-        for path in own.keys() - folders:
-            target = _target(path)
-            gone = stacked.pop(target) if path in hidden else None
-            sizes.setdefault(target, []).append(own[path] if gone is None or not gone.is_directory else gone.below())
-        for path in own.keys() - hidden:
-            stacked.put(path, own[path], is_directory=path in directories)
     repeated = [each for each in sizes.values() if len(each) > 1]
     all_bytes = sum(map(sum, sizes.values()))
     wasted_bytes = sum(map(sum, repeated))
@@ -92,6 +58,30 @@ def dive_efficiency(layers: Sequence[LayerContents]) -> DiveEfficiency:
         wasted_bytes=wasted_bytes,
         wasted_user_fraction=wasted_bytes / user_bytes if user_bytes else 0.0,
     )
+
+
+def _folders(paths: Iterable[str]) -> set[str]:
+    """Return every folder on the way to the paths: what is no leaf."""
+    folders: set[str] = set()
+    for path in paths:
+        folder = path.rpartition("/")[0]
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
+    return folders
+
+
+def _below(stacked: dict[str, int], hidden: Sequence[str]) -> dict[str, int]:
+    """Add up what is below each hidden directory, and take it out of *stacked*."""
+    if not hidden:
+        return {}
+    names = sorted(stacked)
+    ranges = {path: names[bisect_left(names, f"{path}/") : bisect_left(names, f"{path}0")] for path in hidden}
+    found = {path: sum(stacked[name] for name in below) for path, below in ranges.items()}
+    for below in ranges.values():
+        for name in below:
+            stacked.pop(name, None)
+    return found
 
 
 def _target(path: str) -> str:

@@ -473,11 +473,19 @@ def _folders(files: Iterable[FileRecord], least_bytes: int) -> tuple[FolderSize,
     sizes: dict[str, int] = defaultdict(int)
     counts: dict[str, int] = defaultdict(int)
     for record in files:
-        folder = record.path
+        folder = record.path.rpartition("/")[0]
+        sizes[folder] += record.size_bytes
+        counts[folder] += 1
+    for path in list(sizes):
+        folder = path
         while folder:
             folder = folder.rpartition("/")[0]
-            sizes[folder] += record.size_bytes
-            counts[folder] += 1
+            sizes[folder] += 0
+    for path in sorted(sizes, key=lambda each: -each.count("/")):
+        if path:
+            parent = path.rpartition("/")[0]
+            sizes[parent] += sizes[path]
+            counts[parent] += counts[path]
     found = [FolderSize(path, size, counts[path]) for path, size in sizes.items() if size >= least_bytes]
     return tuple(sorted(found, key=lambda folder: (-folder.final_bytes, folder.path)))
 
