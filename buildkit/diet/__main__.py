@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit.diet.diet import Choice, diet_tree, worker_count
-from buildkit.diet.fatbin import UnknownTarget, parse_target
-from buildkit.diet.files import RULE_SETS, UnknownRule, choose_rules
-from buildkit.diet.manifest import TargetsGone, UnknownManifest
-from buildkit.diet.tree import NotATree
+from buildkit.diet.fatbin import parse_target
+from buildkit.diet.files import RULE_SETS, choose_rules
+from buildkit.diet.profiles import PROFILES, choose_profile
+from buildkit.diet.stubs import CompilerMissing, choose_stubs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,25 +28,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     started_seconds = time.monotonic()
     try:
-        targets = [parse_target(target) for target in options.targets.split(",")] if options.targets else None
-        choice = Choice(
-            rules=choose_rules(options.files),
-            strips=options.strip,
-            targets=None if targets is None else frozenset(targets),
-            is_atomic=options.atomic,
-            is_loaded=options.load,
-        )
-        manifest = diet_tree(options.tree, choice, manifest_path=options.manifest, workers=options.workers)
-    except (NotATree, TargetsGone, UnknownManifest, UnknownRule, UnknownTarget) as error:
+        manifest = diet_tree(options.tree, _choice(options), manifest_path=options.manifest, workers=options.workers)
+    except (CompilerMissing, OSError, ValueError) as error:
         sys.stderr.write(f"diet: {error}\n")
         return 2
     sys.stderr.write(_summary(manifest, time.monotonic() - started_seconds))
     return 0
 
 
+def _choice(options: argparse.Namespace) -> Choice:
+    """The steps asked for: those of the profile, or each by its own option."""
+    targets = (
+        frozenset(parse_target(target) for target in options.targets.split(",")) if options.targets else frozenset()
+    )
+    if options.profile is not None:
+        choice = choose_profile(options.profile, targets)
+    else:
+        choice = Choice(
+            rules=choose_rules(options.files),
+            strips=options.strip,
+            targets=targets or None,
+            stubs=choose_stubs(options.stubs),
+        )
+    return dataclasses.replace(choice, is_atomic=options.atomic, is_loaded=options.load)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m buildkit.diet", description=__doc__)
     parser.add_argument("tree", type=Path, help="a virtual environment or a site-packages folder")
+    parser.add_argument("--profile", choices=PROFILES, help="the steps by one name, instead of each by its option")
     parser.add_argument("--strip", action="store_true", help="take symbols and debug information out")
     parser.add_argument(
         "--files",
@@ -56,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--targets", metavar="X.Y[,X.Y]", help="keep GPU code for these compute capabilities only: 8.0,9.0"
     )
+    parser.add_argument("--stubs", default="none", metavar="NAME[,NAME]", help="stand-ins for libraries, or `all`")
     parser.add_argument("--manifest", type=Path, metavar="PATH", help="write what was done as JSON, or continue it")
     parser.add_argument("--atomic", action="store_true", help="replace changed files instead of writing in place")
     parser.add_argument("--load", action="store_true", help="load each changed library before it replaces the old one")
@@ -68,7 +80,7 @@ def _summary(manifest: Manifest, seconds: float) -> str:
     for removal in manifest.removals:
         size = _megabytes(sum(removal.removed.values()))
         lines.append(f"  {removal.rule:<16} {size:>11} in {len(removal.removed)} files; lost: {removal.lost}")
-    for step in ("strip", "architectures", "record"):
+    for step in ("stub", "strip", "architectures", "record"):
         changes = [change for change in manifest.alterations if step in change.steps]
         if changes:
             size = _megabytes(sum(_saved_bytes(change, step) for change in changes))

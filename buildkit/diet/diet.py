@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,7 @@ from buildkit.diet.manifest import Alteration, Manifest, Refusal, Removal, Targe
 from buildkit.diet.prune import plan_prune
 from buildkit.diet.rewrite import replace_file
 from buildkit.diet.strip import strip_file
+from buildkit.diet.stubs import StubRule, is_stub, make_stub
 from buildkit.diet.tree import InstalledFile, Tree, hash_file, read_tree, remove_files, update_records
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Choice:
         rules: which files go.
         strips: whether symbols and debug information go.
         targets: the compute capabilities whose GPU code stays, as 90 for 9.0; None leaves all of it.
+        stubs: which libraries are replaced by stand-ins.
         is_atomic: whether each changed file is written beside the old one and renamed over it.
         is_loaded: whether each changed library is loaded in a fresh process before it replaces the old one.
     """
@@ -49,6 +52,7 @@ class Choice:
     rules: tuple[Rule, ...]
     strips: bool
     targets: frozenset[int] | None = None
+    stubs: tuple[StubRule, ...] = ()
     is_atomic: bool = False
     is_loaded: bool = False
 
@@ -144,7 +148,7 @@ def _is_elf(tree: Tree, file: InstalledFile) -> bool:
 
 def _change_all(tree: Tree, files: list[InstalledFile], choice: Choice, workers: int) -> list[_Outcome]:
     """Prunes and strips every file with machine code, the largest first; the outcomes are in order of path."""
-    if not choice.strips and choice.targets is None:
+    if not choice.strips and choice.targets is None and not choice.stubs:
         return []
     machine_code = sorted((file for file in files if _is_elf(tree, file)), key=lambda file: -file.size_bytes)
     change = partial(_change, tree.root, choice)
@@ -161,12 +165,19 @@ def _change_all(tree: Tree, files: list[InstalledFile], choice: Choice, workers:
 
 def _change(root: Path, choice: Choice, job: tuple[str, str | None]) -> _Outcome:
     """Prunes and strips one file; a step that refuses leaves the file as the step before left it."""
-    path, recorded = job
+    path, _ = job
     file = root / path
     bytes_before = file.stat().st_size
     steps: list[str] = []
     refusals: list[Refusal] = []
     left_out: dict[str, tuple[int, int]] = {}
+    stub = next((rule for rule in choice.stubs if fnmatchcase(path, f"*{rule.path}")), None)
+    if stub is not None:
+        try:
+            if _stand_in(file, stub):
+                return _Outcome(_alteration(root, job, bytes_before, ("stub",)), ())
+        except Refused as refusal:
+            refusals.append(Refusal(path=path, step="stub", reason=refusal.reason, detail=refusal.detail))
     is_grafted = any(part.endswith(_GRAFTED_SUFFIX) for part in path.split("/")[:-1])
     if choice.targets is not None:
         try:
@@ -185,16 +196,45 @@ def _change(root: Path, choice: Choice, job: tuple[str, str | None]) -> _Outcome
             refusals.append(Refusal(path=path, step="strip", reason=refusal.reason, detail=refusal.detail))
     if not steps:
         return _Outcome(None, tuple(refusals))
-    alteration = Alteration(
+    return _Outcome(_alteration(root, job, bytes_before, tuple(steps), left_out), tuple(refusals))
+
+
+def _alteration(
+    root: Path,
+    job: tuple[str, str | None],
+    bytes_before: int,
+    steps: tuple[str, ...],
+    left_out: dict[str, tuple[int, int]] | None = None,
+) -> Alteration:
+    path, recorded = job
+    return Alteration(
         path=path,
-        steps=tuple(steps),
+        steps=steps,
         bytes_before=bytes_before,
-        bytes_after=file.stat().st_size,
+        bytes_after=(root / path).stat().st_size,
         sha256_before=recorded,
-        sha256_after=hash_file(file),
-        left_out=left_out,
+        sha256_after=hash_file(root / path),
+        left_out=left_out or {},
     )
-    return _Outcome(alteration, tuple(refusals))
+
+
+def _stand_in(file: Path, rule: StubRule) -> bool:
+    """Replaces a library by its stub; False where it is one already."""
+    original = map_file(file)
+    if is_stub(original):
+        return False
+    status = file.stat()
+    temporary = file.with_name(f".{file.name}.stub")
+    try:
+        make_stub(original, rule, temporary)
+        temporary.chmod(status.st_mode & 0o7777)
+        os.chown(temporary, status.st_uid, status.st_gid)
+        os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+        temporary.rename(file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _prune(file: Path, targets: frozenset[int], *, is_loaded: bool) -> dict[str, tuple[int, int]]:

@@ -52,11 +52,14 @@ _KNOWN_FLAGS: Final = 0x1 | 0x10 | 0x2000 | 0x8000 | 0x10000 | 0x100000 | 0x2000
 
 # GPUs of Tegra systems run no cubin of another GPU of their generation, nor the reverse (the guide, "Binary
 # Compatibility"); 87 is Orin, 110 Thor.
-_TEGRA: Final = frozenset({53, 62, 72, 87, 110})
+_TEGRA: Final = frozenset({32, 53, 62, 72, 87, 101, 110})
 # Which GPUs run a family-specific cubin (the guide, "Family-Specific Features", table of CUDA 13.0).
-_FAMILIES: Final = {100: {100, 103}, 103: {103}, 110: {110}, 120: {120, 121}, 121: {121}}
+_FAMILIES: Final = {100: {100, 103}, 101: {101}, 103: {103}, 110: {110}, 120: {120, 121}, 121: {121}}
 # What a target may be: the compute capabilities that CUDA 13.0 compiles for, with those that CUDA 12 still does.
-TARGETS: Final = (50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 88, 89, 90, 100, 103, 110, 120, 121)
+TARGETS: Final = (50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
+# What an entry may be compiled for: those, and what older compilers did (101 was Thor's number before 110). Of any
+# other, nobody here knows which GPUs run it.
+_ARCHITECTURES: Final = frozenset({*TARGETS, 20, 30, 32, 35, 37, 101})
 _TARGET: Final = re.compile(r"(?:sm_?)?(?:(\d+)\.(\d)|(\d+))")
 
 
@@ -253,6 +256,8 @@ def _parse_entry(view: memoryview, offset: int, end: int) -> Entry:
         raise Refused("fatbin-entry-size", f"{compressed_bytes} of {payload_bytes} bytes at {offset:#x}")
     if name_offset or name_bytes:
         raise Refused("fatbin-named-entry", f"{name_bytes} bytes at {offset:#x}")
+    if architecture not in _ARCHITECTURES:
+        raise Refused("fatbin-unknown-architecture", f"{architecture} at {offset:#x}")
     if flags & ~_KNOWN_FLAGS or (flags & _FLAG_ARCHITECTURE_SPECIFIC and flags & _FLAG_FAMILY_SPECIFIC):
         raise Refused("fatbin-unknown-flags", f"{flags:#x} at {offset:#x}")
     return Entry(Kind(kind), architecture, flags, offset, header_bytes, payload_bytes)

@@ -187,6 +187,26 @@ RULES: Final = (
         lost="building device code against NVSHMEM in the image",
     ),
     Rule(
+        name="cudnn-engines",
+        globs=tuple(
+            f"nvidia/cudnn/lib/libcudnn_{part}.so.*" for part in ("adv", "cnn", "engines_*", "heuristic", "ops")
+        ),
+        reason="loaded at the first convolution or recurrent layer, which text encoders do not have",
+        lost="convolutions, recurrent layers and cuDNN attention on the GPU (turn that back-end off)",
+    ),
+    Rule(
+        name="dense-solver",
+        globs=("nvidia/*/libcusolver.so.*", "torch/lib/libtorch_cuda_linalg.so"),
+        reason="loaded at the first call of torch.linalg on the GPU, which text encoders do not make",
+        lost="torch.linalg on the GPU",
+    ),
+    Rule(
+        name="nvrtc-builtins",
+        globs=("nvidia/*/libnvrtc-builtins.so.*",),
+        reason="loaded by NVRTC when it compiles; of use only where NVRTC itself is there",
+        lost="kernels compiled at run time",
+    ),
+    Rule(
         name="cuda-bindings",
         globs=("cuda/bindings/*", "cuda/pathfinder/*", "cuda_bindings.pth"),
         reason="Python bindings of the CUDA driver; torch looks for them and does without",
@@ -207,19 +227,14 @@ _RUNTIME: Final = (
     "cluster-plugins",
     "multi-gpu-solver",
 )
+_SERVING: Final = (*_RUNTIME, "triton", "blas-fftw-shims", "profilers", "device-bitcode", "cuda-bindings")
 # `runtime` costs nothing that an image without compilers has; `serving` costs what its rules say, none of it used by
-# inference with torch.
+# inference with torch; `inference` leaves what text encoders need.
 RULE_SETS: Final[Mapping[str, tuple[str, ...]]] = {
     "none": (),
     "runtime": _RUNTIME,
-    "serving": (
-        *_RUNTIME,
-        "triton",
-        "blas-fftw-shims",
-        "profilers",
-        "device-bitcode",
-        "cuda-bindings",
-    ),
+    "serving": _SERVING,
+    "inference": (*_SERVING, "cudnn-engines", "dense-solver", "nvrtc-builtins"),
 }
 
 _GUARDED_FOLDERS: Final = frozenset(folder for rule in RULES if rule.is_imported_kept for folder in rule.folders)

@@ -64,7 +64,7 @@ class Alteration:
     """A file with other bytes than it was installed with.
 
     Attributes:
-        steps: what was done to it, in order: `architectures`, `strip`, `record`.
+        steps: what was done to it, in order: `stub`, `architectures`, `strip`, `record`.
         sha256_before: from the distribution's RECORD; None where it gives none.
         left_out: name of each kind of GPU code taken out (`sm_80`, `compute_120`), to its entries and bytes.
     """

@@ -1,0 +1,74 @@
+"""The four diets that images are made with, from everything that is installed to what text encoders need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from buildkit.diet.diet import Choice
+from buildkit.diet.files import choose_rules
+from buildkit.diet.stubs import choose_stubs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["PROFILES", "Profile", "WrongTargets", "choose_profile"]
+
+
+class WrongTargets(ValueError):
+    """A profile with another number of target GPUs than it is for.
+
+    Attributes:
+        profile: its name.
+        value: the targets given.
+    """
+
+    def __init__(self, profile: str, value: frozenset[int], wanted: str) -> None:
+        super().__init__(f"profile {profile!r} takes {wanted}, given {len(value)}")
+        self.profile = profile
+        self.value = value
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A named choice of steps; the targets come with its use.
+
+    Attributes:
+        files: sets of file rules.
+        stubs: stubs, by name.
+        least_targets: how many target GPUs it needs at least, and `most_targets` at most.
+        says: what an image of it is for.
+    """
+
+    files: str
+    stubs: str
+    least_targets: int
+    most_targets: int
+    says: str
+
+
+PROFILES: Final[Mapping[str, Profile]] = {
+    "full": Profile("runtime", "none", 0, 0, "every GPU, everything that torch can do without a compiler"),
+    "fleet": Profile("serving", "none", 1, 99, "several GPUs; eager torch, without triton and profilers"),
+    "single": Profile("serving", "none", 1, 1, "one GPU; eager torch, without triton and profilers"),
+    "inference": Profile("inference", "all", 1, 99, "text encoders only; no FFT, convolution, sparse or several GPUs"),
+}
+
+
+def choose_profile(name: str, targets: frozenset[int]) -> Choice:
+    """The steps of a profile for these compute capabilities.
+
+    Raises:
+        WrongTargets: too few or too many targets for the profile.
+        KeyError: there is no such profile.
+    """
+    profile = PROFILES[name]
+    if not profile.least_targets <= len(targets) <= profile.most_targets:
+        wanted = {0: "no target", 1: "one target"}.get(profile.most_targets, "at least one target")
+        raise WrongTargets(name, targets, wanted)
+    return Choice(
+        rules=choose_rules(profile.files),
+        strips=True,
+        targets=targets or None,
+        stubs=choose_stubs(profile.stubs),
+    )
