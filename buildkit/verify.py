@@ -1,7 +1,8 @@
 """Proves one image: writes what is expected of it, runs `checks/` against its digest, and reads the results back.
 
 The checks run in a process of their own, so that neither side imports the other's packages; expectations go there and
-results come back as files below the output folder: `expect.json`, `verify.json`, `verify.xml` (JUnit).
+results come back as files below the output folder: `expect.json`, `verify.json`, `verify.xml` (JUnit), and
+`evidence.json`, what running the image showed (answers and log of the service, vectors, versions).
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ STYLES: Final = {
 # Each installation of a Debian package on top of a base image changes these, whatever the order of instructions.
 BASE_PATHS: Final = (
     "/var/lib/dpkg/",
+    "/var/lib/apt/",
     "/var/cache/debconf/",
+    "/var/cache/ldconfig/",
+    "/var/log/",
+    "/etc/.pwd.lock",
     "/etc/ld.so.cache",
     "/etc/passwd",
     "/etc/group",
@@ -107,9 +112,10 @@ def verify(  # noqa: D417 - the others are described where they are made
     engine_host: str | None = None,
     require: Collection[str] = (),
     handed_in: Mapping[str, str] | None = None,
+    reuse: Path | None = None,
     progress: IO[str] = sys.stderr,
 ) -> VerifyResult:
-    """Runs every check against *image* and writes `expect.json`, `verify.json` and `verify.xml` into *output*.
+    """Runs every check against *image* and writes its files into *output*.
 
     Side effects: containers labelled `io.truthgraph.checks`, removed at the end.
 
@@ -119,6 +125,7 @@ def verify(  # noqa: D417 - the others are described where they are made
         engine_host: address of the engine, as in DOCKER_HOST; None leaves what *environment* says.
         require: tiers that must be verified, of `TIERS`.
         handed_in: name -> plain value of what the build was given and must not keep; passed on by environment only.
+        reuse: an `evidence.json` of an earlier run: what it holds is taken instead of running the image again.
         progress: where the run's own lines go while it lasts.
 
     Raises:
@@ -136,6 +143,8 @@ def verify(  # noqa: D417 - the others are described where they are made
         *(sys.executable, "-m", "pytest", "checks", "--quiet", "--no-header", "--no-summary", "--tb=no"),
         *("-p", "no:cacheprovider", "--image", image, "--expect", str(expect_path.resolve())),
         *("--results", str(json_path.resolve()), f"--junit-xml={junit_path.resolve()}"),
+        *("--record", str((output / "evidence.json").resolve())),
+        *(("--reuse", str(reuse.resolve())) if reuse else ()),
     ]
     host = {"DOCKER_HOST": engine_host} if engine_host else {}
     tail: deque[str] = deque(maxlen=40)

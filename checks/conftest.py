@@ -11,11 +11,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import testinfra
 
 from checks.engine import Engine, EngineFailed, ImageUnknown
-from checks.evidence import Evidence
+from checks.evidence import Evidence, Recorded
 from checks.expectations import HANDED_IN_VARIABLE, Expectations, HandedIn, UnknownExpectations
 from checks.verdicts import CheckResult, Findings, NotApplicable, NotVerified, Outcome, Results
 
@@ -43,6 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("checks", "the checked image")
     group.addoption("--image", help="digest or name of the image")
     group.addoption("--expect", type=Path, help="expectations, as buildkit writes them")
+    group.addoption("--reuse", type=Path, help="take what running an image showed from this file")
+    group.addoption("--record", type=Path, help="write what running the image showed to this file")
     group.addoption("--results", type=Path, help="write the results there as JSON")
 
 
@@ -64,7 +67,9 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         expectations = Expectations.load(file)
         handed_in = json.loads(os.environ.get(HANDED_IN_VARIABLE, "{}"))
         config.stash[BEGAN] = time.monotonic()
-        config.stash[EVIDENCE] = Evidence(Engine(), image, expectations, handed_in)
+        file = config.getoption("--reuse")
+        recorded = msgspec.json.decode(file.read_bytes(), type=Recorded) if file else Recorded()
+        config.stash[EVIDENCE] = Evidence(Engine(), image, expectations, handed_in, recorded)
     except (UnknownExpectations, ImageUnknown) as error:
         pytest.exit(str(error), returncode=EXIT_USAGE)
     except (EngineFailed, OSError) as error:
@@ -80,7 +85,9 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     evidence = session.config.stash.get(EVIDENCE, None)
     if evidence:
         evidence.close()
-        target = session.config.getoption("--results")
+        target, record = session.config.getoption("--results"), session.config.getoption("--record")
+        if record:
+            record.write_bytes(msgspec.json.encode(evidence.record()))
         results = session.config.stash[RESULTS]
         if target:
             Results(

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from checks.engine import Process  # noqa: TC001 - msgspec reads the types of fields
 from checks.facts import FileSystem
 from checks.golden import TEXTS
 from checks.layers import ImageLayers, read_store, read_stream
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Mapping
 
-    from checks.engine import Engine, Process
+    from checks.engine import Engine
     from checks.expectations import Expectations
 
-__all__ = ["Answer", "DeviceRun", "Evidence", "Import", "ModelRun", "ProgramFailed", "ServiceRun"]
+__all__ = ["Answer", "DeviceRun", "Evidence", "Import", "ModelRun", "ProgramFailed", "Recorded", "ServiceRun"]
 
 WORKERS = 4
 SETTLED_SECONDS = 3.0  # a service that is about to give up has done so by then; a guess
@@ -108,35 +109,54 @@ class ServiceRun:
     log: str
 
 
-class Evidence:
-    """The evidence on *image*; `seconds` says how long each piece took, once it is there."""
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What running the image showed, to be looked at later or to be taken instead of running another."""
 
-    def __init__(self, engine: Engine, image: str, expectations: Expectations, handed_in: Mapping[str, str]) -> None:
+    service: ServiceRun | None = None
+    models: ModelRun | None = None
+    command: Process | None = None
+    routes: Process | None = None
+    migration: Process | None = None
+    device: DeviceRun | None = None
+
+
+class Evidence:
+    """The evidence on *image*; `seconds` says how long each piece took, once it is there.
+
+    Pieces that are *recorded* are taken as they are.
+    """
+
+    def __init__(
+        self, engine: Engine, image: str, expectations: Expectations, handed_in: Mapping[str, str], recorded: Recorded
+    ) -> None:
         self.engine = engine
         self.image, self.configuration = engine.inspect(image)
         self.expectations = expectations
         self.traces = Traces(handed_in, frozenset(expectations.certificates_sha256))
         self.seconds: dict[str, float] = {}
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="evidence")
+        runs, embeds = expectations.has_application, expectations.has_models
         self.file_system: Future[FileSystem] = self.begin("file system", self.walk)
         self.container: Future[str] = self.begin("container", self.hold)
         self.layers: Future[ImageLayers] = self.begin("layers", self.read_layers)
-        self.service: Future[ServiceRun] = self.begin("service", self.live, needed=expectations.has_application)
-        self.models: Future[ModelRun] = self.begin("models", self.embed, needed=expectations.has_models)
+        self.service = self.begin("service", self.live, recorded.service, needed=runs)
+        self.models = self.begin("models", self.embed, recorded.models, needed=embeds)
         self.libraries: Future[dict[str, str]] = self.begin("libraries", self.load_libraries)
-        self.command: Future[Process] = self.begin(
-            "embed command", self.embed_command, needed=expectations.has_models and expectations.has_application
-        )
-        self.routes: Future[Process] = self.begin("routes", self.list_routes, needed=expectations.has_application)
-        self.migration: Future[Process] = self.begin("migration", self.migrate, needed=expectations.has_application)
-        self.device: Future[DeviceRun] = self.begin("device", self.use_device, needed=expectations.has_models)
+        self.command = self.begin("embed command", self.embed_command, recorded.command, needed=runs and embeds)
+        self.routes = self.begin("routes", self.list_routes, recorded.routes, needed=runs)
+        self.migration = self.begin("migration", self.migrate, recorded.migration, needed=runs)
+        self.device = self.begin("device", self.use_device, recorded.device, needed=embeds)
 
-    def begin(self, name: str, work: Callable[[], T], *, needed: bool = True) -> Future[T]:
-        """Starts *work*, noting its seconds; one that is not needed fails when asked for."""
-        if not needed:
-            skipped: Future[T] = Future()
-            skipped.set_exception(LookupError(f"{name} is no evidence for this target"))
-            return skipped
+    def begin(self, name: str, work: Callable[[], T], recorded: T | None = None, *, needed: bool = True) -> Future[T]:
+        """Starts *work*, noting its seconds; what is recorded is there at once, what is not needed fails when asked."""
+        if recorded is not None or not needed:
+            settled: Future[T] = Future()
+            if recorded is not None:
+                settled.set_result(recorded)
+            else:
+                settled.set_exception(LookupError(f"{name} is no evidence for this target"))
+            return settled
 
         def timed() -> T:
             began = time.monotonic()
@@ -147,6 +167,10 @@ class Evidence:
 
         return self.pool.submit(timed)
 
+    def record(self) -> Recorded:
+        """The pieces that came from running the image, as far as they are there."""
+        return Recorded(**{item.name: result_of(getattr(self, item.name)) for item in fields(Recorded)})
+
     def close(self) -> None:
         """Stops what still runs and removes every container."""
         self.pool.shutdown(wait=False, cancel_futures=True)
@@ -156,7 +180,8 @@ class Evidence:
 
     def walk(self) -> FileSystem:
         """Runs programs/filesystem.py as a root that may read everything and do nothing else."""
-        places = {"application": self.expectations.application}
+        expected = self.expectations
+        places = {"virtual_environment": expected.virtual_environment, "application": expected.application}
         options = ("--cap-add", "DAC_READ_SEARCH", "--user", "0")
         process = self.engine.run_program(self.image, "filesystem.py", places, *options)
         return self.decode("filesystem.py", process, FileSystem)
@@ -196,16 +221,18 @@ class Evidence:
         return self.engine.exec(self.container.result(), *command)
 
     def load_libraries(self) -> dict[str, str]:
-        """Loads each shared object below the Python environments in a process of its own."""
+        """Loads each whole shared object below the Python environments in a process of its own."""
         system = self.file_system.result()
         folders = [self.expectations.virtual_environment, *system.site_packages]
         prefixes = tuple(f"{folder}/" for folder in folders if folder)
+        provided = set(self.expectations.provided_libraries)
         libraries = [item for item in system.objects if item.is_library and item.path.startswith(prefixes)]
         wholes: dict[str, list[str]] = {}
         for item in libraries:
             for name in item.needed:
                 wholes.setdefault(name, []).append(item.path)
-        request = {item.path: wholes.get(item.soname or item.path.rpartition("/")[2], []) for item in libraries}
+        intact = [item for item in libraries if not item.is_corrupt and not set(item.unresolved) - provided]
+        request = {item.path: wholes.get(item.soname or item.path.rpartition("/")[2], []) for item in intact}
         process = self.engine.exec_program(self.container.result(), "libraries.py", request)
         return self.decode("libraries.py", process, dict[str, str])
 
@@ -233,6 +260,7 @@ class Evidence:
             "paths": PATHS,
             "post": DRAINED_ROUTE,
         }
+        silent = (0, "the container ended before it could be asked")
         with self.engine.converse(container, self.image, request) as client:
             said = heard(client)
             test = self.configuration.healthcheck
@@ -249,7 +277,7 @@ class Evidence:
             drained = heard(client).get("drained", {})
             client.kill() if client.poll() is None and not drained else None
         return ServiceRun(
-            answers={path: Answer(*answer) for path, answer in said.get("answers", {}).items()},
+            answers={path: Answer(*said.get("answers", {}).get(path, silent)) for path in ("/health", *PATHS)},
             start_seconds=said.get("seconds", 0.0),
             healthcheck=healthcheck,
             is_running=is_running,
@@ -266,6 +294,12 @@ class Evidence:
         if process.exit_code:
             raise ProgramFailed(program, process)
         return msgspec.json.decode(process.output, type=form)
+
+
+def result_of(piece: Future[T]) -> T | None:
+    """What came of *piece*, None where nothing did."""
+    is_there = piece.done() and not piece.cancelled() and piece.exception() is None
+    return piece.result() if is_there else None
 
 
 def heard(client: subprocess.Popen[str]) -> dict[str, Any]:

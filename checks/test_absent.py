@@ -12,8 +12,6 @@ from checks.verdicts import refuse
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import testinfra
-
     from checks.expectations import Expectations
     from checks.facts import FileSystem
     from checks.layers import ImageLayers
@@ -66,11 +64,10 @@ def inner_most(paths: list[str]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("tool", TOOLS)
-def test_tool_is_absent(tool: str, file_system: FileSystem, layers: ImageLayers, host: testinfra.host.Host) -> None:
-    """{tool} is absent from PATH, files, package database and distributions."""
+def test_tool_is_absent(tool: str, file_system: FileSystem, layers: ImageLayers) -> None:
+    """{tool} is absent from files, package database and distributions."""
     names, packages, distributions = TOOLS[tool]
     found = [
-        *(f"{tool} is on PATH: {host.find_command(tool)}" for _ in range(1) if names and host.exists(tool)),
         *described(
             file_system,
             layers,

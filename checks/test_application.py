@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from checks.verdicts import refuse
+from checks.verdicts import not_verified, refuse
 
 if TYPE_CHECKING:
     from checks.evidence import Evidence, ServiceRun
@@ -18,9 +18,25 @@ UNDOCUMENTED = ("/docs", "/openapi.json")  # the documentation does not describe
 
 
 @pytest.fixture(scope="module")
-def service(evidence: Evidence) -> ServiceRun:
-    """One life of the service."""
+def life(evidence: Evidence) -> ServiceRun:
+    """One life of the service, however short."""
     return evidence.service.result()
+
+
+@pytest.fixture
+def service(life: ServiceRun) -> ServiceRun:
+    """One life of a service that answers; what it does otherwise cannot be told."""
+    if life.answers["/health"].status == 0:
+        not_verified("the application does not start")
+    return life
+
+
+@pytest.fixture
+def stopped(service: ServiceRun) -> ServiceRun:
+    """One life of a service that still ran when it was told to stop."""
+    if not service.is_running:
+        not_verified("the application ended by itself")
+    return service
 
 
 def log_of(service: ServiceRun) -> str:
@@ -28,13 +44,12 @@ def log_of(service: ServiceRun) -> str:
     return " | ".join(service.log.strip().splitlines()[-5:]) or "nothing"
 
 
-def test_application_starts(service: ServiceRun, expectations: Expectations) -> None:
+def test_application_starts(life: ServiceRun, expectations: Expectations) -> None:
     """The application starts and answers within its time."""
+    answer = life.answers["/health"]
     refuse(
-        [
-            f"nothing on port {expectations.port}: {service.answers['/health'].body}; its log ends with: {log_of(service)}"
-        ]
-        if service.answers["/health"].status == 0
+        [f"nothing on port {expectations.port}: {answer.body}; its log ends with: {log_of(life)}"]
+        if answer.status == 0
         else [],
         fix="run the image by hand: docker run --read-only --cap-drop ALL --tmpfs /tmp --network none IMAGE",
     )
@@ -126,6 +141,8 @@ def test_openapi_agrees(service: ServiceRun, evidence: Evidence) -> None:
     document = parsed(service.answers["/openapi.json"].body)
     described = {(method.upper(), path) for path, methods in document.get("paths", {}).items() for method in methods}
     declared = operations(parsed(evidence.routes.result().output).get("declared"))
+    if not declared:
+        not_verified("the declared routes are not known")
     expected = {item for item in declared if not item[1].startswith(UNDOCUMENTED)}
     refuse(
         [
@@ -151,22 +168,22 @@ def parsed(text: str) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def test_stop_signal_drains(service: ServiceRun) -> None:
+def test_stop_signal_drains(stopped: ServiceRun) -> None:
     """A request that is under way when the stop signal comes still gets its answer."""
     refuse(
-        [f"the connection ended without an answer: {service.drained_why}; its log ends with: {log_of(service)}"]
-        if service.drained_status == 0
+        [f"the connection ended without an answer: {stopped.drained_why}; its log ends with: {log_of(stopped)}"]
+        if stopped.drained_status == 0
         else [],
         fix="on SIGTERM stop listening, finish what is in flight, then exit",
     )
 
 
-def test_stop_signal_ends_it(service: ServiceRun, expectations: Expectations) -> None:
+def test_stop_signal_ends_it(stopped: ServiceRun, expectations: Expectations) -> None:
     """The stop signal ends the service with exit code 0 within its time."""
     limit = expectations.stop_seconds
     refuse(
-        [f"exit code {service.exit_code} after {service.stop_seconds:.1f} of {limit:.0f} s; log: {log_of(service)}"]
-        if service.exit_code or service.stop_seconds > limit
+        [f"exit code {stopped.exit_code} after {stopped.stop_seconds:.1f} of {limit:.0f} s; log: {log_of(stopped)}"]
+        if stopped.exit_code or stopped.stop_seconds > limit
         else [],
         fix="handle SIGTERM in the process that CMD starts; 137 means that the engine had to kill it",
     )

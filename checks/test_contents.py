@@ -146,11 +146,12 @@ def test_distributions_equal_the_lock(expectations: Expectations, file_system: F
         if item.path.rpartition("/")[0] in file_system.site_packages
         and item.version != expectations.locked.get(canonical(item.name))
         and canonical(item.name) not in INSTALLERS
+        and item.name not in expectations.development_only  # a finding of its own
     ]
     refuse(found, fix="install with --require-hashes from the lock, and nothing else")
 
 
-INSTALLERS = {"pip", "setuptools", "wheel", "truthgraph"}
+INSTALLERS = {"pip", "uv", "setuptools", "wheel", "truthgraph"}  # no dependencies, and in part findings elsewhere
 
 
 def canonical(name: str) -> str:

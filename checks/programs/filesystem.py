@@ -4,7 +4,7 @@ Runs inside a container of the image, as root with CAP_DAC_READ_SEARCH and nothi
 whatever Python the image carries (3.11 on). Reads the headers of shared objects, never their bodies; reads the bodies
 of executables only, which are few.
 
-    python3 -I - '{"application": "/app"}' < filesystem.py
+    python3 -I - '{"virtual_environment": "/opt/venv", "application": "/app"}' < filesystem.py
 """
 
 from __future__ import annotations
@@ -186,14 +186,15 @@ def walk(root: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[di
         with os.scandir(folder) as entries:
             for entry in entries:
                 status = entry.stat(follow_symlinks=False)
-                if status.st_dev != device or entry.path == "/.dockerenv":
+                is_elsewhere = status.st_dev != device  # a volume counts as a folder, what is in it does not
+                if entry.path == "/.dockerenv" or (is_elsewhere and not stat.S_ISDIR(status.st_mode)):
                     continue
                 fact = {"path": entry.path, "mode": stat.S_IMODE(status.st_mode), "uid": status.st_uid}
                 fact |= {"gid": status.st_gid, "size_bytes": 0, "kind": "other"}
                 files.append(fact)
                 if stat.S_ISDIR(status.st_mode):
                     fact["kind"] = "folder"
-                    pending.append(entry.path)
+                    pending += [] if is_elsewhere else [entry.path]
                 elif stat.S_ISLNK(status.st_mode):
                     fact |= {"kind": "link", "leads_to": os.readlink(entry.path)}
                 elif stat.S_ISREG(status.st_mode):
@@ -375,7 +376,9 @@ def main() -> None:
         for fact in files
         if fact["kind"] == "folder" and fact["path"].endswith(("/site-packages", "/dist-packages"))
     )
-    roots = [site for site in sites if "/lib/python3/" not in site]  # Debian compiles its own when it installs
+    environment = places["virtual_environment"]
+    own = [site for site in sites if "/lib/python3/" not in site]  # what Debian's packages bring, they compile
+    roots = [site for site in own if site.startswith(f"{environment}/")] if environment else own
     facts = {
         "python": {"version": sys.version.split()[0], "executable": sys.executable, "prefix": sys.prefix},
         "site_packages": sites,

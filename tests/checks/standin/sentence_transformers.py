@@ -1,0 +1,24 @@
+"""Stands in for sentence-transformers: knows the vectors of the golden sentences by heart."""
+
+import json
+import os
+from pathlib import Path
+
+FAULT = os.environ.get("STANDIN_FAULT", "")
+if FAULT == "sentence_transformers import":
+    raise ImportError("No module named 'transformers.models'")
+__version__ = "6.1.0"
+
+
+class SentenceTransformer:
+    """The model in one folder."""
+
+    def __init__(self, folder: str, device: str) -> None:
+        del device
+        self.vectors = json.loads((Path(folder) / "vectors.json").read_text())
+
+    def encode(self, texts: list[str]) -> list[list[float]]:
+        """The vectors, whatever the texts."""
+        del texts
+        shift = 0.01 if FAULT == "embedding" else 0.0
+        return [[value + shift for value in vector] for vector in self.vectors]

@@ -1,0 +1,92 @@
+"""A service that starts at once, with the surface that the checks look at; STANDIN_FAULT makes one part wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+FAULT = os.environ.get("STANDIN_FAULT", "")
+DECLARED = [["GET", path] for path in ("/health", "/livez", "/readyz", "/metrics", "/openapi.json")]
+DECLARED.append(["POST", "/api/v1/embed"])
+
+
+def answers() -> dict[str, tuple[int, Any]]:
+    """What each path answers."""
+    described: dict[str, Any] = {path: {method.lower(): {}} for method, path in DECLARED if path != "/openapi.json"}
+    if FAULT == "openapi":
+        del described["/metrics"]
+    return {
+        "/health": (500 if FAULT == "health" else 200, {"status": "degraded"}),
+        "/livez": (503 if FAULT == "livez" else 200, {"is_alive": True}),
+        "/readyz": (503, {"is_ready": False, "reasons": {} if FAULT == "readyz" else {"store": "no database"}}),
+        "/metrics": (200, "none" if FAULT == "metrics" else "# TYPE requests counter\n"),
+        "/openapi.json": (200, {"paths": described}),
+    }
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers from the table; a POST is answered once its body is complete."""
+
+    def reply(self, status: int, document: Any) -> None:  # noqa: ANN401 - JSON or text
+        """Send one answer."""
+        body = (document if isinstance(document, str) else json.dumps(document)).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self) -> None:
+        """Look up the path."""
+        self.reply(*answers().get(self.path, (404, {})))
+
+    def do_POST(self) -> None:
+        """Read it all, then answer."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.reply(503, {})
+
+
+def serve() -> int:
+    """Answer until told to stop."""
+    if FAULT == "start":
+        return 1
+    server = ThreadingHTTPServer(("0.0.0.0", 8000), Handler)  # noqa: S104 - in a container without a network
+    server.daemon_threads = False
+
+    def stop(_number: int, _frame: object) -> None:
+        if FAULT == "drain":
+            os._exit(0)
+        threading.Thread(target=server.shutdown).start()
+
+    if FAULT != "stop":
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+    if FAULT == "crash":
+        threading.Timer(2, os._exit, [1]).start()
+    server.serve_forever(poll_interval=0.05)
+    server.server_close()
+    return 0
+
+
+def main() -> int:
+    """Run one command."""
+    command = sys.argv[1]
+    if command == "serve":
+        return serve()
+    if command == "routes":
+        registered = [*DECLARED, *([["GET", "/debug"]] if FAULT == "routes" else [])]
+        sys.stdout.write(json.dumps({"declared": DECLARED, "registered": registered}))
+        return int(registered != DECLARED)
+    vectors = json.loads(Path("/opt/models/all-MiniLM-L6-v2/vectors.json").read_text())
+    shift = 0.01 if FAULT == "embed command" else 0.0
+    sys.stdout.write(json.dumps([[value + shift for value in vector] for vector in vectors]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
