@@ -38,6 +38,7 @@ from buildkit.errors import CommandFailed
 from buildkit.layer_cache import LayerCache
 from buildkit.layer_stream import ByteSource, Limits, is_compressed
 from buildkit.layer_tar import LayerContents, read_layer
+from buildkit.tar_format import LayerTooLarge
 
 __all__ = [
     "AmbiguousImage",
@@ -492,11 +493,15 @@ class _Reader:
             )
         read: dict[str, LayerContents] = {}
         layers = []
+        entries = 0
         for diff_id, descriptor, instruction in zip(
             diff_ids, chosen.layers, _instructions(config, len(diff_ids)), strict=True
         ):
             contents = read.get(diff_id) or self._layer(descriptor, diff_id, store)
             read[diff_id] = contents
+            entries += len(contents.entries)
+            if entries > self._limits.entries:
+                raise LayerTooLarge(f"more than {self._limits.entries} entries in its layers", layer=self._image)
             has_digest = descriptor.size >= 0
             layers.append(
                 Layer(

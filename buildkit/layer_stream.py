@@ -28,14 +28,16 @@ Compression = Literal["none", "gzip", "zstd"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one layer may hold before it is refused.
+    """How much one layer may hold before it is refused; `entries` holds for an image's layers together, too.
 
+    400,000 entries take 460 MB to measure (measured, with paths of 95 letters); the largest CUDA images
+    known have half as many.
     `expansion_ratio` applies past `expansion_free_bytes`: deflate cannot pass 1032 to 1, zstd and holes can, and no
     layer of real files comes near 500.
     """
 
     unpacked_bytes: int = 256 << 30
-    entries: int = 1_000_000
+    entries: int = 400_000
     captured_bytes: int = 64 << 20
     expansion_ratio: int = 500
     expansion_free_bytes: int = 4 << 30

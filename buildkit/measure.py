@@ -304,6 +304,7 @@ class _Versioned(msgspec.Struct):
 def measure(image: Image) -> Measurement:
     """Add up an image; LayerError where its layers cannot be applied one upon the other."""
     contents = [layer.contents for layer in image.layers]
+    dive = dive_efficiency(contents)  # first, so that what it needs is free again before the file system is built
     file_system = merge(contents)
     ownership = _largest_first(attribute(file_system, [layer.captured for layer in contents]))
     records = _records(file_system, ownership)
@@ -312,6 +313,8 @@ def measure(image: Image) -> Measurement:
     unpacked_bytes = sum(layer.unpacked_bytes for layer in contents)
     layers = _layers(image, file_system, ownership)
     duplicates, duplicate_bytes = _duplicates(file_system)
+    waste = _waste(file_system.waste, layers)
+    del file_system
     unowned = [record for record in files if record.package < 0]
     return Measurement(
         schema_version=SCHEMA_VERSION,
@@ -339,7 +342,7 @@ def measure(image: Image) -> Measurement:
             packages=len(ownership.packages),
             executables=sum(_is_executable(record.path, record.mode) for record in files),
         ),
-        dive=dive_efficiency(contents),
+        dive=dive,
         layers=layers,
         tree=_tree(files, final_bytes, image.working_dir.strip("/")),
         packages=ownership.packages,
@@ -347,7 +350,7 @@ def measure(image: Image) -> Measurement:
         unowned_folders=_folders(unowned, 0)[:_LONGEST_LIST],
         folders=_folders(files, int(final_bytes * _FOLDER_SHARE)),
         largest_files=tuple(_largest(files)[:_LONGEST_LIST]),
-        waste=_waste(file_system.waste, layers),
+        waste=waste,
         duplicates=duplicates,
         duplicate_libraries=_duplicate_libraries(files, ownership.packages),
         files=records,
@@ -513,23 +516,25 @@ def _waste(waste: Iterable[Waste], layers: Sequence[LayerMeasurement]) -> tuple[
 
 def _duplicates(file_system: FileSystem) -> tuple[tuple[DuplicateContent, ...], int]:
     """Find equal contents among all that is stored; return the costliest and the extra bytes of all of them."""
-    path_of = {id(node.file): path for path, node in file_system.walk() if node.file is not None}
-    groups: dict[bytes, list[StoredFile]] = defaultdict(list)
+    first: dict[bytes, StoredFile] = {}
+    groups: dict[bytes, list[StoredFile]] = {}
     for stored in file_system.stored:
         if stored.entry.size_bytes:
-            groups[stored.entry.sha256].append(stored)
+            other = first.setdefault(stored.entry.sha256, stored)
+            if other is not stored:
+                groups.setdefault(stored.entry.sha256, [other]).append(stored)
+    del first
+    repeated = {id(stored) for members in groups.values() for stored in members}
+    path_of = {id(node.file): path for path, node in file_system.walk() if id(node.file) in repeated}
     found = []
     for sha256, members in groups.items():
-        if len(members) > 1:
-            size_bytes = members[0].entry.size_bytes
-            copies = sorted(
-                (StoredCopy(each.layer, path_of.get(id(each), each.entry.path), each.names > 0) for each in members),
-                key=lambda copy: (copy.layer, copy.path),
-            )
-            extra_bytes = size_bytes * (len(members) - 1)
-            found.append(
-                DuplicateContent(sha256.hex(), size_bytes, extra_bytes, len(members), tuple(copies[:_EXAMPLES]))
-            )
+        size_bytes = members[0].entry.size_bytes
+        copies = sorted(
+            (StoredCopy(each.layer, path_of.get(id(each), each.entry.path), each.names > 0) for each in members),
+            key=lambda copy: (copy.layer, copy.path),
+        )
+        extra_bytes = size_bytes * (len(members) - 1)
+        found.append(DuplicateContent(sha256.hex(), size_bytes, extra_bytes, len(members), tuple(copies[:_EXAMPLES])))
     found.sort(key=lambda each: (-each.extra_bytes, each.sha256))
     return tuple(found[:_LONGEST_LIST]), sum(each.extra_bytes for each in found)
 

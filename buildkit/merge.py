@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
+import msgspec
+
 from buildkit.layer_tar import Entry, LayerContents
 from buildkit.tar_format import CorruptLayer, UnsafePath
 
@@ -20,8 +22,7 @@ Cause = Literal["overwritten", "deleted", "metadata only"]
 _LINK_HOPS: Final = 255  # as containerd's continuity, fs/path.go
 
 
-@dataclass(slots=True, eq=False)
-class StoredFile:
+class StoredFile(msgspec.Struct, eq=False, gc=False):
     """The content of one regular file where a layer stores it; `names` counts the paths that lead to it now."""
 
     layer: int
@@ -43,8 +44,7 @@ class Waste:
     caused_by: int
 
 
-@dataclass(slots=True, eq=False)
-class Node:
+class Node(msgspec.Struct, eq=False, gc=False):
     """One name in the merged file system; `file` is set for regular files, `children` for directories.
 
     `entry` is None for a directory that no layer names.

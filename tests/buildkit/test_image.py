@@ -363,3 +363,5 @@ def test_an_unpacked_docker_archive_cannot_reach_out_of_its_folder(tmp_path: Pat
 def test_limits_reach_the_layers(tmp_path: Path) -> None:
     with pytest.raises(LayerTooLarge):
         read_image(str(write_folder(oci_files(MADE), tmp_path / "o")), limits=Limits(unpacked_bytes=50_000))
+    with pytest.raises(LayerTooLarge, match="entries in its layers"):
+        read_image(str(tmp_path / "o"), limits=Limits(entries=4))
