@@ -1,6 +1,6 @@
 """Stand-ins for libraries that the loader demands and inference with transformers never calls.
 
-A stub has the library's soname and every symbol that it exports, each under its own version, so whatever was linked
+A stub has the library's soname and every C symbol that it exports, each under its own version, so whatever was linked
 with the library loads. A function says once, on standard error, which function was called and which rule left the
 library out, and returns the library's own error code. It is made with the C compiler of the build stage.
 """
@@ -47,6 +47,9 @@ _SYMBOL: Final = struct.Struct("<IBBHQQ")
 _VERDEF: Final = struct.Struct("<HHHHIII")
 # What the linker or crti.o defines itself.
 _LINKERS_OWN: Final = frozenset({"_init", "_fini", "_edata", "_end", "__bss_start", "__end__", "_start"})
+# C++ names are no part of these libraries' interfaces. What is exported under them are copies of the C++ runtime
+# (libcufile.so.0 has `operator delete` and std::string), and a stub of one would take the real one's place everywhere.
+_MANGLED: Final = "_Z"
 _SYMBOL_NAME: Final = re.compile(r"[A-Za-z_.$][\w.$]*", re.ASCII)
 
 
@@ -254,7 +257,7 @@ def make_stub(content: Content, rule: StubRule, target: Path) -> None:
     soname = elf_format.read_dynamic_names(content, elf).soname
     if soname is None:
         raise Refused("stub-soname", "the library has none")
-    exports = read_exports(content)
+    exports = tuple(export for export in read_exports(content) if not export.name.startswith(_MANGLED))
     if any(not export.is_default for export in exports):
         raise Refused("stub-symbol-version", "a symbol has a version that is not its default")
     with tempfile.TemporaryDirectory(prefix="diet-stub-") as name:

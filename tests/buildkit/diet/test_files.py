@@ -67,7 +67,6 @@ def test_the_serving_set_takes_the_rest_that_inference_never_loads(tmp_path: Pat
     taken = {
         "triton/_C/libtriton.so": "triton",
         "triton/__init__.py": "triton",
-        "nvidia/cu13/lib/libcusolverMg.so.12": "multi-gpu-solver",
         "nvidia/cu13/lib/libnvblas.so.13": "blas-fftw-shims",
         "nvidia/cu13/lib/libcufftw.so.12": "blas-fftw-shims",
         "nvidia/cu13/lib/libnvperf_host.so": "profilers",
