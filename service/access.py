@@ -178,21 +178,24 @@ class Gate:
         self._keys_exist: tuple[float, bool] | None = None
 
     async def caller(self, key: str | None, address: Address | None) -> Caller:
-        """The caller with `key` at `address` (None: not known, or not to be trusted); raises `UnauthorizedError`."""
-        if key is not None:
-            caller = await self._lookup(key)
-            if caller is None:
-                raise UnauthorizedError("the key is unknown or revoked")
+        """The caller with `key` at `address` (None: not known, or not to be trusted); raises `UnauthorizedError`.
+
+        Where callers without a key are let in, so are those with one that says nothing here: clients of compatible
+        servers insist on sending some key.
+        """
+        if key is not None and self._has_database and (caller := await self._lookup(key)) is not None:
             return caller
         if self._allow_anonymous:
             return Caller("", _DEFAULT_TENANT, _INCLUDED[Scope.WRITE], None)
+        if await self._any_key():
+            raise UnauthorizedError(
+                "send a key as `Authorization: Bearer KEY`" if key is None else "the key is unknown or revoked"
+            )
         if address is None or not address.is_loopback:
             raise UnauthorizedError(
-                "send a key as `Authorization: Bearer KEY`; keys are made by `python -m service keys add`, and "
-                "TRUTHGRAPH_ALLOW_ANONYMOUS=true lets anyone in"
+                "without keys only this machine itself is let in: make one by `python -m service keys add` and send it "
+                "as `Authorization: Bearer KEY`, or let anyone in with TRUTHGRAPH_ALLOW_ANONYMOUS=true"
             )
-        if await self._any_key():
-            raise UnauthorizedError("send a key as `Authorization: Bearer KEY`")
         return Caller("", _DEFAULT_TENANT, _INCLUDED[Scope.ADMIN], None)
 
     async def _lookup(self, key: str) -> Caller | None:

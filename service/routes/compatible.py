@@ -9,7 +9,9 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from litestar import Request, Response, get, post
 from litestar.datastructures import State
+from litestar.di import NamedDependency as Given
 from litestar.openapi.datastructures import ResponseSpec
+from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct
 
 from service.database import NotFoundError
@@ -187,7 +189,7 @@ def _specified(body: type[Struct], *statuses: int) -> dict[int, ResponseSpec]:
     exception_handlers={Exception: _openai_error},
     responses=_specified(OpenAiErrorBody, 400, 401, 403, 404, 413, 429, 500, 503, 504),
 )
-async def openai_embeddings(data: OpenAiEmbeddingRequest, engine: Engine) -> OpenAiEmbeddings:
+async def openai_embeddings(data: JSONBody[OpenAiEmbeddingRequest], engine: Given[Engine]) -> OpenAiEmbeddings:
     """Works with OpenAI's own clients. `dimensions` shortens vectors, which are then scaled to unit norm again."""
     model = engine.embedding.get()
     if data.model != model.name:
@@ -209,7 +211,7 @@ async def openai_embeddings(data: OpenAiEmbeddingRequest, engine: Engine) -> Ope
     exception_handlers={Exception: _openai_error},
     responses=_specified(OpenAiErrorBody, 401, 403, 429, 503),
 )
-async def openai_models(engine: Engine) -> OpenAiModels:
+async def openai_models(engine: Given[Engine]) -> OpenAiModels:
     """The models that are there now."""
     names = [slot.name for slot in (engine.embedding, engine.entailment) if slot.state is SlotState.READY]
     return OpenAiModels("list", [OpenAiModel(str(name), "model", _MADE_AT, "truthgraph") for name in names])
@@ -223,7 +225,7 @@ async def openai_models(engine: Engine) -> OpenAiModels:
     exception_handlers={Exception: _tei_error},
     responses=_specified(TeiErrorBody, 400, 401, 403, 413, 422, 424, 429, 500, 503, 504),
 )
-async def tei_embed(data: TeiEmbedRequest, engine: Engine) -> list[list[float]]:
+async def tei_embed(data: JSONBody[TeiEmbedRequest], engine: Given[Engine]) -> list[list[float]]:
     """One vector per input, in order."""
     inputs = [data.inputs] if isinstance(data.inputs, str) else data.inputs
     if not all(inputs):
@@ -241,7 +243,9 @@ async def tei_embed(data: TeiEmbedRequest, engine: Engine) -> list[list[float]]:
     exception_handlers={Exception: _tei_error},
     responses=_specified(TeiErrorBody, 400, 401, 403, 413, 422, 424, 429, 500, 503, 504),
 )
-async def tei_predict(data: TeiPredictRequest, engine: Engine) -> list[TeiPrediction] | list[list[TeiPrediction]]:
+async def tei_predict(
+    data: JSONBody[TeiPredictRequest], engine: Given[Engine]
+) -> list[TeiPrediction] | list[list[TeiPrediction]]:
     """The three labels by falling probability; for a list of pairs, a list of that."""
     engine.entailment.get()
     pairs = [each for each in data.inputs if isinstance(each, tuple)]
@@ -264,7 +268,7 @@ async def tei_predict(data: TeiPredictRequest, engine: Engine) -> list[TeiPredic
     exception_handlers={Exception: _tei_error},
     responses=_specified(TeiErrorBody, 401, 403, 429, 503),
 )
-async def tei_info(engine: Engine) -> TeiInfo:
+async def tei_info(engine: Given[Engine]) -> TeiInfo:
     """The embedding model and its limits."""
     model = engine.embedding.get()
     return TeiInfo(
@@ -278,13 +282,13 @@ async def tei_info(engine: Engine) -> TeiInfo:
 
 
 @get("/v2/health/live", tags=["compatible"], summary="KServe: alive", responses=_specified(KserveLive, 503))
-async def kserve_live(health: Health) -> Response[KserveLive]:
+async def kserve_live(health: Given[Health]) -> Response[KserveLive]:
     """As /livez."""
     return Response(KserveLive(health.is_alive), status_code=200 if health.is_alive else 503)
 
 
 @get("/v2/health/ready", tags=["compatible"], summary="KServe: ready", responses=_specified(KserveReady, 503))
-async def kserve_ready(health: Health) -> Response[KserveReady]:
+async def kserve_ready(health: Given[Health]) -> Response[KserveReady]:
     """As /readyz, without the reasons."""
     is_ready = all(each.is_ready for each in await health.conditions())
     return Response(KserveReady(is_ready), status_code=200 if is_ready else 503)
@@ -296,7 +300,7 @@ async def kserve_ready(health: Health) -> Response[KserveReady]:
     summary="KServe: a model is ready",
     responses=_specified(KserveModelReady, 404, 503),
 )
-async def kserve_model_ready(model: str, engine: Engine) -> Response[KserveModelReady]:
+async def kserve_model_ready(model: FromPath[str], engine: Given[Engine]) -> Response[KserveModelReady]:
     """200 when the model is loaded, 503 when it is not yet, 404 when there is none of that name."""
     slots = [slot for slot in (engine.embedding, engine.entailment) if slot.name == model]
     is_ready = any(slot.state is SlotState.READY for slot in slots)

@@ -3,6 +3,8 @@
 import time
 
 from litestar import post
+from litestar.di import NamedDependency as Given
+from litestar.params import JSONBody
 
 from service.access import Caller
 from service.engine import Engine
@@ -30,7 +32,7 @@ _RESPONSES = documented(400, 401, 403, 413, 422, 429, 500, 503, 504)
 
 
 @post("/api/v1/embed", status_code=200, tags=["inference"], summary="Embed texts", responses=_RESPONSES)
-async def embed(data: ToEmbed, engine: Engine) -> Embedded:
+async def embed(data: JSONBody[ToEmbed], engine: Given[Engine]) -> Embedded:
     """One vector of unit norm per text. A text over the model's limit is refused unless `truncate`."""
     began = time.perf_counter()
     reply = await engine.embed(data.texts, truncate=data.truncate)
@@ -44,7 +46,7 @@ async def embed(data: ToEmbed, engine: Engine) -> Embedded:
 
 
 @post("/api/v1/search", status_code=200, tags=["inference"], summary="Find evidence", responses=_RESPONSES)
-async def search(data: ToSearch, retriever: Retriever, caller: Caller) -> SearchResult:
+async def search(data: JSONBody[ToSearch], retriever: Given[Retriever], caller: Given[Caller]) -> SearchResult:
     """Evidence of the caller's tenant, best first. The mode keyword needs no model."""
     began = time.perf_counter()
     found = await retriever.search(
@@ -66,7 +68,7 @@ async def search(data: ToSearch, retriever: Retriever, caller: Caller) -> Search
 
 
 @post("/api/v1/nli", status_code=200, tags=["inference"], summary="Judge one pair", responses=_RESPONSES)
-async def nli(data: NliPair, engine: Engine) -> NliResult:
+async def nli(data: JSONBody[NliPair], engine: Given[Engine]) -> NliResult:
     """Whether the premise entails the hypothesis, contradicts it, or neither."""
     began = time.perf_counter()
     reply = await engine.classify([(data.premise, data.hypothesis)], truncate=data.truncate)
@@ -75,7 +77,7 @@ async def nli(data: NliPair, engine: Engine) -> NliResult:
 
 
 @post("/api/v1/nli/batch", status_code=200, tags=["inference"], summary="Judge many pairs", responses=_RESPONSES)
-async def nli_batch(data: NliBatch, engine: Engine) -> NliBatchResult:
+async def nli_batch(data: JSONBody[NliBatch], engine: Given[Engine]) -> NliBatchResult:
     """One result per pair, in order."""
     began = time.perf_counter()
     reply = await engine.classify(data.pairs, truncate=data.truncate)

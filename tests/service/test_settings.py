@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_nothing_set_gives_the_defaults() -> None:
+    assert Settings.from_environment({}) == Settings()
+
+
+def test_values_are_read_with_their_types() -> None:
+    settings = Settings.from_environment(
+        {
+            "TRUTHGRAPH_HOST": "0.0.0.0",  # noqa: S104
+            "TRUTHGRAPH_PORT": "9000",
+            "TRUTHGRAPH_DRAIN_SECONDS": "2.5",
+            "TRUTHGRAPH_ALLOW_ANONYMOUS": "true",
+            "TRUTHGRAPH_TRUSTED_PROXIES": "10.0.0.0/8, ::1",
+            "TRUTHGRAPH_DEVICE": "cuda",
+        }
+    )
+    assert (settings.host, settings.port, settings.drain_seconds) == ("0.0.0.0", 9000, 2.5)  # noqa: S104
+    assert settings.allow_anonymous
+    assert [str(network) for network in settings.trusted_proxies] == ["10.0.0.0/8", "::1/128"]
+    assert settings.device == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "70000"),
+        ("PORT", "-1"),
+        ("PORT", "8O80"),
+        ("DRAIN_SECONDS", "0"),
+        ("DRAIN_SECONDS", "nan"),
+        ("DEVICE", "gpu"),
+        ("DTYPE", "float16"),
+        ("LOG_LEVEL", "LOUD"),
+        ("ALLOW_ANONYMOUS", "perhaps"),
+        ("TRUSTED_PROXIES", "10.0.0.0/99"),
+        ("DATABASE_URL", "mysql://host/db"),
+    ],
+)
+def test_an_unusable_value_is_refused_by_its_name(name: str, value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({f"TRUTHGRAPH_{name}": value})
+    assert caught.value.field == f"TRUTHGRAPH_{name}"
+
+
+def test_an_empty_value_counts_as_absent() -> None:
+    assert Settings.from_environment({"TRUTHGRAPH_PORT": "", "TRUTHGRAPH_DATABASE_URL": " "}) == Settings()
+
+
+def test_a_database_address_can_come_from_a_secret_file(tmp_path: Path) -> None:
+    secret = tmp_path / "url"
+    secret.write_text("postgresql://u:p@h/d\n", encoding="utf-8")
+    assert (
+        Settings.from_environment({"TRUTHGRAPH_DATABASE_URL_FILE": str(secret)}).database_url == "postgresql://u:p@h/d"
+    )
+
+
+def test_a_refused_address_does_not_show_its_password() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({"TRUTHGRAPH_DATABASE_URL": "mysql://u:secret@h/d"})
+    assert "secret" not in str(caught.value)
+
+
+def test_two_sources_of_one_address_are_refused(tmp_path: Path) -> None:
+    secret = tmp_path / "url"
+    secret.write_text("postgresql://h/d", encoding="utf-8")
+    with pytest.raises(SettingsError):
+        Settings.from_environment(
+            {"TRUTHGRAPH_DATABASE_URL_FILE": str(secret), "TRUTHGRAPH_DATABASE_URL": "postgresql://h/d"}
+        )
+
+
+def test_names_that_mean_nothing_are_told() -> None:
+    assert Settings.from_environment({"TRUTHGRAPH_PROT": "1", "OTHER": "2"}).unknown == ("TRUTHGRAPH_PROT",)

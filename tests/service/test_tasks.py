@@ -1,0 +1,233 @@
+"""Tasks that outlive what happens to the process that was working on them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service.database import Database
+from service.inference import Scores
+from service.store import Found, Judged, NewVerdict, Outcome, Store
+from service.tasks import Queue, TaskState
+from service.verification import Options
+from tests.service.conftest import Postgres, Served, served, settings, until
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+def asked(running: Served, text: str = "Bananas are rich in potassium", **headers: str) -> tuple[str, str]:
+    """Keep a claim and ask for its verification: the claim's id and the task's path."""
+    claim = running.client.post("/api/v1/claims", json={"text": text}).json()["id"]
+    reply = running.client.post(f"/api/v1/claims/{claim}/verify", json={}, headers=headers)
+    assert reply.status_code == 202, reply.text
+    assert reply.json()["status"] in {"pending", "processing"}
+    return claim, reply.headers["location"]
+
+
+def status(running: Served, path: str) -> dict[str, object]:
+    body: dict[str, object] = running.client.get(path).json()
+    return body
+
+
+def is_final(running: Served, path: str) -> Callable[[], bool]:
+    return lambda: status(running, path)["status"] in {"completed", "failed"}
+
+
+def in_database(url: str, work: Callable[[Database], Awaitable[None]]) -> None:
+    async def run() -> None:
+        database = Database(url, connections=4, timeout_seconds=20)
+        await database.open()
+        try:
+            await work(database)
+        finally:
+            await database.close()
+
+    asyncio.run(run())
+
+
+def verdict() -> NewVerdict:
+    judged = Judged(Found(None, "text", None, None, 0.5), Scores(0.9, 0.05, 0.05))
+    return NewVerdict(
+        verdict=Outcome.SUPPORTED,
+        confidence=0.9,
+        support_score=0.9,
+        refute_score=0.0,
+        has_conflict=False,
+        reasoning="because",
+        rule_version="1",
+        search_mode="hybrid",
+        embedding_model="e",
+        entailment_model="n",
+        warnings=(),
+        processing_seconds=0.1,
+        judged=(judged,),
+    )
+
+
+def test_a_task_ends_with_its_verdict(api: Served) -> None:
+    api.client.post("/api/v1/evidence", json={"content": "Bananas are rich in potassium"})
+    claim, path = asked(api)
+    until(is_final(api, path), "the task is done")
+    body = api.client.get(path).json()
+    assert (body["status"], body["progress_percentage"], body["attempts"]) == ("completed", 100, 1)
+    assert body["result"] == api.client.get(f"/api/v1/verdicts/{claim}").json()
+    assert body["result"]["verdict"] == api.client.get(f"/api/v1/verdict/{claim}").json()["verdict"] == "SUPPORTED"
+
+
+def test_the_same_key_gives_the_same_task_and_another_request_a_conflict(api: Served) -> None:
+    key = {"idempotency-key": str(uuid.uuid4())}
+    claim, path = asked(api, **key)
+    again = api.client.post(f"/api/v1/claims/{claim}/verify", json={}, headers=key)
+    assert (again.status_code, again.headers["location"]) == (202, path)
+    options = {"options": {"max_evidence_items": 3}}
+    assert api.client.post(f"/api/v1/claims/{claim}/verify", json=options, headers=key).status_code == 409
+    until(is_final(api, path), "the task is done")
+
+
+def test_a_claim_has_one_open_task(api: Served) -> None:
+    api.embedder.may_run.clear()
+    claim, path = asked(api)
+    second = api.client.post(f"/api/v1/claims/{claim}/verify", json={})
+    assert (second.status_code, second.headers["location"]) == (409, path)
+    waiting = api.client.get(f"/api/v1/verdicts/{claim}")
+    assert (waiting.status_code, waiting.headers["location"]) == (202, path)
+    api.embedder.may_run.set()
+    until(is_final(api, path), "the task is done")
+
+
+def test_only_the_claims_own_task_makes_a_202(api: Served) -> None:
+    api.embedder.may_run.clear()
+    _, path = asked(api)
+    other = api.client.post("/api/v1/claims", json={"text": "another claim"}).json()["id"]
+    assert api.client.get(f"/api/v1/verdicts/{other}").status_code == 404
+    api.embedder.may_run.set()
+    until(is_final(api, path), "the task is done")
+
+
+@pytest.mark.parametrize("body", [{"claim_id": str(uuid.uuid4())}, {"claim_text": "another text"}])
+def test_a_body_that_contradicts_the_path_is_a_400(api: Served, body: dict[str, str]) -> None:
+    claim = api.client.post("/api/v1/claims", json={"text": "some claim"}).json()["id"]
+    assert api.client.post(f"/api/v1/claims/{claim}/verify", json=body).status_code == 400
+
+
+def test_an_unknown_claim_or_task_is_a_404(api: Served) -> None:
+    assert api.client.post(f"/api/v1/claims/{uuid.uuid4()}/verify", json={}).status_code == 404
+    assert api.client.get(f"/api/v1/tasks/{uuid.uuid4()}").status_code == 404
+
+
+def test_a_claim_that_breaks_the_model_fails_with_a_reason(api: Served) -> None:
+    _, path = asked(api, "poison in claims")
+    until(is_final(api, path), "the task is done")
+    body = status(api, path)
+    assert (body["status"], body["attempts"]) == ("failed", 1)
+    assert "failed on this input" in str(body["error"])
+
+
+def test_tasks_survive_a_restart(postgres: Postgres) -> None:
+    url = postgres.fresh()
+    with served(settings(url, task_workers=0)) as running:
+        _, path = asked(running)
+    with served(settings(url)) as running:
+        until(is_final(running, path), "the task is done after the restart")
+        assert status(running, path)["status"] == "completed"
+
+
+def test_a_stopping_worker_gives_its_task_back_untried(postgres: Postgres) -> None:
+    url = postgres.fresh()
+    with served(settings(url, drain_seconds=0.2)) as running:
+        running.embedder.may_run.clear()
+        _, path = asked(running)
+        until(lambda: bool(running.embedder.batches), "the worker is at it")
+    with served(settings(url)) as running:
+        until(is_final(running, path), "another does it")
+        assert (status(running, path)["status"], status(running, path)["attempts"]) == ("completed", 1)
+
+
+def test_two_replicas_share_the_work_and_do_each_task_once(postgres: Postgres) -> None:
+    url = postgres.fresh()
+    with served(settings(url)) as one, served(settings(url)) as two:
+        paths = [asked(one, f"claim number {number}")[1] for number in range(20)]
+        for path in paths:
+            until(is_final(two, path), "all are done")
+    rows = Postgres.execute(url, "SELECT status, attempts, count(*) AS n FROM tasks GROUP BY 1, 2")
+    assert [tuple(row) for row in rows] == [("completed", 1, 20)]
+    [row] = Postgres.execute(url, "SELECT count(*) AS n FROM verdicts")
+    assert row["n"] == 20
+
+
+def test_a_lease_that_ran_out_passes_on_and_the_late_holder_writes_nothing(postgres: Postgres) -> None:
+    url = postgres.fresh()
+
+    async def work(database: Database) -> None:
+        queue, store = Queue(database, lease_seconds=0.001, attempts=3), Store(database)
+        claim = await store.add_claim("t", "a claim", None)
+        task, is_new = await queue.add("t", claim, Options(), None)
+        assert is_new
+        late, prompt = uuid.uuid4(), uuid.uuid4()
+        lost = await queue.lease(late)
+        taken = await queue.lease(prompt)
+        assert lost is not None
+        assert taken is not None
+        assert (taken.id, taken.attempts) == (task.id, 2)
+        assert not await queue.complete(lost, late, verdict())
+        assert await store.latest_verdict("t", claim.id) is None
+        assert await queue.complete(taken, prompt, verdict())
+        assert not await queue.complete(taken, prompt, verdict())
+        assert (await queue.task("t", task.id)).status is TaskState.COMPLETED
+
+    in_database(url, work)
+
+
+def test_attempts_are_limited(postgres: Postgres) -> None:
+    url = postgres.fresh()
+
+    async def work(database: Database) -> None:
+        queue, store = Queue(database, lease_seconds=0.001, attempts=2), Store(database)
+        claim = await store.add_claim("t", "a claim", None)
+        task, _ = await queue.add("t", claim, Options(), None)
+        for _ in range(2):
+            assert await queue.lease(uuid.uuid4()) is not None
+        assert await queue.lease(uuid.uuid4()) is None
+        closed = await queue.task("t", task.id)
+        assert closed.status is TaskState.FAILED
+        assert "2 attempts" in str(closed.error)
+
+    in_database(url, work)
+
+
+def test_a_transient_failure_is_tried_again_later_and_then_given_up(postgres: Postgres) -> None:
+    url = postgres.fresh()
+
+    async def work(database: Database) -> None:
+        queue, store = Queue(database, lease_seconds=60, attempts=2), Store(database)
+        claim = await store.add_claim("t", "a claim", None)
+        task, _ = await queue.add("t", claim, Options(), None)
+        holder = uuid.uuid4()
+        leased = await queue.lease(holder)
+        assert leased is not None
+        await queue.fail(leased, holder, "busy", is_transient=True)
+        assert (await queue.task("t", task.id)).status is TaskState.PENDING
+        assert await queue.lease(holder) is None  # not before its time
+        async with database.connection() as connection:
+            await connection.execute("UPDATE tasks SET runnable_at = now()")
+        leased = await queue.lease(holder)
+        assert leased is not None
+        await queue.fail(leased, holder, "busy", is_transient=True)
+        assert (await queue.task("t", task.id)).status is TaskState.FAILED
+
+    in_database(url, work)
+
+
+def test_closed_tasks_expire_and_their_verdicts_stay(postgres: Postgres) -> None:
+    url = postgres.fresh()
+    with served(settings(url)) as running:
+        claim, path = asked(running)
+        until(is_final(running, path), "the task is done")
+    Postgres.execute(url, "UPDATE tasks SET completed_at = now() - interval '8 days'")
+    with served(settings(url)) as running:
+        until(lambda: running.client.get(path).status_code == 404, "the task is forgotten")
+        assert running.client.get(f"/api/v1/verdicts/{claim}").status_code == 200

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.inference import Scores
+from service.store import Found, Judged, Outcome
+from service.verification import InvalidTextError, checked_text, decide
+
+probability = st.floats(0, 1)
+
+
+@st.composite
+def judgements(draw: st.DrawFn) -> Judged:
+    entailment = draw(probability)
+    contradiction = draw(st.floats(0, 1)) * (1 - entailment)
+    return judged(entailment, contradiction, draw(probability))
+
+
+def judged(entailment: float, contradiction: float, similarity: float = 0.8) -> Judged:
+    scores = Scores(entailment, max(0.0, 1 - entailment - contradiction), contradiction)
+    return Judged(Found(uuid.uuid4(), "text", None, None, similarity), scores)
+
+
+def mirrored(each: Judged) -> Judged:
+    scores = Scores(each.scores.contradiction, each.scores.neutral, each.scores.entailment)
+    return Judged(each.found, scores)
+
+
+def test_no_evidence_is_not_enough() -> None:
+    decision = decide([], 0.7)
+    assert (decision.outcome, decision.confidence) == (Outcome.NOT_ENOUGH_INFO, 1.0)
+
+
+def test_one_strong_piece_decides_among_many_that_say_nothing() -> None:
+    evidence = [judged(0.95, 0.0), *[judged(0.0, 0.0) for _ in range(9)]]
+    assert decide(evidence, 0.7).outcome is Outcome.SUPPORTED
+
+
+def test_strong_evidence_both_ways_is_a_conflict_and_no_verdict() -> None:
+    decision = decide([judged(0.95, 0.02), judged(0.02, 0.95)], 0.7)
+    assert decision.outcome is Outcome.NOT_ENOUGH_INFO
+    assert decision.has_conflict
+
+
+def test_weak_evidence_stays_below_the_threshold() -> None:
+    assert decide([judged(0.5, 0.1)], 0.7).outcome is Outcome.NOT_ENOUGH_INFO
+
+
+@given(st.lists(judgements(), max_size=12), probability)
+def test_all_scores_are_fractions(evidence: list[Judged], threshold: float) -> None:
+    decision = decide(evidence, threshold)
+    for score in (decision.confidence, decision.support_score, decision.refute_score):
+        assert 0 <= score <= 1 + 1e-9
+
+
+@given(st.lists(judgements(), max_size=12), probability)
+def test_swapping_the_sides_swaps_the_verdict(evidence: list[Judged], threshold: float) -> None:
+    swap = {
+        Outcome.SUPPORTED: Outcome.REFUTED,
+        Outcome.REFUTED: Outcome.SUPPORTED,
+        Outcome.NOT_ENOUGH_INFO: Outcome.NOT_ENOUGH_INFO,
+    }
+    here, there = decide(evidence, threshold), decide([mirrored(each) for each in evidence], threshold)
+    assert there.outcome is swap[here.outcome]
+    assert (there.support_score, there.refute_score) == (here.refute_score, here.support_score)
+    assert there.confidence == here.confidence
+
+
+@given(st.lists(judgements(), max_size=8), st.lists(probability, max_size=8), probability)
+def test_evidence_that_says_nothing_changes_nothing(
+    evidence: list[Judged], similarities: list[float], threshold: float
+) -> None:
+    silent = [judged(0.0, 0.0, similarity) for similarity in similarities]
+    assert decide(evidence + silent, threshold) == decide(evidence, threshold)
+
+
+@given(st.lists(judgements(), min_size=1, max_size=8), probability)
+def test_more_support_never_lowers_the_support_score(evidence: list[Judged], similarity: float) -> None:
+    before = decide(evidence, 0.7).support_score
+    after = decide([*evidence, judged(1.0, 0.0, similarity)], 0.7).support_score
+    assert after >= before - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "EMPTY_TEXT"),
+        ("   ", "EMPTY_TEXT"),
+        ("word", "SINGLE_WORD"),
+        ("caf\ufffd is open", "REPLACEMENT_CHAR"),
+        ("Le cafÃ© est ouvert", "ENCODING_MISMATCH"),
+        ("!!! ???", "NO_ALPHANUMERIC"),
+        ("a \x01 b", "INVALID_UNICODE"),
+    ],
+)
+def test_what_is_no_claim_is_refused_by_code(text: str, code: str) -> None:
+    with pytest.raises(InvalidTextError) as caught:
+        checked_text(text)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "地球是圆的",
+        "富士山は日本一高い山です",
+        "โลกกลม",
+        "지구는 둥글다",
+        "Земля круглая",
+        "Le café est ouvert",
+        "naïve façade coöperate",
+    ],
+)
+def test_claims_in_any_script_are_taken(text: str) -> None:
+    assert checked_text(text)[0] == text
+
+
+def test_the_text_is_put_into_normal_form() -> None:
+    assert checked_text("cafe\u0301 is open")[0] == "café is open"
+
+
+def test_doubtful_texts_are_taken_with_a_warning() -> None:
+    assert checked_text("two words")[1] == ("MINIMAL_CONTEXT",)
+    assert checked_text("word " * 501)[1] == ("POTENTIAL_TRUNCATION", "EXCESSIVE_LENGTH")
+    assert checked_text("地球是圆的")[1] == ("HIGH_NON_ASCII_RATIO",)
