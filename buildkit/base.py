@@ -48,6 +48,10 @@ _LEFT_OUT = (
 )
 """dpkg options (dpkg.cfg) that hold for packages installed later too; licences stay."""
 
+_HOOK = """find "$1" -xdev -perm /6000 -type f -exec chmod a-s {} + \
+&& rm -f "$1"/var/lib/dpkg/*-old "$1"/var/cache/debconf/*-old "$1"/etc/*-"""
+"""Shell, run on the finished tree: what later layers would have to change or delete, and so store or leave twice."""
+
 _EPOCH_SECONDS = 315532800
 """1980-01-01, for mmdebstrap's SOURCE_DATE_EPOCH: the same packages give the same bytes."""
 
@@ -144,7 +148,7 @@ def _pull(engine: Engine, reference: str, say: Callable[[str], None]) -> Base:
 
 def _recipe(python: str) -> str:
     """SHA-256 (hex) of what decides how a base is made: another recipe is another base."""
-    parts = [python, DEBIAN_PYTHONS.get(python, ""), *_PACKAGES, *_LEFT_OUT, str(_EPOCH_SECONDS)]
+    parts = [python, DEBIAN_PYTHONS.get(python, ""), *_PACKAGES, *_LEFT_OUT, _HOOK, str(_EPOCH_SECONDS)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -164,7 +168,7 @@ def _make(python: str, archive: Path, say: Callable[[str], None]) -> None:
         part = Path(scratch) / "base.tar"
         command = ["mmdebstrap", "--variant=apt", f"--include={','.join(_PACKAGES)}"]
         command += [f"--dpkgopt={option}" for option in _LEFT_OUT]
-        command += ['--aptopt=APT::Install-Recommends "false"', suite, str(part)]
+        command += ['--aptopt=APT::Install-Recommends "false"', f"--customize-hook={_HOOK}", suite, str(part)]
         command += [
             f"deb {uri} {release} main"
             for uri, release in (
