@@ -6,6 +6,7 @@ that engines write beside its manifest.json since 25.0.
 
 import fcntl
 import io
+import mmap
 import os
 import posixpath
 import subprocess
@@ -27,6 +28,7 @@ __all__ = [
     "CorruptImage",
     "FolderStore",
     "ImageError",
+    "MappedBlob",
     "MemoryStore",
     "Section",
     "archive_entries",
@@ -167,11 +169,35 @@ def _read_exactly(source: ByteSource, count: int) -> bytes:
     return bytes(buffer[:filled])
 
 
+@dataclass(frozen=True, slots=True)
+class MappedBlob:
+    """A blob as memory, read on demand; unmapped when the last view of it is gone."""
+
+    view: memoryview
+    _mapping: mmap.mmap
+
+    @classmethod
+    def of(cls, descriptor: int, start: int = 0, size_bytes: int | None = None) -> "MappedBlob | None":
+        """Map a part of a file, by default all of it; None for an empty one, which cannot be mapped."""
+        if not os.fstat(descriptor).st_size:
+            return None
+        mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        end = None if size_bytes is None else start + size_bytes
+        return cls(memoryview(mapping)[start:end], mapping)
+
+    def forget(self) -> None:
+        """Give the pages that were read back to the system; reading on is fine."""
+        self._mapping.madvise(mmap.MADV_DONTNEED)
+
+
 class BlobStore(Protocol):
     """Where blobs are: by digest, or by name for the older archives."""
 
     def open(self, name: str) -> io.RawIOBase | None:
         """Return a reader of one blob, None where there is none."""
+
+    def map(self, name: str) -> "MappedBlob | None":
+        """Return one blob as memory where it is in a file, None elsewhere."""
 
 
 class FolderStore:
@@ -188,6 +214,14 @@ class FolderStore:
             return (self._folder / name).open("rb", buffering=0)
         except FileNotFoundError:
             return None
+
+    def map(self, name: str) -> "MappedBlob | None":
+        """Map a file of the layout."""
+        file = self.open(name)
+        if file is None:
+            return None
+        with file:
+            return MappedBlob.of(file.fileno())
 
 
 class ArchiveStore:
@@ -215,6 +249,11 @@ class ArchiveStore:
             return None
         return Section(self._archive, size_bytes, place=lambda: self._archive.seek(start))
 
+    def map(self, name: str) -> "MappedBlob | None":
+        """Map the archive and return the part that holds the blob."""
+        start, size_bytes = self._places.get(self._links.get(name, name), (-1, 0))
+        return None if start < 0 else MappedBlob.of(self._archive.fileno(), start, size_bytes)
+
 
 class MemoryStore:
     """Small blobs that a stream held."""
@@ -226,6 +265,10 @@ class MemoryStore:
         """Return a reader over the bytes."""
         content = self._blobs.get(name)
         return None if content is None else Section(io.BytesIO(content), len(content))
+
+    def map(self, _name: str) -> "MappedBlob | None":
+        """Say that layers of a stream are gone once they have passed."""
+        return None
 
 
 def run_client(command: Sequence[str]) -> "subprocess.CompletedProcess[str]":

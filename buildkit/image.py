@@ -35,6 +35,7 @@ from buildkit.blobs import (
     run_client,
 )
 from buildkit.errors import CommandFailed
+from buildkit.gpu_code import find_gpu_code
 from buildkit.layer_cache import LayerCache
 from buildkit.layer_stream import ByteSource, Limits, is_compressed
 from buildkit.layer_tar import LayerContents, read_layer
@@ -344,7 +345,7 @@ class _Reader:
             if cached is not None:
                 self._streamed[entry.name] = cached
             elif is_compressed(section.peek(_MAGIC_BYTES)) or _is_tar(section.peek(_MAGIC_BYTES)):
-                self._streamed[entry.name] = self._read_layer(section, entry.name)
+                self._streamed[entry.name] = self._kept(self._read_layer(section, entry.name))
             elif entry.size_bytes <= SMALL_BYTES:
                 small[entry.name] = section.take(entry.size_bytes)
             section.skip()
@@ -354,12 +355,14 @@ class _Reader:
         return MemoryStore(small)
 
     def _read_layer(self, source: ByteSource, name: str) -> LayerContents:
-        contents = read_layer(
+        return read_layer(
             source,
             name=f"{self._image}, layer {name}",
             captures=lambda path: _PACKAGE_LISTS.fullmatch(path) is not None,
             limits=self._limits,
         )
+
+    def _kept(self, contents: LayerContents) -> LayerContents:
         self._cache.keep(contents)
         return contents
 
@@ -541,6 +544,11 @@ class _Reader:
                 raise _BlobMissing(self._image, f"layer {descriptor.digest} is not in it")
             with source:
                 contents = self._read_layer(source, descriptor.digest)
+            mapped = store.map(name) if contents.compression == "none" else None
+            if mapped is not None:
+                gpu_code = find_gpu_code(contents.entries, mapped.view, mapped.forget)
+                contents = msgspec.structs.replace(contents, gpu_code=gpu_code)
+            self._kept(contents)
         if has_digest and contents.blob_digest != descriptor.digest:
             raise DigestMismatch(self._image, "a layer", wanted=descriptor.digest, found=contents.blob_digest)
         if contents.diff_id != diff_id:

@@ -34,13 +34,13 @@ from buildkit.tar_format import (
     xattrs_sha256,
 )
 
-__all__ = ["FORMAT_VERSION", "Entry", "LayerContents", "read_layer"]
+__all__ = ["FORMAT_VERSION", "Entry", "GpuCode", "LayerContents", "read_layer"]
 
 _EMPTY_SHA256: Final = hashlib.sha256(b"").digest()
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
 _ZEROS: Final = memoryview(bytes(1 << 20))
 _ALL_PATHS_BYTES: Final = 200 << 20
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -48,7 +48,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     `link` is the target as written for a symlink, a normalised path for a hard link, "major:minor" for a device.
     `size_bytes` of a sparse file counts its holes, as the engine unpacks them; a hard link has none of its own.
-    A name that is not UTF-8 is escaped as `text_of` says.
+    A name that is not UTF-8 is escaped as `text_of` says. `content_offset` is where the content of a regular file that
+    is not sparse begins in the uncompressed tar, -1 for all others.
     """
 
     path: str
@@ -61,10 +62,25 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     link: str
     sha256: bytes
     xattrs_sha256: bytes
+    content_offset: int
+
+
+class GpuCode(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The code of one file for one architecture, as NVIDIA's tools name it: sm_90a, compute_120 (PTX), lto_75.
+
+    `path` is that of the entry in its layer; `code_bytes` includes the headers of the code's own entries.
+    """
+
+    path: str
+    architecture: str
+    code_bytes: int
 
 
 class LayerContents(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What a layer holds. `captured` has the content of the small files that the caller asked for, by path."""
+    """What a layer holds. `captured` has the content of the small files that the caller asked for, by path.
+
+    `gpu_code` is None where it was not looked for, which needs the uncompressed tar in a file.
+    """
 
     format_version: int
     diff_id: str
@@ -74,6 +90,7 @@ class LayerContents(msgspec.Struct, frozen=True, array_like=True, gc=False):
     unpacked_bytes: int
     entries: tuple[Entry, ...]
     captured: dict[str, bytes]
+    gpu_code: tuple[GpuCode, ...] | None = None
 
 
 def read_layer(
@@ -128,6 +145,7 @@ class _TarReader:
         self._limits = limits
         self._chunk = memoryview(b"")
         self._position = 0
+        self._before = 0
         self._global_pax: dict[str, bytes] = {}
         self._paths_bytes = 0
         self._captured_bytes = 0
@@ -173,7 +191,10 @@ class _TarReader:
         size_bytes = 0
         sha256 = b""
         link = ""
+        content_offset = -1
         if kind == "file":
+            if not any(key.startswith("GNU.sparse.") for key in pax) and header.type_flag != b"S":
+                content_offset = self._before + self._position
             sha256, size_bytes = self._read_content(header, pax, path, stored_bytes)
             self.unpacked_bytes += size_bytes
         elif kind == "hardlink":
@@ -198,6 +219,7 @@ class _TarReader:
                 link=link,
                 sha256=sha256,
                 xattrs_sha256=xattrs_sha256(pax) if pax else b"",
+                content_offset=content_offset,
             )
         )
 
@@ -338,7 +360,7 @@ class _TarReader:
         parts = bytearray()
         while len(parts) < count:
             if self._position == len(self._chunk):
-                self._chunk, self._position = self._stream.next_chunk(), 0
+                self._next_chunk()
                 if not self._chunk:
                     break
             part = self._chunk[self._position : self._position + count - len(parts)]
@@ -349,13 +371,17 @@ class _TarReader:
     def _feed(self, count: int, update: Callable[[memoryview], object]) -> None:
         while count:
             if self._position == len(self._chunk):
-                self._chunk, self._position = self._stream.next_chunk(), 0
+                self._next_chunk()
                 if not self._chunk:
                     raise CorruptLayer("the archive ends inside a file")
             part = self._chunk[self._position : self._position + count]
             update(part)
             self._position += len(part)
             count -= len(part)
+
+    def _next_chunk(self) -> None:
+        self._before += len(self._chunk)
+        self._chunk, self._position = self._stream.next_chunk(), 0
 
     def _skip(self, count: int) -> None:
         end = self._position + count

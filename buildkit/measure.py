@@ -21,6 +21,7 @@ import msgspec
 
 from buildkit.dive import DiveEfficiency, dive_efficiency
 from buildkit.errors import BuildkitError
+from buildkit.gpu_code import GpuCodeMeasurement, measure_gpu_code
 from buildkit.image import Image, Source
 from buildkit.layer_stream import Compression
 from buildkit.merge import Cause, FileSystem, StoredFile, Waste, merge
@@ -246,6 +247,7 @@ class Measurement:
     waste: tuple[WasteGroup, ...]
     duplicates: tuple[DuplicateContent, ...]
     duplicate_libraries: tuple[DuplicateLibrary, ...]
+    gpu_code: GpuCodeMeasurement
     files: tuple[FileRecord, ...] | None = None
 
     def without_files(self) -> "Measurement":
@@ -314,6 +316,7 @@ def measure(image: Image) -> Measurement:
     layers = _layers(image, file_system, ownership)
     duplicates, duplicate_bytes = _duplicates(file_system)
     waste = _waste(file_system.waste, layers)
+    gpu_code = measure_gpu_code(contents, file_system, ownership.name_of)
     del file_system
     unowned = [record for record in files if record.package < 0]
     return Measurement(
@@ -353,6 +356,7 @@ def measure(image: Image) -> Measurement:
         waste=waste,
         duplicates=duplicates,
         duplicate_libraries=_duplicate_libraries(files, ownership.packages),
+        gpu_code=gpu_code,
         files=records,
     )
 

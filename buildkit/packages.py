@@ -46,6 +46,11 @@ class Ownership:
     packages: tuple[Package, ...]
     owner_of: Mapping[str, int]
 
+    def name_of(self, path: str) -> str | None:
+        """Return the name of the package that a path belongs to."""
+        owner = self.owner_of.get(path)
+        return None if owner is None else self.packages[owner].name
+
 
 def attribute(file_system: FileSystem, captured: Sequence[Mapping[str, bytes]]) -> Ownership:
     """Read the package lists that are in force, from what each layer captured, and share out the files.

@@ -19,7 +19,17 @@ from buildkit.compare import Comparison
 from buildkit.errors import BuildkitError
 from buildkit.hypertext import chart, code, script_json, table, text
 from buildkit.measure import FolderSize, Measurement, Totals
-from buildkit.report import FIGURES, figure_text, human_bytes, human_change, layer_change, shortened, summary_row
+from buildkit.report import (
+    FIGURES,
+    architectures_text,
+    figure_text,
+    human_bytes,
+    human_change,
+    layer_change,
+    layers_not_searched_text,
+    shortened,
+    summary_row,
+)
 
 __all__ = ["PlotlyMissing", "Timeline", "TimelineStep", "TrendPoint", "page"]
 
@@ -108,6 +118,8 @@ def page(
     if comparison is not None:
         sections.append(_changes(comparison, before, after))
     sections += [_waste(measurement), _packages(measurement), _duplicates(measurement)]
+    if measurement.gpu_code.architectures:
+        sections.append(_gpu_code(measurement))
     if timelines:
         sections.append(_builds(timelines))
     if trend:
@@ -422,6 +434,26 @@ def _duplicates(measurement: Measurement) -> _Section:
         "content-table", "Equal content", ("Extra", "Copies", "For example"), contents, numbers=(0, 1), limit=25
     )
     return _Section("duplicates", "Duplicates", body, {})
+
+
+def _gpu_code(measurement: Measurement) -> _Section:
+    gpu_code = measurement.gpu_code
+    names = [each.architecture for each in gpu_code.architectures]
+    series = [{"name": "code", "color": "after", "values": [each.code_bytes for each in gpu_code.architectures]}]
+    drawing = {"kind": "bars", "title": "code", "mode": "stack", "names": names, "series": series}
+    rows = [
+        [text(each.architecture), human_bytes(each.code_bytes), str(each.libraries)] for each in gpu_code.architectures
+    ]
+    libraries = [
+        [code(each.path), human_bytes(each.code_bytes), text(architectures_text(each))] for each in gpu_code.libraries
+    ]
+    body = chart("gpu-code", f"Bars: bytes of code for {len(rows)} architectures. The table below says the same.")
+    body += table("architecture-table", "GPU code", ("Architecture", "Code", "Libraries"), rows, numbers=(1, 2))
+    headings = ("Library", "Code", "Most of it for")
+    body += table("gpu-libraries", "Libraries with GPU code", headings, libraries, numbers=(1,), limit=25)
+    if gpu_code.layers_not_searched:
+        body += f"<p>{layers_not_searched_text(gpu_code)}</p>"
+    return _Section("gpu", "GPU code", body, {"gpu-code": drawing})
 
 
 def _builds(timelines: Sequence[Timeline]) -> _Section:

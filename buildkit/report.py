@@ -13,10 +13,12 @@ import msgspec
 
 from buildkit.budget import Judgement, Verdict
 from buildkit.compare import Comparison, FigureChange, LayerChange, PartChange
+from buildkit.gpu_code import GpuCodeMeasurement, GpuLibrary
 from buildkit.measure import Measurement, TreeRow
 
 __all__ = [
     "FIGURES",
+    "architectures_text",
     "comparison_markdown",
     "figure_text",
     "human_bytes",
@@ -24,6 +26,7 @@ __all__ = [
     "junit",
     "layer_change",
     "layer_table",
+    "layers_not_searched_text",
     "measurement_markdown",
     "removed_table",
     "sarif",
@@ -139,6 +142,7 @@ def measurement_markdown(measurement: Measurement, *, title: str = "Image measur
         ),
         *_waste_section(measurement),
         *_duplicate_section(measurement),
+        *_gpu_section(measurement),
         "### Largest files\n",
         _table(
             ("File", "Size", "Layer"),
@@ -215,6 +219,38 @@ def _duplicate_section(measurement: Measurement) -> Iterator[str]:
                 for each in measurement.duplicates[:10]
             ),
         )
+
+
+def _gpu_section(measurement: Measurement) -> Iterator[str]:
+    gpu_code = measurement.gpu_code
+    if not gpu_code.architectures:
+        return
+    yield "### GPU code\n"
+    yield _table(
+        ("Architecture", "Code", "Libraries"),
+        ((each.architecture, human_bytes(each.code_bytes), str(each.libraries)) for each in gpu_code.architectures),
+    )
+    yield _table(
+        ("Library", "Code", "Most of it for"),
+        (
+            (f"`{_code(each.path)}`", human_bytes(each.code_bytes), architectures_text(each))
+            for each in gpu_code.libraries[:10]
+        ),
+    )
+    if gpu_code.layers_not_searched:
+        yield f"{layers_not_searched_text(gpu_code)}\n"
+
+
+def architectures_text(library: GpuLibrary) -> str:
+    """Write a library's four largest architectures with their sizes."""
+    largest = sorted(library.architectures.items(), key=lambda each: -each[1])[:4]
+    return ", ".join(f"{name} {human_bytes(size_bytes)}" for name, size_bytes in largest)
+
+
+def layers_not_searched_text(gpu_code: GpuCodeMeasurement) -> str:
+    """Say which layers the figures of GPU code leave out."""
+    layers = ", ".join(str(position) for position in gpu_code.layers_not_searched)
+    return f"Not searched for GPU code, because they are compressed or came in a stream: layers {layers}."
 
 
 def comparison_markdown(comparison: Comparison, *, before: str = "Before", after: str = "After") -> str:

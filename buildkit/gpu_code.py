@@ -1,0 +1,136 @@
+"""Kernels for GPUs in the shared objects of a layer: how many bytes for which architecture, library by library.
+
+The code is found where the linker puts it, in the sections that `buildkit.diet` prunes, so a layer's content has to be
+at hand: uncompressed, in a file. What `buildkit.diet.fatbin` does not know is counted as unknown, never left out.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from buildkit.diet import elf
+from buildkit.diet.elf import Refused
+from buildkit.diet.fatbin import CONTAINER_HEADER_BYTES, parse_containers
+from buildkit.diet.prune import FATBIN_SECTIONS
+from buildkit.layer_tar import Entry, GpuCode, LayerContents
+from buildkit.merge import FileSystem
+
+__all__ = ["UNKNOWN", "GpuArchitecture", "GpuCodeMeasurement", "GpuLibrary", "find_gpu_code", "measure_gpu_code"]
+
+UNKNOWN: Final = "unknown"
+"""The architecture of what could not be read."""
+
+_FORGET_BYTES: Final = 64 << 20
+_LEAST_BYTES: Final = 4096  # a shared object with a kernel in it is larger
+
+
+@dataclass(frozen=True, slots=True)
+class GpuArchitecture:
+    """What all libraries that a container sees hold for one architecture."""
+
+    architecture: str
+    code_bytes: int
+    libraries: int
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLibrary:
+    """A shared object with GPU code; `architectures` are its bytes for each."""
+
+    path: str
+    layer: int
+    package: str | None
+    code_bytes: int
+    architectures: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuCodeMeasurement:
+    """GPU code in the merged file system, the largest first.
+
+    `layers_not_searched` are those whose content was compressed or came in a stream: their code is not in the figures.
+    """
+
+    architectures: tuple[GpuArchitecture, ...]
+    libraries: tuple[GpuLibrary, ...]
+    layers_not_searched: tuple[int, ...]
+
+
+def measure_gpu_code(
+    layers: Sequence[LayerContents], file_system: FileSystem, package_of: Callable[[str], str | None]
+) -> GpuCodeMeasurement:
+    """Add up the code of the files that a container sees; a hard-linked library counts at its first name."""
+    codes: dict[tuple[int, str], dict[str, int]] = defaultdict(dict)
+    for position, layer in enumerate(layers):
+        for code in layer.gpu_code or ():
+            codes[position, code.path][code.architecture] = code.code_bytes
+    libraries = []
+    if codes:
+        for path, node in file_system.walk():
+            stored = node.file
+            sizes = None if stored is None else codes.pop((stored.layer, stored.entry.path), None)
+            if stored is not None and sizes:
+                libraries.append(GpuLibrary(path, stored.layer, package_of(path), sum(sizes.values()), sizes))
+    totals: dict[str, list[int]] = defaultdict(list)
+    for library in libraries:
+        for architecture, code_bytes in library.architectures.items():
+            totals[architecture].append(code_bytes)
+    architectures = [GpuArchitecture(name, sum(sizes), len(sizes)) for name, sizes in totals.items()]
+    return GpuCodeMeasurement(
+        architectures=tuple(sorted(architectures, key=lambda each: (-each.code_bytes, each.architecture))),
+        libraries=tuple(sorted(libraries, key=lambda each: (-each.code_bytes, each.path))),
+        layers_not_searched=tuple(position for position, layer in enumerate(layers) if layer.gpu_code is None),
+    )
+
+
+def find_gpu_code(entries: Sequence[Entry], tar: memoryview, forget: Callable[[], None]) -> tuple[GpuCode, ...]:
+    """Find the GPU code in the regular files of *entries*, whose contents are at their offsets in *tar*.
+
+    *forget* is called now and then, so that a mapped *tar* does not pile up in memory.
+    """
+    found = []
+    for entry in entries:
+        is_candidate = entry.content_offset >= 0 and entry.size_bytes >= _LEAST_BYTES
+        if is_candidate and ".so" in entry.path.rpartition("/")[2]:
+            content = tar[entry.content_offset : entry.content_offset + entry.size_bytes]
+            sizes = _code_of(content, forget)
+            found += [GpuCode(entry.path, architecture, size_bytes) for architecture, size_bytes in sizes]
+    return tuple(found)
+
+
+def _code_of(content: memoryview, forget: Callable[[], None]) -> list[tuple[str, int]]:
+    if bytes(content[:4]) != elf.MAGIC:
+        return []
+    try:
+        sections = elf.parse(content).sections
+    except Refused:
+        return []  # no object for a host with CUDA: another class, order or machine
+    sizes: dict[str, int] = defaultdict(int)
+    for section in sections:
+        if section.name in FATBIN_SECTIONS and section.stored_bytes:
+            for architecture, size_bytes in _code_of_section(content[section.file_offset : section.file_end], forget):
+                sizes[architecture] += size_bytes
+    return sorted(sizes.items())
+
+
+def _code_of_section(section: memoryview, forget: Callable[[], None]) -> Iterator[tuple[str, int]]:
+    """Go through a section container by container; from the first that is not understood on all is unknown."""
+    offset = read_bytes = 0
+    while offset < len(section):
+        stated_bytes = int.from_bytes(section[offset + 8 : offset + 16], "little")  # the header's last field
+        end = offset + CONTAINER_HEADER_BYTES + stated_bytes
+        try:
+            containers = parse_containers(section[offset:end])
+        except Refused:
+            yield UNKNOWN, len(section) - offset
+            return
+        for container in containers:
+            for entry in container.entries:
+                yield entry.name, entry.size_bytes
+        read_bytes += end - offset
+        offset = end
+        if read_bytes > _FORGET_BYTES:
+            forget()
+            read_bytes = 0
+    forget()
