@@ -1,10 +1,12 @@
-"""`python -m buildkit.diet TREE`: diets an installed tree in place and says what it did."""
+"""`python -m buildkit.diet TREE` diets an installed tree in place and says what it did; `--prove` proves a diet."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,9 @@ from typing import TYPE_CHECKING
 from buildkit.diet.diet import Choice, diet_tree, worker_count
 from buildkit.diet.fatbin import parse_target
 from buildkit.diet.files import RULE_SETS, choose_rules
+from buildkit.diet.manifest import explain, join, load, save
 from buildkit.diet.profiles import PROFILES, choose_profile
+from buildkit.diet.prove import WorkloadFailed, proof_summary, prove, save_proof
 from buildkit.diet.stubs import CompilerMissing, choose_stubs
 
 if TYPE_CHECKING:
@@ -24,16 +28,68 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns 0, or 2 where the tree or a choice is not one."""
+    """Runs the command line; returns 0, 1 where a proof failed, or 2 where the tree or a choice is not one."""
     options = _parser().parse_args(arguments)
     started_seconds = time.monotonic()
     try:
+        if options.prove:
+            return _prove(options)
+        if options.join or options.explain:
+            return _read_manifests(options)
+        if options.tree is None:
+            raise MissingTree
         manifest = diet_tree(options.tree, _choice(options), manifest_path=options.manifest, workers=options.workers)
-    except (CompilerMissing, OSError, ValueError) as error:
+    except (CompilerMissing, OSError, ValueError, WorkloadFailed) as error:
         sys.stderr.write(f"diet: {error}\n")
         return 2
     sys.stderr.write(_summary(manifest, time.monotonic() - started_seconds))
     return 0
+
+
+class MissingTree(ValueError):
+    """A command without the folder or file that it is about."""
+
+    def __init__(self) -> None:
+        super().__init__("name the tree to diet, or with --join and --explain the --manifest")
+
+
+def _prove(options: argparse.Namespace) -> int:
+    """Proves a diet on a copy; a proof without a GPU passes, unless one is required, and says that it has none."""
+    site = options.tree
+    if site is None:
+        found = importlib.util.find_spec("torch")
+        if found is None or found.origin is None:
+            raise MissingTree
+        site = Path(found.origin).parents[1]
+    with tempfile.TemporaryDirectory(dir=options.work, prefix="diet-proof-") as work:
+        proof = prove(
+            site.resolve(),
+            Path(work),
+            profile=options.profile or "single",
+            target=options.targets,
+            tell=lambda step: _say(f"{step}\n"),
+        )
+    if options.report is not None:
+        save_proof(proof, options.report)
+    _say(proof_summary(proof))
+    return 1 if proof.failures or (options.require_device and not proof.is_verified_on_device) else 0
+
+
+def _read_manifests(options: argparse.Namespace) -> int:
+    """Joins manifests into the one named, or explains a name from that one; 1 where nothing was done to it."""
+    if options.manifest is None:
+        raise MissingTree
+    if options.join:
+        save(join([load(path) for path in options.join]), options.manifest)
+        return 0
+    lines = explain(load(options.manifest), options.explain)
+    sys.stdout.write("".join(f"{line}\n" for line in lines) or f"the diet did nothing to {options.explain}\n")
+    return 0 if lines else 1
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
 
 
 def _choice(options: argparse.Namespace) -> Choice:
@@ -55,7 +111,7 @@ def _choice(options: argparse.Namespace) -> Choice:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m buildkit.diet", description=__doc__)
-    parser.add_argument("tree", type=Path, help="a virtual environment or a site-packages folder")
+    parser.add_argument("tree", type=Path, nargs="?", help="a virtual environment or a site-packages folder")
     parser.add_argument("--profile", choices=PROFILES, help="the steps by one name, instead of each by its option")
     parser.add_argument("--strip", action="store_true", help="take symbols and debug information out")
     parser.add_argument(
@@ -72,6 +128,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--atomic", action="store_true", help="replace changed files instead of writing in place")
     parser.add_argument("--load", action="store_true", help="load each changed library before it replaces the old one")
     parser.add_argument("--workers", type=int, default=worker_count(), metavar="N", help="processes (default: cores)")
+    reading = parser.add_argument_group("manifests", "of trees that were dieted before; no tree is read")
+    reading.add_argument("--join", type=Path, nargs="+", metavar="PATH", help="write these as one, for the merged tree")
+    reading.add_argument("--explain", metavar="NAME", help="say which rule took a package or library out, and why")
+    proof = parser.add_argument_group(
+        "proof", "of a profile (`single`) on a copy; the tree is this Python's own if none is named"
+    )
+    proof.add_argument("--prove", action="store_true", help="diet a copy and compare it with the original in every way")
+    proof.add_argument("--work", type=Path, metavar="DIR", help="where there is room for a copy (default: TMPDIR)")
+    proof.add_argument("--report", type=Path, metavar="PATH", help="write the proof as JSON")
+    proof.add_argument("--require-device", action="store_true", help="fail where no GPU verified it")
     return parser
 
 

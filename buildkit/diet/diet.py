@@ -20,7 +20,7 @@ from buildkit.diet.manifest import Alteration, Manifest, Refusal, Removal, Targe
 from buildkit.diet.prune import plan_prune
 from buildkit.diet.rewrite import replace_file
 from buildkit.diet.strip import strip_file
-from buildkit.diet.stubs import StubRule, is_stub, make_stub
+from buildkit.diet.stubs import StubRule, find_compiler, is_stub, make_stub
 from buildkit.diet.tree import InstalledFile, Tree, hash_file, read_tree, remove_files, update_records
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def diet_tree(root: Path, choice: Choice, *, manifest_path: Path | None = None, 
     A manifest that lies at `manifest_path` already is continued, so a second run changes nothing, nor the manifest.
 
     Raises:
+        CompilerMissing: stubs are asked for where no C compiler is.
         NotATree: nothing is installed below `root`.
         TargetsGone: the manifest says that code for a chosen target was taken out before.
         UnknownManifest: what lies at `manifest_path` is no manifest of this schema.
@@ -81,6 +82,8 @@ def diet_tree(root: Path, choice: Choice, *, manifest_path: Path | None = None, 
         gone_targets = set(targets).difference(earlier.targets)
         if gone_targets:
             raise TargetsGone(tuple(sorted(gone_targets)), earlier.targets)
+    if choice.stubs:
+        find_compiler()
     tree = read_tree(root, ignored=manifest_path)
     removals = _remove(tree, choice.rules)
     gone = {path for removal in removals for path in removal.removed}

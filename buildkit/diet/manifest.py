@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "TargetsGone",
     "UnknownManifest",
     "continue_from",
+    "explain",
+    "join",
     "load",
     "save",
 ]
@@ -198,6 +201,57 @@ def continue_from(earlier: Manifest, now: Manifest, *, present: dict[str, int]) 
         alterations=alterations,
         targets=now.targets if now.targets is not None else earlier.targets,
     )
+
+
+def join(manifests: Sequence[Manifest]) -> Manifest:
+    """One manifest for trees that are merged into one: a file is in one of them only.
+
+    Its targets are those that every tree still serves.
+    """
+    removals: dict[str, Removal] = {}
+    for removal in (removal for manifest in manifests for removal in manifest.removals):
+        before = removals.get(removal.rule, dataclasses.replace(removal, removed={}))
+        removed = dict(sorted((before.removed | removal.removed).items()))
+        removals[removal.rule] = dataclasses.replace(removal, removed=removed)
+    pruned = [set(manifest.targets) for manifest in manifests if manifest.targets is not None]
+    targets = sorted(set.intersection(*pruned), key=float) if pruned else None
+    changes = [change for manifest in manifests for change in manifest.alterations]
+    return Manifest(
+        bytes_before=sum(manifest.bytes_before for manifest in manifests),
+        bytes_after=sum(manifest.bytes_after for manifest in manifests),
+        removals=tuple(removals[rule] for rule in sorted(removals)),
+        alterations=tuple(sorted(changes, key=lambda change: change.path)),
+        refusals=tuple(refusal for manifest in manifests for refusal in manifest.refusals),
+        targets=None if targets is None else tuple(targets),
+    )
+
+
+def explain(manifest: Manifest, name: str) -> tuple[str, ...]:
+    """What was done to everything of this name (a package, a library, a part of a path), a line each by rule or file.
+
+    It answers the error of whoever misses it: `No module named 'triton'`, `libcusolver.so.12: cannot open`.
+    """
+    lines = [
+        f"{removal.rule} took {len(found)} files out ({sum(removal.removed[path] for path in found):,} bytes), such as "
+        f"{found[0]}: {removal.reason}. Lost: {removal.lost}."
+        for removal in manifest.removals
+        if (found := [path for path in removal.removed if _names(path, name)])
+    ]
+    for change in manifest.alterations:
+        if _names(change.path, name) and change.steps != ("record",):
+            code = ", ".join(f"{count} of {kind}" for kind, (count, _) in sorted(change.left_out.items()))
+            what = (
+                f"{change.path}: {', '.join(change.steps)}, {change.bytes_before:,} bytes became {change.bytes_after:,}"
+            )
+            lines.append(f"{what}; without {code}" if code else what)
+    return tuple(lines)
+
+
+def _names(path: str, name: str) -> bool:
+    """Whether a name is a component of a path, the start of one up to a dot, or several components."""
+    wanted = name.strip("/").replace(".", "/") if "/" not in name and ".so" not in name else name.strip("/")
+    components = path.split("/")
+    return f"/{wanted}/" in f"/{path}/" or any(part.split(".so")[0] == wanted or part == name for part in components)
 
 
 def _added(left: dict[str, tuple[int, int]], right: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:

@@ -27,6 +27,7 @@ __all__ = [
     "StubRule",
     "UnknownStub",
     "choose_stubs",
+    "find_compiler",
     "is_stub",
     "make_stub",
     "read_exports",
@@ -241,6 +242,18 @@ def read_exports(content: Content) -> tuple[Export, ...]:
     return tuple(export for _, export in sorted(exports.items()))
 
 
+def find_compiler() -> str:
+    """The C compiler that makes stubs.
+
+    Raises:
+        CompilerMissing: there is none.
+    """
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        raise CompilerMissing("gcc")
+    return compiler
+
+
 def make_stub(content: Content, rule: StubRule, target: Path) -> None:
     """Writes a stub for the library `content` to `target`; the same library gives the same bytes.
 
@@ -248,9 +261,7 @@ def make_stub(content: Content, rule: StubRule, target: Path) -> None:
         CompilerMissing: there is no gcc.
         Refused: the library cannot be stood in for, or what was made does not export what it does.
     """
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        raise CompilerMissing("gcc")
+    compiler = find_compiler()
     elf = elf_format.parse(content)
     if elf.machine != EM_X86_64 or elf.type != ET_DYN:
         raise Refused("stub-machine", f"machine {elf.machine}, type {elf.type}")

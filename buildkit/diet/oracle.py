@@ -1,0 +1,103 @@
+"""NVIDIA's own linker as a judge: from a pruned container it must make what it makes from the whole one.
+
+libnvJitLink comes with torch and needs no GPU. Given a fat binary of relocatable code it selects what fits `-arch`,
+just as the driver does, so a wrong selection or a damaged container shows as another result or an error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+from typing import TYPE_CHECKING, Final
+
+from buildkit.diet.elf import map_file, parse
+from buildkit.diet.fatbin import parse_containers
+from buildkit.diet.stubs import is_stub, read_exports
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["compare_links"]
+
+_INPUT_FATBIN: Final = 4  # NVJITLINK_INPUT_FATBIN, nvJitLink.h
+_CREATE: Final = re.compile(r"__nvJitLinkCreate_(\d+)_(\d+)")
+
+
+def compare_links(site: Path, pruned: Path, paths: list[str], target: int) -> tuple[int, list[str]]:
+    """Links every relocatable container of these libraries from both trees for `target`.
+
+    Returns:
+        How many containers were linked, and a line for each that differs; none where nvJitLink is not there.
+    """
+    linker = _find(site)
+    if linker is None:
+        return 0, []
+    linked = 0
+    differences: list[str] = []
+    for path in paths:
+        before, after = _relocatable(site / path), _relocatable(pruned / path)
+        if len(before) != len(after):
+            differences.append(f"{path}: {len(before)} relocatable containers became {len(after)}")
+            continue
+        for index, (whole, small) in enumerate(zip(before, after, strict=True)):
+            left, right = linker.link(whole, target), linker.link(small, target)
+            linked += 1
+            if left != right:
+                differences.append(f"{path}: container {index} links to {right}, was {left}")
+    return linked, differences
+
+
+class _Linker:
+    """libnvJitLink, through the functions of the newest version that it exports."""
+
+    def __init__(self, library: ctypes.CDLL, version: str) -> None:
+        self._library = library
+        self._version = version
+
+    def link(self, container: bytes, target: int) -> str:
+        """A digest of the linked code, or the error code of the step that failed."""
+        handle = ctypes.c_void_p()
+        options = (ctypes.c_char_p * 1)(f"-arch=sm_{target}".encode())
+        status = self._call("Create", ctypes.byref(handle), ctypes.c_uint32(1), options)
+        if status:
+            return f"create error {status}"
+        try:
+            status = self._call(
+                "AddData", handle, ctypes.c_int(_INPUT_FATBIN), container, ctypes.c_size_t(len(container)), b"input"
+            )
+            if status:
+                return f"input error {status}"
+            status = self._call("Complete", handle)
+            if status:
+                return f"link error {status}"
+            size = ctypes.c_size_t()
+            self._call("GetLinkedCubinSize", handle, ctypes.byref(size))
+            code = ctypes.create_string_buffer(size.value)
+            self._call("GetLinkedCubin", handle, code)
+            return f"{size.value} bytes {hashlib.sha256(code.raw).hexdigest()}"
+        finally:
+            self._call("Destroy", ctypes.byref(handle))
+
+    def _call(self, name: str, *arguments: object) -> int:
+        return int(getattr(self._library, f"__nvJitLink{name}_{self._version}")(*arguments))
+
+
+def _find(site: Path) -> _Linker | None:
+    for path in sorted(site.glob("nvidia/**/libnvJitLink.so.*")):
+        content = map_file(path)
+        names = [export.name for export in read_exports(content)]
+        versions = [(int(match[1]), int(match[2])) for name in names if (match := _CREATE.fullmatch(name))]
+        if versions and not is_stub(content):
+            major, minor = max(versions)
+            return _Linker(ctypes.CDLL(str(path)), f"{major}_{minor}")
+    return None
+
+
+def _relocatable(path: Path) -> list[bytes]:
+    content = map_file(path)
+    section = parse(content).section("__nv_relfatbin")
+    if section is None:
+        return []
+    whole = content[section.file_offset : section.file_end]
+    return [whole[item.offset : item.offset + item.size_bytes] for item in parse_containers(whole)]

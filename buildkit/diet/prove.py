@@ -1,0 +1,298 @@
+"""The whole proof of a diet, on the machine at hand: a copy is dieted, then compared with the original.
+
+It needs a Python with a CUDA torch and nothing else: no network, no container engine. With a GPU, the same work runs
+on both trees and every result must be the same bits; a tree pruned for another GPU must fail with "no kernel image",
+or the rest proves nothing. Without one, files, loading and the CPU's results are compared, and the verdict says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from buildkit.diet.compare import check_pruned
+from buildkit.diet.diet import diet_tree, worker_count
+from buildkit.diet.elf import Refused, map_file
+from buildkit.diet.fatbin import parse_target, target_name
+from buildkit.diet.loading import load_error
+from buildkit.diet.oracle import compare_links
+from buildkit.diet.profiles import choose_profile
+from buildkit.diet.tree import hash_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from buildkit.diet.manifest import Manifest
+
+__all__ = ["Proof", "WorkloadFailed", "proof_summary", "prove", "run_workload", "save_proof"]
+
+# Without a GPU to ask: the target that the figures of this project are for.
+_DEFAULT_TARGET: Final = 90
+_SAMPLES: Final = 3
+# A run of the workload took 95 s on two busy cores without a GPU; a hang is what this catches.
+_WORKLOAD_DEADLINE_SECONDS: Final = 1800
+_WORKLOAD: Final = Path(__file__).with_name("workload.py")
+_NO_KERNEL: Final = "no kernel image"
+_FIRST_KERNEL: Final = "first kernel"
+
+
+class WorkloadFailed(RuntimeError):
+    """The workload ended without a report.
+
+    Attributes:
+        site: the tree that it ran on.
+        exit_code: its status.
+        log_tail: the last lines that it wrote.
+    """
+
+    def __init__(self, site: Path, exit_code: int, log_tail: str) -> None:
+        super().__init__(f"the workload on {site} ended with {exit_code}:\n{log_tail}")
+        self.site = site
+        self.exit_code = exit_code
+        self.log_tail = log_tail
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """One case on both trees; each a digest or an error, by the way that modules are loaded."""
+
+    name: str
+    loading: str
+    before: str
+    after: str
+    is_repeatable: bool
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the diet changed nothing; where the original differs from itself, nothing can be said."""
+        return self.before == self.after or not self.is_repeatable
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was found; `failures` is empty where the diet changed nothing that was looked at.
+
+    Attributes:
+        is_verified_on_device: whether a GPU ran the cases and the negative control failed as it must.
+        control: what the first kernel said on a tree pruned for another GPU; None without a GPU.
+        start: import and first kernel (seconds), host and device memory (bytes), before and after, least of three.
+    """
+
+    date: str
+    versions: dict[str, str | None]
+    device: str | None
+    targets: tuple[str, ...]
+    profile: str
+    bytes_before: int
+    bytes_after: int
+    compared_libraries: int
+    loaded_libraries: int
+    linked_containers: int
+    cases: tuple[CaseResult, ...]
+    control: str | None
+    start: dict[str, dict[str, float]]
+    is_verified_on_device: bool
+    failures: tuple[str, ...]
+    schema_version: int = field(default=1)
+
+
+def prove(site: Path, work: Path, *, profile: str, target: str | None, tell: Callable[[str], None]) -> Proof:
+    """Runs the proof on a copy of a site-packages folder; `site` itself is only read.
+
+    Args:
+        site: the site-packages of a Python with a CUDA torch.
+        work: an empty folder with room for two copies.
+        profile: the profile to prove.
+        target: the compute capability to prune for; None asks the GPU, or takes 9.0 where there is none.
+        tell: called with each step as it begins.
+
+    Raises:
+        WorkloadFailed: the original does not run, so there is nothing to compare with.
+    """
+    failures: list[str] = []
+    tell("the original, twice with lazy and once with eager loading")
+    before = {"LAZY": run_workload(site, work, "LAZY"), "EAGER": run_workload(site, work, "EAGER")}
+    again = run_workload(site, work, "LAZY")
+    device, capability = before["LAZY"]["device"], before["LAZY"]["capability"]
+    pruned_for = parse_target(target or capability or target_name(_DEFAULT_TARGET))
+    pruned, manifest = _dieted(site, work / "pruned", profile, pruned_for, tell)
+    altered = [change.path for change in manifest.alterations if change.path.rsplit("/", 1)[-1] != "RECORD"]
+    failures += [f"{r.path}: {r.step} refused: {r.reason}: {r.detail}" for r in manifest.refusals]
+
+    tell("comparison of each pruned library with its original by virtual address")
+    compared = [change.path for change in manifest.alterations if "architectures" in change.steps]
+    failures += _failures(compared, lambda path: _compare(site / path, pruned / path, pruned_for))
+    tell(f"loading of {len(altered)} altered libraries, each in its own process with the loader's cache off")
+    with ThreadPoolExecutor(worker_count()) as pool:
+        failures += [error for error in pool.map(lambda path: _load(site / path, pruned / path), altered) if error]
+    tell("linking of relocatable containers by nvJitLink")
+    linked, differences = compare_links(site, pruned, compared, pruned_for)
+    failures += differences
+
+    tell("the dieted tree, with lazy and with eager loading")
+    after = {loading: run_workload(pruned, work, loading) for loading in before}
+    cases = tuple(
+        CaseResult(
+            name=name,
+            loading=loading,
+            before=result,
+            after=after[loading]["cases"][name],
+            is_repeatable=before["LAZY"]["cases"][name] == again["cases"][name],
+        )
+        for loading, report in before.items()
+        for name, result in report["cases"].items()
+    )
+    failures += [
+        f"{case.name} ({case.loading}): {case.before} became {case.after}" for case in cases if not case.is_equal
+    ]
+    failures += _mapped_failures(after["LAZY"]["mapped"], site, pruned, manifest)
+    tell("start-up")
+    start = {"before": _start(site, work), "after": _start(pruned, work)}
+    control = None
+    if device is not None:
+        shutil.rmtree(pruned)
+        control = _control(site, work, pruned_for, tell)
+        if _NO_KERNEL not in control:
+            failures.append(f"negative control: a tree for another GPU said {control!r}, not {_NO_KERNEL!r}")
+    return Proof(
+        date=time.strftime("%Y-%m-%d", time.gmtime()),
+        versions={name: before["LAZY"][name] for name in ("torch", "cuda", "python")},
+        device=device,
+        targets=(target_name(pruned_for),),
+        profile=profile,
+        bytes_before=manifest.bytes_before,
+        bytes_after=manifest.bytes_after,
+        compared_libraries=len(compared),
+        loaded_libraries=len(altered),
+        linked_containers=linked,
+        cases=cases,
+        control=control,
+        start=start,
+        is_verified_on_device=device is not None and not failures,
+        failures=tuple(failures),
+    )
+
+
+def save_proof(proof: Proof, path: Path) -> None:
+    """Writes a proof as JSON."""
+    path.write_text(json.dumps(dataclasses.asdict(proof), indent=1, sort_keys=True) + "\n", "utf-8")
+
+
+def proof_summary(proof: Proof) -> str:
+    """The verdict and the figures, for a terminal."""
+    unrepeatable = sorted({case.name for case in proof.cases if not case.is_repeatable})
+    before, after = proof.start["before"], proof.start["after"]
+    lines = [
+        f"proof of {proof.profile} for {', '.join(proof.targets)} on {proof.device or 'no GPU'}, {proof.date}",
+        f"  {proof.bytes_before / 1e6:,.1f} MB before, {proof.bytes_after / 1e6:,.1f} MB after",
+        f"  {proof.compared_libraries} pruned libraries equal by address, {proof.loaded_libraries} altered ones load",
+        f"  {proof.linked_containers} containers link to the same code",
+        f"  {len(proof.cases)} results, {sum(case.before == case.after for case in proof.cases)} of them bit-identical",
+        *(f"  {name}: {before[name]:,.2f} before, {after[name]:,.2f} after" for name in sorted(before)),
+    ]
+    if unrepeatable:
+        lines.append(f"  not comparable, the original differs from itself: {', '.join(unrepeatable)}")
+    if proof.control is not None:
+        lines.append(f"  pruned for another GPU: {proof.control}")
+    lines += [f"  FAILED {failure}" for failure in proof.failures]
+    verdict = "NOT VERIFIED on a device" if proof.device is None else "verified on the device"
+    return "\n".join([*lines, f"  {'FAILED' if proof.failures else verdict}", ""])
+
+
+def run_workload(site: Path, work: Path, loading: str, *, only: str | None = None) -> dict[str, Any]:
+    """Runs the workload with `site` as its only site-packages, and returns its report.
+
+    Raises:
+        WorkloadFailed: it ended without one.
+    """
+    with tempfile.TemporaryDirectory(dir=work, prefix="run-") as folder:
+        report = Path(folder) / "report.json"
+        command = [sys.executable, "-S", "-W", "ignore", str(_WORKLOAD), str(report)]
+        command += ["--case", only] if only is not None else []
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
+        environment |= {
+            "PYTHONPATH": str(site),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "CUDA_MODULE_LOADING": loading,
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS promises no equal bits (cuBLAS guide, 2.1.4)
+            "HOME": folder,
+        }
+        result = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_WORKLOAD_DEADLINE_SECONDS,
+        )
+        if not report.exists():
+            raise WorkloadFailed(site, result.returncode, "\n".join(result.stderr.splitlines()[-20:]))
+        document: dict[str, Any] = json.loads(report.read_text("utf-8"))
+        return document
+
+
+def _dieted(
+    site: Path, target: Path, profile: str, capability: int, tell: Callable[[str], None]
+) -> tuple[Path, Manifest]:
+    tell(f"a copy of {site}, dieted for {target_name(capability)}")
+    shutil.copytree(site, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    choice = choose_profile(profile, frozenset({capability}))
+    return target, diet_tree(target, choice, workers=worker_count())
+
+
+def _compare(original: Path, pruned: Path, target: int) -> None:
+    check_pruned(map_file(original), map_file(pruned), frozenset({target}))
+
+
+def _failures(paths: list[str], check: Callable[[str], None]) -> list[str]:
+    failures = []
+    for path in paths:
+        try:
+            check(path)
+        except Refused as refusal:
+            failures.append(f"{path}: {refusal}")
+    return failures
+
+
+def _load(original: Path, changed: Path) -> str | None:
+    error = load_error(changed)
+    return f"{changed}: {error}" if error is not None and load_error(original) is None else None
+
+
+def _mapped_failures(mapped: list[str], site: Path, pruned: Path, manifest: Manifest) -> list[str]:
+    """The process must have run on the copy: nothing of the original mapped, and the copy as the manifest has it."""
+    failures = [f"{path} of the original was mapped" for path in mapped if path.startswith(f"{site}/")]
+    hashes = {change.path: change.sha256_after for change in manifest.alterations}
+    used = [path.removeprefix(f"{pruned}/") for path in mapped if path.startswith(f"{pruned}/")]
+    if not any(path in hashes for path in used):
+        failures.append("no altered library was mapped")
+    failures += [
+        f"{path} changed since the diet" for path in used if path in hashes and hash_file(pruned / path) != hashes[path]
+    ]
+    return failures
+
+
+def _start(site: Path, work: Path) -> dict[str, float]:
+    """The least of some starts, each with one kernel: what is measured is the start and not what else ran."""
+    samples = [run_workload(site, work, "LAZY", only="random numbers")["start"] for _ in range(_SAMPLES)]
+    return {name: min(sample[name] for sample in samples) for name in samples[0]}
+
+
+def _control(site: Path, work: Path, pruned_for: int, tell: Callable[[str], None]) -> str:
+    """The first kernel's result on a tree pruned for a GPU of another generation only."""
+    other = 80 if pruned_for // 10 != 8 else 90  # noqa: PLR2004 - generations of compute capabilities
+    wrong, _ = _dieted(site, work / "control", "single", other, tell)
+    report = run_workload(wrong, work, "LAZY", only="pointwise and reductions")
+    shutil.rmtree(wrong)
+    return str(report["cases"][_FIRST_KERNEL])

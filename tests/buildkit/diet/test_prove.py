@@ -1,0 +1,144 @@
+"""The proof on a small tree with a workload of our own: what it must notice is planted, one thing at a time."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from buildkit.diet import prove
+from buildkit.diet.__main__ import main
+from tests.buildkit.diet.installed import install, snapshot
+from tests.buildkit.diet.synthetic import EntrySpec, Library, container
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Answers as torch would: from the GPU code that it finds in its library. `site/answers.json` plants the rest.
+WORKLOAD = r"""
+import json, os, sys, time
+site = os.environ["PYTHONPATH"]
+planted = json.load(open(site + "/answers.json"))
+library = site + "/torch/lib/libtorch_cuda.so"
+has_code = bytes([90]) * 9000 in open(library, "rb").read()
+is_copy = "/pruned" in site or "/control" in site
+cases = {
+    "first kernel": "digest" if has_code else "no kernel image is available for execution on the device",
+    "matmul": "other" if planted.get("is_changed") and is_copy else "digest",
+    "loading": os.environ["CUDA_MODULE_LOADING"],
+}
+if planted.get("is_noisy"):
+    cases["matmul"] = str(time.monotonic_ns())
+if planted.get("is_broken"):
+    sys.exit("torch does not import")
+json.dump({
+    "torch": "2.13.0", "cuda": "13.0", "python": "3.13", "device": planted.get("device"),
+    "capability": planted.get("capability"), "cases": cases,
+    "start": {"import_seconds": 2.0 - is_copy, "host_bytes": 7},
+    "mapped": [planted.get("mapped") or library],
+}, open(sys.argv[1], "w"))
+"""
+
+
+def code(architecture: int) -> EntrySpec:
+    return EntrySpec(architecture=architecture, payload=bytes([architecture]) * 9000)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "workload.py").write_text(WORKLOAD)
+    monkeypatch.setattr(prove, "_WORKLOAD", tmp_path / "workload.py")
+    root = tmp_path / "site-packages"
+    library = Library(fatbin=[container(code(80), code(90), code(100))])
+    install(root, "torch", {"torch/lib/libtorch_cuda.so": library.build(), "torch/include/x.h": b""}, site=".")
+    plant(root)
+    return root
+
+
+def plant(site: Path, **answers: object) -> None:
+    (site / "answers.json").write_text(json.dumps(answers))
+
+
+def run(site: Path, *options: str) -> tuple[int, dict[str, object]]:
+    work = site.parent / "work"
+    work.mkdir(exist_ok=True)
+    report = site.parent / "proof.json"
+    status = main([str(site), "--prove", "--work", str(work), "--report", str(report), *options])
+    assert list(work.iterdir()) == []
+    return status, json.loads(report.read_text())
+
+
+def test_without_a_gpu_the_proof_passes_and_says_that_no_device_verified_it(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(site)
+
+    status, proof = run(site)
+
+    assert (status, proof["failures"], proof["is_verified_on_device"]) == (0, [], False)
+    assert (proof["targets"], proof["control"], proof["compared_libraries"]) == (["9.0"], None, 1)
+    assert proof["start"] == {
+        "before": {"import_seconds": 2.0, "host_bytes": 7},
+        "after": {"import_seconds": 1.0, "host_bytes": 7},
+    }
+    assert "NOT VERIFIED on a device" in capsys.readouterr().err
+    assert snapshot(site) == before
+    assert run(site, "--require-device")[0] == 1
+
+
+def test_with_a_gpu_the_tree_for_another_one_must_fail(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plant(site, device="H200", capability="9.0")
+
+    status, proof = run(site, "--require-device")
+
+    assert (status, proof["failures"], proof["is_verified_on_device"]) == (0, [], True)
+    assert proof["control"] == "no kernel image is available for execution on the device"
+    assert "verified on the device" in capsys.readouterr().err
+
+
+def test_a_control_that_passes_fails_the_proof(site: Path) -> None:
+    """A tree for another GPU that works means that the work did not run on the pruned files."""
+    plant(site, device="A100", capability="8.0")
+
+    status, proof = run(site)
+
+    assert status == 1
+    assert any("negative control" in failure for failure in proof["failures"])  # type: ignore[attr-defined] # JSON
+
+
+def test_another_result_fails_the_proof(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plant(site, is_changed=True)
+
+    status, proof = run(site)
+
+    assert status == 1
+    assert proof["failures"] == ["matmul (LAZY): digest became other", "matmul (EAGER): digest became other"]
+    assert "FAILED matmul (LAZY)" in capsys.readouterr().err
+
+
+def test_what_the_original_does_not_repeat_is_named_and_not_counted(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(site, is_noisy=True)
+
+    status, _ = run(site)
+
+    assert status == 0
+    assert "the original differs from itself: matmul" in capsys.readouterr().err
+
+
+def test_a_process_that_maps_the_original_fails_the_proof(site: Path) -> None:
+    plant(site, mapped=str(site / "torch/lib/libtorch_cuda.so"))
+
+    status, proof = run(site)
+
+    assert status == 1
+    assert any("of the original was mapped" in failure for failure in proof["failures"])  # type: ignore[attr-defined] # JSON
+
+
+def test_an_original_that_does_not_run_is_one_clear_error(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plant(site, is_broken=True)
+
+    assert main([str(site), "--prove", "--work", str(site.parent)]) == 2
+    assert "torch does not import" in capsys.readouterr().err
