@@ -45,8 +45,9 @@ _LEFT_OUT = (
     "path-exclude=/usr/share/i18n/*",
     "path-exclude=/usr/share/pixmaps/*",
     "path-exclude=/usr/share/bash-completion/*",
+    "force-unsafe-io",
 )
-"""dpkg options (dpkg.cfg) that hold for packages installed later too; licences stay."""
+"""dpkg options (dpkg.cfg) that hold for packages installed later too; licences stay, nothing waits for the disk."""
 
 _HOOK = """find "$1" -xdev -perm /6000 -type f -exec chmod a-s {} + \
 && rm -f "$1"/var/lib/dpkg/*-old "$1"/var/cache/debconf/*-old "$1"/etc/*-"""
