@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 
+from buildkit.diet import elf
+
 HEADER_BYTES = 64
 SEGMENT_BYTES = 56
 
@@ -194,6 +196,18 @@ class Library:
             low, high = extended
             load = (1, 4, low, low + 4 * delta, low + 4 * delta, high - low, high - low, page)
             struct.pack_into("<IIQQQQQQ", image, self._slot(4), *load)
+
+
+def mapped(content: bytes) -> list[tuple[int, int, bytes]]:
+    """What the loader maps: address, size in memory and bytes of each segment, without header and segment table."""
+    parsed = elf.parse(content)
+    blank = bytearray(content)
+    blank[:64] = bytes(64)
+    blank[parsed.segment_table_offset : parsed.segment_table_end] = bytes(56 * len(parsed.segments))
+    return [
+        (load.address, load.memory_bytes, bytes(blank[load.file_offset : load.file_offset + load.file_bytes]))
+        for load in parsed.loads
+    ]
 
 
 def _starts(start: int, containers: list[bytes]) -> list[int]:

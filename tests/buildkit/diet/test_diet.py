@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from buildkit.diet import diet, manifest
+from buildkit.diet import diet, elf, manifest
 from buildkit.diet.__main__ import main
+from buildkit.diet.compare import check_pruned
 from buildkit.diet.diet import Choice, diet_tree
 from buildkit.diet.elf import Refused
 from buildkit.diet.files import choose_rules
 from tests.buildkit.diet.installed import SITE, install, snapshot, untrue_rows
-from tests.buildkit.diet.synthetic import EntrySpec, Library, container
+from tests.buildkit.diet.synthetic import EntrySpec, Library, container, mapped
 
+CORRUPT_FILES = 300
 ROOT = Path(__file__).parents[3]
 
 
@@ -160,6 +163,37 @@ def test_a_manifest_of_another_schema_is_refused(tmp_path: Path) -> None:
         diet_tree(root, EVERYTHING, manifest_path=path)
 
     assert error.value.value == 99
+
+
+def test_of_many_corrupt_libraries_each_is_changed_soundly_or_not_at_all(tmp_path: Path) -> None:
+    """The corpus on disk: whatever was not refused still maps the same bytes, whatever was is untouched."""
+    chance = random.Random(20263)  # noqa: S311 - a corpus, not a secret
+    whole = Library(fatbin=[container(code(80), code(90))], is_extended=True, has_table_segment=True).build()
+    tables = elf.parse(whole).section_table_offset
+    originals: dict[str, bytes] = {}
+    for index in range(CORRUPT_FILES):
+        content = bytearray(whole)
+        for _ in range(chance.randint(1, 3)):
+            place = chance.choice((chance.randrange(500), chance.randrange(tables, len(whole))))
+            content[place] = chance.choice((0, 1, 0xFF, chance.randrange(256)))
+        originals[f"torch/{index}.so"] = bytes(content)
+    install(tmp_path, "torch", originals)
+
+    result = diet_tree(tmp_path, Choice(rules=(), strips=True, targets=frozenset({90})), workers=2)
+
+    changed = {change.path.removeprefix(f"{SITE}/"): change.steps for change in result.alterations}
+    for path, original in originals.items():
+        now = (tmp_path / SITE / path).read_bytes()
+        if path not in changed:
+            assert now == original
+        elif "architectures" in changed[path]:
+            check_pruned(original, now, frozenset({90}))
+        else:
+            assert mapped(now) == mapped(original)
+    assert untrue_rows(tmp_path) == []
+    assert len(changed) > CORRUPT_FILES // 10
+    assert len(result.refusals) > CORRUPT_FILES // 10
+    assert not list(tmp_path.rglob("*.so.*"))
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,8 @@ def test_the_runtime_set_takes_what_serves_compilers_and_developers_only(tmp_pat
         "pkg/include/__init__.py",
         "pkg/LICENSE",
         "torch-2.dist-info/METADATA",
+        "numpy-2.dist-info/licenses/numpy/_core/include/numpy/LICENSE.txt",
+        "torch-2.dist-info/licenses/third_party/tests/scripts/LICENSE",
         "nvidia/cu13/lib/libnvrtc.so.13",
         "triton/_C/libtriton.so",
     )

@@ -11,24 +11,12 @@ from buildkit.diet import elf, strip
 from buildkit.diet.elf import Refused
 from buildkit.diet.rewrite import apply_rewrite
 from tests.buildkit.diet.strategies import libraries
-from tests.buildkit.diet.synthetic import EntrySpec, Library, container
+from tests.buildkit.diet.synthetic import EntrySpec, Library, container, mapped
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CORRUPT_INPUTS = 4000
-
-
-def mapped(content: bytes) -> list[tuple[int, int, bytes]]:
-    """What the loader maps: address, size in memory and bytes of each segment, without header and segment table."""
-    parsed = elf.parse(content)
-    blank = bytearray(content)
-    blank[:64] = bytes(64)
-    blank[parsed.segment_table_offset : parsed.segment_table_end] = bytes(56 * len(parsed.segments))
-    return [
-        (load.address, load.memory_bytes, bytes(blank[load.file_offset : load.file_offset + load.file_bytes]))
-        for load in parsed.loads
-    ]
 
 
 @given(libraries())
