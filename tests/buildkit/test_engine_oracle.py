@@ -206,3 +206,37 @@ def test_a_dockerfile_with_copy_chown_and_link_is_read_as_built(loaded: Engine, 
     ]
     (group,) = measurement.waste
     assert (group.cause, group.wasted_bytes, group.stored_by, group.caused_by) == ("metadata only", 1234, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "type=oci,tar=true,compression=gzip",
+        "type=oci,tar=true,compression=zstd,force-compression=true",
+        "type=oci,tar=true,compression=estargz,force-compression=true,oci-mediatypes=true",
+        "type=oci,tar=true,compression=uncompressed,force-compression=true",
+        "type=oci,tar=false,compression=gzip",
+        "type=docker,tar=true",
+    ],
+)
+def test_what_buildx_writes_is_what_the_engine_holds(loaded: Engine, tmp_path: Path, output: str) -> None:
+    """Also in an index with provenance, which `type=oci` writes."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "file").write_text("x" * 1234)
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY tree /srv/tree\nCOPY tree /other\n")
+    build = ["buildx", "build", "--provenance=mode=max", "--tag", loaded.tag, str(tmp_path)]
+    if "type=docker" in output:
+        build.remove("--provenance=mode=max")  # this exporter takes no attestation
+    loaded.run(*build, "--load")
+    loaded.run(*build, "--output", f"{output},dest={tmp_path / 'out'}")
+    found = measure(read_image(str(tmp_path / "out")))
+    held = measure(read_image(loaded.tag, docker=loaded.docker))
+    is_estargz = "estargz" in output
+    if not is_estargz:  # which adds files of its own to every layer
+        assert found.files == held.files
+        assert found.totals.unpacked_bytes == held.totals.unpacked_bytes == 2 * 1234
+    assert [layer.instruction for layer in found.layers] == ["COPY tree /srv/tree", "COPY tree /other"]
+    compressions = {"gzip": "gzip", "zstd": "zstd", "estargz": "gzip", "uncompressed": "none"}
+    if "compression=" in output:
+        stated = output.split("compression=")[1].split(",", maxsplit=1)[0]
+        assert {layer.compression for layer in found.layers} == {compressions[stated]}
