@@ -359,14 +359,22 @@ def _no_service_starts() -> Iterator[None]:
 # ---- starting and stopping ------------------------------------------------------------------------------------------
 
 
+def _program(pid: int) -> str | None:
+    """The name of the program that process *pid* runs; None where it ended (a zombie has ended too)."""
+    try:
+        head, _, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+    except OSError:
+        return None
+    return None if tail.split()[0] == "Z" else head.partition("(")[2]
+
+
 def _runs(pid_file: Path, program: str) -> int | None:
     """The process id in *pid_file* where that process is a live *program*, else None."""
     try:
         pid = int(pid_file.read_text())
-        name = Path(f"/proc/{pid}/comm").read_text().strip()
     except (OSError, ValueError):
         return None
-    return pid if name == program else None
+    return pid if _program(pid) == program else None
 
 
 def _clear_leftovers(private: Private, say: Callable[[str], None]) -> None:
@@ -398,11 +406,7 @@ def _end(pid: int, seconds: float) -> None:
             return
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
-            try:
-                state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-            except OSError:
-                return
-            if state == "Z":
+            if _program(pid) is None:
                 return
             time.sleep(0.05)
 

@@ -159,6 +159,20 @@ def test_a_process_that_ignores_being_asked_is_made_to_end() -> None:
         assert time.monotonic() - began < 5
 
 
+def test_a_killed_engine_that_nobody_waited_for_does_not_run(private: engine.Private) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        private.run.mkdir(parents=True)
+        private.pid_file.write_text(str(process.pid))
+        assert engine._runs(private.pid_file, "sleep") == process.pid
+        assert engine._runs(private.pid_file, "dockerd") is None
+        process.kill()
+        deadline = time.monotonic() + 5
+        while engine._runs(private.pid_file, "sleep") and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+        assert engine._runs(private.pid_file, "sleep") is None
+
+
 def test_stopping_where_nothing_runs_says_so(private: engine.Private) -> None:
     assert engine.stop(private, lambda _: None) is False
 
