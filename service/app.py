@@ -22,8 +22,7 @@ from service.errors import on_error
 from service.evidence import Intake
 from service.health import Health
 from service.retrieval import Retriever
-from service.routes import claims, compatible, inference, system, verification
-from service.routes.documentation import DocumentationPage
+from service.routes import claims, compatible, documentation, inference, system, verification
 from service.routes.table import ROUTES, SCOPES, registered
 from service.scheduler import Scheduler
 from service.settings import Settings
@@ -111,6 +110,7 @@ def build(settings: Settings) -> Application:
             *verification.HANDLERS,
             *system.HANDLERS,
             *compatible.HANDLERS,
+            *documentation.HANDLERS,
         ],
         dependencies={
             **{name: _provide(part) for name, part in parts.items()},
@@ -190,7 +190,7 @@ def _openapi() -> OpenAPIConfig:
         version=system.service_version(),
         description="Claims, the evidence for and against them, and the models that tell the two apart.",
         path="/docs",
-        render_plugins=[DocumentationPage(), JsonRenderPlugin()],
+        render_plugins=[documentation.DocumentationPage(), JsonRenderPlugin()],
         use_handler_docstrings=True,
         components=Components(security_schemes={"key": bearer}),
         security=[{"key": []}, {}],

@@ -1,7 +1,9 @@
 """What the service says about itself: alive, ready, and why not. Each part is asked; none is assumed."""
 
 import asyncio
+import logging
 import time
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -12,6 +14,7 @@ from service.inference import ModelSlot, Scores, SlotState, Vector
 
 __all__ = ["Condition", "Health", "Level"]
 
+_LOGGER = logging.getLogger(__name__)
 _DATABASE_SECONDS: Final = 1.0
 """How old an answer about the database may be: probes come from many sides."""
 _HIGH_WATER_FRACTION: Final = 0.9
@@ -47,6 +50,7 @@ class Health:
         self._stall_seconds = stall_seconds
         self._database: tuple[float, str | None] | None = None
         self._asking = asyncio.Lock()
+        self._logged: AbstractSet[str] | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -54,14 +58,23 @@ class Health:
         return self._engine.scheduler.state.is_alive
 
     async def conditions(self) -> list[Condition]:
-        """Every part, most telling first."""
-        return [
+        """Every part, most telling first. A change in what keeps the service from being ready is logged."""
+        conditions = [
             self._process(),
             await self._database_condition(),
             self._device(),
             _model(self._engine.embedding),
             _model(self._engine.entailment),
         ]
+        reasons = {each.part: each.message for each in conditions if not each.is_ready}
+        if reasons.keys() != self._logged:
+            self._logged = reasons.keys()
+            _LOGGER.log(
+                logging.WARNING if reasons else logging.INFO,
+                "not ready" if reasons else "ready",
+                extra={"reasons": reasons},
+            )
+        return conditions
 
     def _process(self) -> Condition:
         if self.is_draining:

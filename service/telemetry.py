@@ -37,7 +37,7 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LATENCY_SECONDS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _FILL_FRACTIONS: Final = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _PROBES: Final = frozenset({"/livez", "/readyz", "/health", "/metrics"})
-"""Asked every few seconds for ever: logged only when they say something new."""
+"""Asked every few seconds for ever: not logged; `health` logs when their answer changes."""
 _ACCESS = logging.getLogger("service.access_log")
 
 
@@ -197,7 +197,7 @@ class Observed:
             for stage, stage_seconds in observation.stages.items():
                 self._metrics.stage_seconds.labels(stage).observe(stage_seconds)
             _ACCESS.log(
-                logging.DEBUG if route in _PROBES and status < 500 else logging.INFO,  # noqa: PLR2004
+                logging.DEBUG if route in _PROBES else logging.INFO,
                 "request",
                 extra={"method": method, "route": route, "status": status, "seconds": round(seconds, 6)},
             )

@@ -10,6 +10,7 @@ from litestar import Request, Response, delete, get, post
 from litestar.datastructures import State
 from litestar.di import NamedDependency as Given
 from litestar.exceptions import ClientException
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIMediaType, Operation, Reference, RequestBody
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
@@ -91,7 +92,14 @@ class _EvidenceOperation(Operation):
     summary="Keep evidence",
     operation_class=_EvidenceOperation,
     request_max_body_size=None,
-    responses=documented(400, 401, 403, 413, 422, 429, 500, 503, 504),
+    responses={
+        200: ResponseSpec(
+            EvidenceAdded | EvidenceLines,  # type: ignore[arg-type] # any annotation is taken, not only a class
+            generate_examples=False,
+            description="It was there before, or lines were read",
+        ),
+        **documented(400, 401, 403, 413, 422, 429, 500, 503, 504),
+    },
 )
 async def add_evidence(
     request: Request[object, object, State],

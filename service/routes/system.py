@@ -3,8 +3,7 @@
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
-from litestar import MediaType, Request, Response, get
-from litestar.datastructures import State
+from litestar import MediaType, Response, get
 from litestar.di import NamedDependency as Given
 from litestar.openapi.datastructures import ResponseSpec
 from msgspec import Struct
@@ -83,15 +82,9 @@ async def rate_limit_stats(allowance: Given[Allowance | None], limiter: Given[Li
     return RateLimitStats(allowance.limit, allowance.remaining, allowance.reset_seconds, limiter.refused)
 
 
-@get("/openapi.json", include_in_schema=False, media_type=MediaType.JSON)
-async def openapi_document(request: Request[object, object, State]) -> dict[str, object]:
-    """The OpenAPI 3.1 document."""
-    return request.app.openapi_schema.to_schema()
-
-
 def _worst(conditions: list[Condition]) -> Level:
     levels = {each.level for each in conditions}
     return next((level for level in (Level.UNHEALTHY, Level.DEGRADED) if level in levels), Level.HEALTHY)
 
 
-HANDLERS = [livez, readyz, health_report, metrics_page, service_map, rate_limit_stats, openapi_document]
+HANDLERS = [livez, readyz, health_report, metrics_page, service_map, rate_limit_stats]

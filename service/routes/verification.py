@@ -5,6 +5,7 @@ from uuid import UUID
 
 from litestar import Response, get, post
 from litestar.di import NamedDependency as Given
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, HeaderParameter, JSONBody
 
 from service.access import Caller, ForbiddenError
@@ -128,7 +129,10 @@ async def verify_claim(
     "/api/v1/verdicts/{claim_id:uuid}",
     tags=["verification"],
     summary="The newest verdict on a claim, in full",
-    responses={**documented(401, 403, 404, 422, 429, 503)},
+    responses={
+        202: ResponseSpec(TaskStatus, generate_examples=False, description="There will be one"),
+        **documented(401, 403, 404, 422, 429, 503),
+    },
 )
 async def get_verdict(
     claim_id: FromPath[UUID],

@@ -1,0 +1,52 @@
+"""The API held against its own OpenAPI document: no server error, no status and no body that is not documented."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from service.routes.table import ROUTES, Route
+
+if TYPE_CHECKING:
+    from schemathesis import Case
+
+    from tests.service.conftest import Served
+
+schemathesis = pytest.importorskip("schemathesis")
+from_document = pytest.importorskip("schemathesis.specs.openapi.checks")
+SEMANTIC = {
+    "/api/v1/claims",
+    "/api/v1/verify",
+    "/v1/embeddings",
+    "/embed",
+    "/predict",
+    "/api/v1/claims/{claim_id}/verify",
+}
+"""Routes that refuse more than a schema can say: a claim of one word, inputs of mixed kinds."""
+UNDOCUMENTED = {"/openapi.json", "/docs", "/docs/openapi.json", "/docs/{path}"}
+
+
+@pytest.mark.parametrize(
+    "route",
+    [route for route in ROUTES if route.path not in UNDOCUMENTED],
+    ids=lambda route: f"{route.method} {route.path}",
+)
+def test_the_document_holds(api: Served, route: Route) -> None:
+    """Requests are made from the document, good and bad ones; the same ones each time."""
+    document = schemathesis.openapi.from_url(f"{api.url}/openapi.json")
+
+    @settings(
+        max_examples=20,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.explicit, Phase.generate],
+    )
+    @given(case=document[route.path][route.method].as_strategy())
+    def check(case: Case) -> None:
+        excluded = [from_document.positive_data_acceptance] if route.path in SEMANTIC else []
+        case.call_and_validate(timeout=60, excluded_checks=excluded)
+
+    check()
