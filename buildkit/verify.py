@@ -112,6 +112,7 @@ def verify(  # noqa: D417 - the others are described where they are made
     engine_host: str | None = None,
     require: Collection[str] = (),
     handed_in: Mapping[str, str] | None = None,
+    cache: Path | None = None,
     reuse: Path | None = None,
     progress: IO[str] = sys.stderr,
 ) -> VerifyResult:
@@ -125,6 +126,7 @@ def verify(  # noqa: D417 - the others are described where they are made
         engine_host: address of the engine, as in DOCKER_HOST; None leaves what *environment* says.
         require: tiers that must be verified, of `TIERS`.
         handed_in: name -> plain value of what the build was given and must not keep; passed on by environment only.
+        cache: a folder for what was read of each layer; without it every layer is read every time.
         reuse: an `evidence.json` of an earlier run: what it holds is taken instead of running the image again.
         progress: where the run's own lines go while it lasts.
 
@@ -144,6 +146,7 @@ def verify(  # noqa: D417 - the others are described where they are made
         *("-p", "no:cacheprovider", "--image", image, "--expect", str(expect_path.resolve())),
         *("--results", str(json_path.resolve()), f"--junit-xml={junit_path.resolve()}"),
         *("--record", str((output / "evidence.json").resolve())),
+        *(("--layer-cache", str(cache.resolve())) if cache else ()),
         *(("--reuse", str(reuse.resolve())) if reuse else ()),
     ]
     host = {"DOCKER_HOST": engine_host} if engine_host else {}

@@ -45,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--image", help="digest or name of the image")
     group.addoption("--expect", type=Path, help="expectations, as buildkit writes them")
     group.addoption("--reuse", type=Path, help="take what running an image showed from this file")
+    group.addoption("--layer-cache", type=Path, help="keep what was read of each layer in this folder")
     group.addoption("--record", type=Path, help="write what running the image showed to this file")
     group.addoption("--results", type=Path, help="write the results there as JSON")
 
@@ -67,9 +68,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         expectations = Expectations.load(file)
         handed_in = json.loads(os.environ.get(HANDED_IN_VARIABLE, "{}"))
         config.stash[BEGAN] = time.monotonic()
-        file = config.getoption("--reuse")
+        file, cache = config.getoption("--reuse"), config.getoption("--layer-cache")
         recorded = msgspec.json.decode(file.read_bytes(), type=Recorded) if file else Recorded()
-        config.stash[EVIDENCE] = Evidence(Engine(), image, expectations, handed_in, recorded)
+        config.stash[EVIDENCE] = Evidence(
+            Engine(),
+            image,
+            expectations,
+            handed_in=handed_in,
+            recorded=recorded,
+            cache=cache,
+        )
     except (UnknownExpectations, ImageUnknown) as error:
         pytest.exit(str(error), returncode=EXIT_USAGE)
     except (EngineFailed, OSError) as error:

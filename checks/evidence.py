@@ -23,6 +23,7 @@ from checks.secrets import Traces
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from checks.engine import Engine
     from checks.expectations import Expectations
@@ -124,12 +125,20 @@ class Recorded:
 class Evidence:
     """The evidence on *image*; `seconds` says how long each piece took, once it is there.
 
-    Pieces that are *recorded* are taken as they are.
+    Pieces that are *recorded* are taken as they are; what was read of a layer is kept in the folder *cache*.
     """
 
     def __init__(
-        self, engine: Engine, image: str, expectations: Expectations, handed_in: Mapping[str, str], recorded: Recorded
+        self,
+        engine: Engine,
+        image: str,
+        expectations: Expectations,
+        *,
+        handed_in: Mapping[str, str],
+        recorded: Recorded,
+        cache: Path | None,
     ) -> None:
+        self.cache = cache
         self.engine = engine
         self.image, self.configuration = engine.inspect(image)
         self.expectations = expectations
@@ -195,7 +204,7 @@ class Evidence:
         """Reads every layer, from the engine's own store where that can be read."""
         store = self.engine.store(self.image)
         if store:
-            return read_store(store, self.image, self.configuration.architecture, self.traces)
+            return read_store(store, self.image, self.configuration.architecture, self.traces, self.cache)
         with self.engine.save(self.image) as saving:
             if saving.stdout is None:
                 raise LookupError("docker save has no output")

@@ -26,7 +26,6 @@ PEM = (
 KEY = "-----BEGIN " + "PRIVATE KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7\n" * 4
 TOKEN = "ghp_" + "0123456789abcdefghijklmnopqrstuvwxyz"
 HANDED_IN = {"index": "https://robot:s3cr3t-w0rd@packages.invalid/simple"}
-BASIC = base64.b64encode(b"robot:s3cr3t-w0rd").decode()
 
 EXPECTED = Expectations(
     target="stand-in",
@@ -90,76 +89,35 @@ def secret(rule: str) -> str:
     return f"secrets::no_secret_in_a_layer[{rule}]"
 
 
-def program(mark: bytes) -> bytes:
-    """An executable that contains *mark*."""
-    return make_elf(sections=[(".rodata", mark)], is_executable=True)
+def budget(**limits: int) -> Callable[[Expectations], Expectations]:
+    """Other budgets than `EXPECTED` has."""
+    return lambda expected: replace(expected, budgets=replace(expected.budgets, **limits))
 
 
 BUILD_TOOLS = [
-    *(
-        Fault(f"{name} by file", tool(name), files={path: "#!/bin/sh\n"})
-        for name, path in (
-            ("gcc", "/usr/bin/x86_64-linux-gnu-gcc-14"),
-            ("g++", "/usr/bin/g++"),
-            ("cc", "/usr/bin/cc"),
-            ("ld", "/usr/bin/ld"),
-            ("as", "/usr/bin/x86_64-linux-gnu-as"),
-            ("make", "/usr/bin/make"),
-            ("dpkg-dev", "/usr/bin/dpkg-buildpackage"),
-            ("uv", "/usr/local/bin/uv"),
-            ("uvx", "/usr/local/bin/uvx"),
-        )
-    ),
-    *(
-        Fault(f"{name} by package", tool(check), package(name))
-        for check, name in (
-            ("gcc", "gcc-14"),
-            ("g++", "g++"),
-            ("as", "binutils"),
-            ("make", "make"),
-            ("build-essential", "build-essential"),
-            ("dpkg-dev", "dpkg-dev"),
-        )
-    ),
+    Fault("gcc by file", tool("gcc"), files={"/usr/bin/x86_64-linux-gnu-gcc-14": "#!/bin/sh\n"}),
+    Fault("build-essential by package", tool("build-essential"), package("build-essential")),
     Fault("uv by distribution", tool("uv"), files=distribution("uv", "0.13.9")),
-    *(
-        Fault(
-            f"{name} under another name",
-            "absent::no_build_tool_hides_under_another_name",
-            files={"/usr/local/bin/h": program(mark)},
-        )
-        for name, mark in (
-            ("a compiler", b"COLLECT_GCC_OPTIONS"),
-            ("an assembler", b"GNU assembler version"),
-            ("uv", b"UV_INTERNAL__PARENT_INTERPRETER"),
-        )
+    Fault(
+        "a compiler under another name",
+        "absent::no_build_tool_hides_under_another_name",
+        files={"/usr/local/bin/h": make_elf(sections=[(".rodata", b"COLLECT_GCC_OPTIONS")], is_executable=True)},
     ),
 ]
 LEFTOVERS = [
     Fault("uv's cache", "absent::no_uv_cache", files={"/root/.cache/uv/CACHEDIR.TAG": "Signature"}),
-    Fault("uv's cache under another name", "absent::no_uv_cache", files={"/srv/c/archive-v0/x/y": "z"}),
-    Fault("pip's cache", "absent::no_pip_cache", files={"/root/.cache/pip/selfcheck/1": "{}"}),
-    Fault("pip's cache under another name", "absent::no_pip_cache", files={"/srv/c/0/1/2": "cc=4,\x82\xa8response"}),
-    Fault("a wheel", "absent::no_pip_cache", files={"/srv/a-1.0-py3-none-any.whl": "PK\x03\x04 and so on"}),
-    Fault(
-        "apt's lists", "absent::no_apt_lists", files={"/var/lib/apt/lists/deb_dists_trixie_main_Packages": "Package: a"}
-    ),
-    Fault("an archive of a package", "absent::no_apt_lists", files={"/srv/a": b"!<arch>\ndebian-binary   0123456789"}),
-    Fault("pytest by distribution", "absent::no_development_distribution", files=distribution("pytest", "9.1.0")),
+    Fault("pip's cache elsewhere", "absent::no_pip_cache", files={"/srv/c/0/1/2": "cc=4,\x82\xa8response"}),
+    Fault("apt's lists", "absent::no_apt_lists", files={"/var/lib/apt/lists/deb_trixie_main_Packages": "Package: a"}),
     Fault("pytest by module", "absent::no_development_distribution", files={f"{SITE}/_pytest/py.typed": ""}),
-    Fault("pytest by command", "absent::no_development_distribution", files={"/opt/venv/bin/pytest": "#!/bin/sh\n"}),
     Fault("another one of the dev group", "absent::no_development_distribution", files=distribution("hypothesis")),
     Fault("tests of the application", "absent::no_tests_or_scripts", files={"/app/tests/data.json": "{}"}),
-    Fault("scripts", "absent::no_tests_or_scripts", files={"/app/scripts/deploy.sh": "#!/bin/sh\n"}),
     Fault("tests of a distribution", "absent::no_tests_or_scripts", files={f"{SITE}/torch_x/tests/test_a.pyc": "x"}),
     Fault("headers", "absent::no_headers_or_static_libraries", files={f"{SITE}/torch_x/include/a.h": "int a;"}),
-    Fault("a static library", "absent::no_headers_or_static_libraries", files={f"{SITE}/torch_x/a.a": "x"}),
     Fault(
         "a static library under another name",
         "absent::no_headers_or_static_libraries",
         files={f"{SITE}/torch_x/a.bin": b"!<arch>\na.o/            0           0     0     644     4         `\n"},
     ),
-    Fault("a git repository", "absent::no_git_repository", files={"/app/.git/config": "[core]\n"}),
     Fault(
         "a bare git repository",
         "absent::no_git_repository",
@@ -184,10 +142,7 @@ SECRETS = [
         files={"/srv/a.pem": KEY},
     ),
     Fault("a password in a variable", "secrets::no_secret_in_the_configuration", "ENV DATABASE_PASSWORD=abc"),
-    Fault("a token in a label", "secrets::no_secret_in_the_configuration", f'LABEL a="{TOKEN}"'),
     Fault("a token in the history", "secrets::no_secret_in_the_configuration", f"RUN : {TOKEN}"),
-    Fault("a password handed in, in a file", "secrets::nothing_handed_in_is_left", files={"/srv/a": "x s3cr3t-w0rd x"}),
-    Fault("a password handed in, encoded", "secrets::nothing_handed_in_is_left", files={"/srv/a": f"Basic {BASIC}"}),
     Fault(
         "a password handed in, in a big file",
         "secrets::nothing_handed_in_is_left",
@@ -195,7 +150,6 @@ SECRETS = [
     ),
     Fault("a password handed in, in a label", "secrets::nothing_handed_in_is_left", "LABEL a=s3cr3t-w0rd"),
     Fault("a certificate handed in", "secrets::no_certificate_handed_in_is_left", files={"/srv/a": f"# ours\n{PEM}"}),
-    Fault("a certificate handed in, as DER", "secrets::no_certificate_handed_in_is_left", files={"/srv/a": DER}),
     Fault(
         "an added authority",
         "secrets::no_authority_was_added",
@@ -256,12 +210,12 @@ LAYERS = [
     Fault(
         "a layer too large",
         "layers::each_layer_is_within_budget",
-        expected=lambda e: replace(e, budgets=Budgets(largest_layer_bytes=10**6)),
+        expected=budget(largest_layer_bytes=10**6),
     ),
     Fault(
         "too many layers",
         "layers::number_of_layers_is_within_budget",
-        expected=lambda e: replace(e, budgets=Budgets(layers=1)),
+        expected=budget(layers=1),
     ),
 ]
 CONFIGURATION = [
