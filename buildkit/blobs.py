@@ -122,6 +122,8 @@ def archive_entries(archive: ByteSource, image: str) -> Iterator[ArchiveEntry]:
     """Walk over an outer archive; the caller uses up exactly an entry's bytes before it asks for the next."""
     pax: dict[str, bytes] = {}
     while (block := _read_exactly(archive, BLOCK_BYTES)).strip(b"\0"):
+        if len(block) < BLOCK_BYTES:
+            raise CorruptImage(image, "no image archive: it ends inside a header")
         try:
             header = TarHeader.parse(block)
             if header.type_flag in {b"x", b"g", b"L", b"K"}:

@@ -1,5 +1,6 @@
 """Images from layouts and archives: every source gives the same image, and what is wrong with one is named."""
 
+import contextlib
 import json
 import os
 import stat
@@ -8,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from buildkit.blobs import CorruptImage, ImageError
-from buildkit.errors import CommandFailed
+from buildkit.errors import BuildkitError, CommandFailed
 from buildkit.image import (
     AmbiguousImage,
     DigestMismatch,
@@ -20,6 +23,7 @@ from buildkit.image import (
     read_image,
 )
 from buildkit.layer_stream import Limits
+from buildkit.measure import measure
 from buildkit.tar_format import CorruptLayer, LayerTooLarge
 from tests.buildkit.image_maker import (
     Compression,
@@ -256,6 +260,7 @@ def with_manifest(made: MadeImage, **changes: object) -> dict[str, bytes]:
 
 MADE = example()
 LAYER = descriptor(LAYERS[0], "application/vnd.oci.image.layer.v1.tar")
+KEYS = ["digest", "size", "mediaType", "layers", "config", "rootfs", "diff_ids", "history", "annotations", "platform"]
 WRONG: dict[str, tuple[dict[str, bytes], type[ImageError] | type[CorruptLayer], str]] = {
     "no index": (damaged(MADE, "index.json", None), CorruptImage, "neither index.json"),
     "index no JSON": (damaged(MADE, "index.json", b"{"), CorruptImage, "index.json"),
@@ -345,6 +350,9 @@ def test_archives_that_are_none_or_end_early_are_refused(tmp_path: Path) -> None
     path.write_bytes(whole[:90_000])
     with pytest.raises(CorruptImage, match="the archive ends inside"):
         read_image(str(path))
+    path.write_bytes(whole[:100])
+    with pytest.raises(CorruptImage, match="ends inside a header"):
+        read_image(str(path))
     path.write_bytes(b"")
     with pytest.raises(CorruptImage, match=r"neither index\.json"):
         read_image(str(path))
@@ -365,3 +373,78 @@ def test_limits_reach_the_layers(tmp_path: Path) -> None:
         read_image(str(write_folder(oci_files(MADE), tmp_path / "o")), limits=Limits(unpacked_bytes=50_000))
     with pytest.raises(LayerTooLarge, match="entries in its layers"):
         read_image(str(tmp_path / "o"), limits=Limits(entries=4))
+
+
+WHOLE: dict[str, dict[str, bytes]] = {
+    "oci": oci_files(example("gzip"), attested=True),
+    "docker": docker_files(example()),
+}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_damage_to_an_archive_is_refused_or_without_effect(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Cut it anywhere or change bytes anywhere: a typed refusal, or an image whose layers are the right ones."""
+    maker = LayerMaker()
+    for name, content in WHOLE[data.draw(st.sampled_from(sorted(WHOLE)))].items():
+        maker.file(name, content)
+    archive = bytearray(maker.tar())
+    if data.draw(st.booleans()):
+        del archive[data.draw(st.integers(0, len(archive))) :]
+    for _ in range(data.draw(st.integers(0, 3))):
+        if archive:
+            archive[data.draw(st.integers(0, len(archive) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged.tar"
+    path.write_bytes(archive)
+    refusal: BuildkitError | None = None
+    try:
+        image = read_image(str(path))
+    except BuildkitError as error:
+        refusal = error
+    if refusal is not None:
+        assert refusal.exit_code == 3
+    else:
+        measure(image)
+        assert {layer.diff_id for layer in image.layers} <= {digest(layer) for layer in LAYERS}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_json_in_a_layout_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Part of a valid document is replaced by anything; the digests above it are made right again."""
+    made = example()
+    which = data.draw(st.sampled_from(["index.json", "manifest", "config"]))
+    config = mutated(made.config, data) if which == "config" else made.config
+    manifest = json.loads(made.manifest)
+    manifest["config"] |= {"digest": digest(config), "size": len(config)}
+    raw = json.dumps(manifest).encode()
+    raw = mutated(raw, data) if which == "manifest" else raw
+    files = oci_files(
+        replace(made, config=config, manifest=raw, blobs={**made.blobs, blob_name(config): config, blob_name(raw): raw})
+    )
+    if which == "index.json":
+        files["index.json"] = mutated(files["index.json"], data)
+    path = write_folder(files, tmp_path_factory.mktemp("layout"))
+    with contextlib.suppress(BuildkitError):
+        measure(read_image(str(path)))
+
+
+def mutated(document: bytes, data: st.DataObject) -> bytes:
+    """Replace one value somewhere in a document."""
+    root = json.loads(document)
+    node = root
+    while True:
+        key = data.draw(st.sampled_from(sorted(node) if isinstance(node, dict) else range(len(node))))
+        if not isinstance(node[key], dict | list) or not node[key] or data.draw(st.booleans()):
+            node[key] = data.draw(JSON)
+            return json.dumps(root).encode()
+        node = node[key]

@@ -1,13 +1,16 @@
 """Layers upon layers: what a container sees, and who wasted what. The engine is the oracle in test_engine_oracle.py."""
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from buildkit.layer_tar import LayerContents, read_layer
 from buildkit.merge import FileSystem, Waste, merge
-from buildkit.tar_format import CorruptLayer, UnsafePath
+from buildkit.tar_format import CorruptLayer, LayerError, UnsafePath
 from tests.buildkit.image_maker import LayerMaker
 
 
@@ -133,6 +136,43 @@ def test_real_paths_follow_links() -> None:
     assert result.real_path("lib/b") == "usr/lib/a"
     assert result.real_path("loop") is None
     assert result.real_path("lib/none") is None
+
+
+PATHS = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3).map("/".join)
+TARGETS = PATHS | st.sampled_from(["..", "../..", "/a", "../b", "/"])
+OPERATIONS = st.one_of(
+    st.tuples(st.just("file"), PATHS, st.text("xyz", max_size=4)),
+    st.tuples(st.just("directory"), PATHS, st.just("")),
+    st.tuples(st.just("symlink"), PATHS, TARGETS),
+    st.tuples(st.just("hardlink"), PATHS, PATHS),
+    st.tuples(st.just("whiteout"), PATHS, st.just("")),
+    st.tuples(st.just("opaque"), PATHS, st.just("")),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.lists(OPERATIONS, max_size=7), min_size=1, max_size=4))
+def test_whatever_the_layers_hold_stored_is_seen_plus_wasted(layers: list[list[tuple[str, str, str]]]) -> None:
+    """Any layers are refused by name or add up, and every visible file is reached by exactly its names."""
+    makers = []
+    for operations in layers:
+        maker = LayerMaker()
+        for kind, path, argument in operations:
+            getattr(maker, kind)(*([path, argument] if kind in {"file", "symlink", "hardlink"} else [path]))
+        makers.append(maker)
+    try:
+        result = merged(*makers)
+    except LayerError:
+        return
+    seen = sum(stored.entry.size_bytes for stored in result.stored if stored.names)
+    assert sum(stored.entry.size_bytes for stored in result.stored) - seen == sum(
+        each.wasted_bytes for each in result.waste
+    )
+    found = Counter(id(node.file) for _, node in result.walk() if node.file is not None)
+    assert found == {id(stored): stored.names for stored in result.stored if stored.names}
+    for path, node in result.walk():
+        if node.file is not None:
+            assert result.real_path(path) == path
 
 
 def test_deep_paths_do_not_exhaust_the_stack() -> None:
