@@ -1,0 +1,102 @@
+"""What happens when callers and devices misbehave."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import socket
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.service.conftest import WAIT_SECONDS, Served, served, settings, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def small() -> Iterator[Served]:
+    """The service with a small queue and no database."""
+    with served(settings(queue_tokens=200, stall_seconds=0.2)) as running:
+        yield running
+
+
+def post(running: Served, text: str) -> httpx.Response:
+    return httpx.post(f"{running.url}/api/v1/embed", json={"texts": [text]}, timeout=WAIT_SECONDS)
+
+
+def send(running: Served, body: bytes) -> socket.socket:
+    """A request whose answer nobody reads, on a connection of its own."""
+    connection = socket.create_connection((running.client.base_url.host, running.client.base_url.port or 0))
+    head = f"POST /api/v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    connection.sendall(head.encode() + body)
+    return connection
+
+
+def queued_tokens(running: Served) -> int:
+    return running.application.engine.scheduler.state.queued_tokens
+
+
+def test_a_flood_is_refused_at_once_and_what_was_accepted_is_answered(small: Served) -> None:
+    """Ten times as much as the queue holds: 200 tokens, and 100 requests of 21."""
+    small.embedder.may_run.clear()
+    with concurrent.futures.ThreadPoolExecutor(100) as callers:
+        calls = [callers.submit(post, small, f"{number} " + "word " * 19) for number in range(100)]
+        until(lambda: sum(call.done() for call in calls) >= 85, "most are refused while the device is busy")
+        assert small.client.get("/livez").status_code == 200
+        small.embedder.may_run.set()
+        replies = [call.result(WAIT_SECONDS) for call in calls]
+    assert {reply.status_code for reply in replies} == {200, 429}
+    refused = [reply for reply in replies if reply.status_code == 429]
+    assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
+    assert len(replies) - len(refused) >= 9
+    assert post(small, "afterwards all is well").status_code == 200
+
+
+def test_one_text_and_a_list_of_one_are_refused_alike(small: Served) -> None:
+    small.embedder.may_run.clear()
+    with send(small, json.dumps({"texts": ["busy"]}).encode()):
+        until(lambda: len(small.embedder.batches) == 1, "the device is busy")
+        waiting = send(small, json.dumps({"texts": ["word " * 150]}).encode())
+        until(lambda: queued_tokens(small) > 100, "the queue is full")
+        for body in ({"inputs": "word " * 100}, {"inputs": ["word " * 100]}):
+            reply = small.client.post("/embed", json=body)
+            assert (reply.status_code, reply.json()["error_type"]) == (429, "Overloaded")
+        waiting.close()
+
+
+def test_a_caller_who_hangs_up_costs_no_forward_pass(small: Served) -> None:
+    small.embedder.may_run.clear()
+    running = send(small, json.dumps({"texts": ["first"]}).encode())
+    until(lambda: len(small.embedder.batches) == 1, "the device is busy")
+    leaver = send(small, json.dumps({"texts": ["leaves", "before", "its", "turn"]}).encode())
+    until(lambda: queued_tokens(small) == 8, "it waits")
+    leaver.close()
+    until(lambda: '"/api/v1/embed",status="499"' in small.client.get("/metrics").text, "its request has ended")
+    small.embedder.may_run.set()
+    assert post(small, "last").status_code == 200
+    assert small.embedder.batches == [1, 1]
+    running.close()
+
+
+def test_a_forward_pass_that_hangs_makes_the_service_unhealthy_until_it_ends(small: Served) -> None:
+    small.embedder.may_run.clear()
+    with send(small, json.dumps({"texts": ["stuck"]}).encode()):
+        until(lambda: "device" in small.client.get("/readyz").json()["reasons"], "readiness is false")
+        assert small.client.get("/health").status_code == 503
+        small.embedder.may_run.set()
+        until(lambda: small.client.get("/health").status_code == 200, "it recovers")
+
+
+def test_a_deadline_is_a_504() -> None:
+    with served(settings(request_seconds=0.1)) as running:
+        running.embedder.may_run.clear()
+        assert post(running, "too slow").status_code == 504
+
+
+def test_half_a_request_holds_up_nobody(small: Served) -> None:
+    with socket.create_connection((small.client.base_url.host, small.client.base_url.port or 0)) as slow:
+        slow.sendall(b"POST /api/v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        assert post(small, "meanwhile").status_code == 200
