@@ -1,26 +1,32 @@
-"""NVIDIA's own linker as a judge: from a pruned container it must make what it makes from the whole one.
+"""NVIDIA's own tools as judges of a pruned library; both come with torch's wheels and need no GPU.
 
-libnvJitLink comes with torch and needs no GPU. Given a fat binary of relocatable code it selects what fits `-arch`,
-just as the driver does, so a wrong selection or a damaged container shows as another result or an error.
+libnvJitLink, given a fat binary of relocatable code, selects what fits `-arch` just as the driver does, so a wrong
+selection or a damaged container shows as another result or an error. cuobjdump (in triton's wheel) lists every entry
+that it finds in a file: after a prune, all that it found before but those left out.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import re
+import subprocess
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from buildkit.diet.elf import map_file, parse
-from buildkit.diet.fatbin import parse_containers
+from buildkit.diet.fatbin import Container, parse_containers
 from buildkit.diet.stubs import is_stub, read_exports
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["compare_links"]
+__all__ = ["compare_links", "compare_listings"]
 
 _INPUT_FATBIN: Final = 4  # NVJITLINK_INPUT_FATBIN, nvJitLink.h
+_LISTED: Final = re.compile(r"\.sm_(\d+)[af]?\.(?:cubin|ptx)$", re.MULTILINE)
 _CREATE: Final = re.compile(r"__nvJitLinkCreate_(\d+)_(\d+)")
 
 
@@ -46,6 +52,24 @@ def compare_links(site: Path, pruned: Path, paths: list[str], target: int) -> tu
             if left != right:
                 differences.append(f"{path}: container {index} links to {right}, was {left}")
     return linked, differences
+
+
+def compare_listings(site: Path, pruned: Path, paths: list[str]) -> tuple[int, list[str]]:
+    """Has cuobjdump list the cubins and PTX of each library in both trees.
+
+    Returns:
+        How many libraries were listed, and a line for each that differs; none where cuobjdump is not there.
+    """
+    tool = next((path for path in sorted(site.glob("**/bin/cuobjdump")) if os.access(path, os.X_OK)), None)
+    if tool is None:
+        return 0, []
+    differences: list[str] = []
+    for path in paths:
+        before, after = _list(tool, site / path), _list(tool, pruned / path)
+        expected = before - (_count(site / path) - _count(pruned / path))
+        if after != expected or not before:
+            differences.append(f"{path}: cuobjdump lists {dict(after)}, expected {dict(expected)}")
+    return len(paths), differences
 
 
 class _Linker:
@@ -94,10 +118,32 @@ def _find(site: Path) -> _Linker | None:
     return None
 
 
-def _relocatable(path: Path) -> list[bytes]:
-    content = map_file(path)
-    section = parse(content).section("__nv_relfatbin")
-    if section is None:
-        return []
-    whole = content[section.file_offset : section.file_end]
-    return [whole[item.offset : item.offset + item.size_bytes] for item in parse_containers(whole)]
+def _list(tool: Path, library: Path) -> Counter[str]:
+    """Entries by kind and architecture; cuobjdump names family-specific ones like plain ones."""
+    found: Counter[str] = Counter()
+    for option, prefix in (("--list-elf", "sm_"), ("--list-ptx", "compute_")):
+        result = subprocess.run([tool, option, library], capture_output=True, text=True, check=False)
+        found.update(f"{prefix}{architecture}" for architecture in _LISTED.findall(result.stdout))
+    return found
+
+
+def _count(library: Path) -> Counter[str]:
+    """The same as this package reads it. cuobjdump looks into `.nv_fatbin` and not into relocatable code."""
+    names = (entry.name for item in _containers(library, ".nv_fatbin") for entry in item[1].entries)
+    return Counter(name.rstrip("af") for name in names if not name.startswith("lto_"))
+
+
+def _relocatable(library: Path) -> list[bytes]:
+    return [
+        whole[item.offset : item.offset + item.size_bytes] for whole, item in _containers(library, "__nv_relfatbin")
+    ]
+
+
+def _containers(library: Path, name: str) -> Iterator[tuple[bytes, Container]]:
+    """Each container of a section, with the bytes that its offset is in."""
+    content = map_file(library)
+    section = parse(content).section(name)
+    if section is not None:
+        whole = content[section.file_offset : section.file_end]
+        for item in parse_containers(whole):
+            yield whole, item

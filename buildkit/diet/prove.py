@@ -25,7 +25,7 @@ from buildkit.diet.diet import diet_tree, worker_count
 from buildkit.diet.elf import Refused, map_file
 from buildkit.diet.fatbin import parse_target, target_name
 from buildkit.diet.loading import load_error
-from buildkit.diet.oracle import compare_links
+from buildkit.diet.oracle import compare_links, compare_listings
 from buildkit.diet.profiles import choose_profile
 from buildkit.diet.tree import hash_file
 
@@ -98,6 +98,7 @@ class Proof:
     compared_libraries: int
     loaded_libraries: int
     linked_containers: int
+    listed_libraries: int
     cases: tuple[CaseResult, ...]
     control: str | None
     start: dict[str, dict[str, float]]
@@ -138,6 +139,9 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, tell: Cal
     tell("linking of relocatable containers by nvJitLink")
     linked, differences = compare_links(site, pruned, compared, pruned_for)
     failures += differences
+    tell("listing of their entries by cuobjdump")
+    listed, differences = compare_listings(site, pruned, compared)
+    failures += differences
 
     tell("the dieted tree, with lazy and with eager loading")
     after = {loading: run_workload(pruned, work, loading) for loading in before}
@@ -175,6 +179,7 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, tell: Cal
         compared_libraries=len(compared),
         loaded_libraries=len(altered),
         linked_containers=linked,
+        listed_libraries=listed,
         cases=cases,
         control=control,
         start=start,
@@ -196,7 +201,7 @@ def proof_summary(proof: Proof) -> str:
         f"proof of {proof.profile} for {', '.join(proof.targets)} on {proof.device or 'no GPU'}, {proof.date}",
         f"  {proof.bytes_before / 1e6:,.1f} MB before, {proof.bytes_after / 1e6:,.1f} MB after",
         f"  {proof.compared_libraries} pruned libraries equal by address, {proof.loaded_libraries} altered ones load",
-        f"  {proof.linked_containers} containers link to the same code",
+        f"  {proof.linked_containers} containers link alike, {proof.listed_libraries} libraries are listed alike",
         f"  {len(proof.cases)} results, {sum(case.before == case.after for case in proof.cases)} of them bit-identical",
         *(f"  {name}: {before[name]:,.2f} before, {after[name]:,.2f} after" for name in sorted(before)),
     ]
@@ -246,7 +251,7 @@ def _dieted(
     site: Path, target: Path, profile: str, capability: int, tell: Callable[[str], None]
 ) -> tuple[Path, Manifest]:
     tell(f"a copy of {site}, dieted for {target_name(capability)}")
-    shutil.copytree(site, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(site, target, symlinks=True)
     choice = choose_profile(profile, frozenset({capability}))
     return target, diet_tree(target, choice, workers=worker_count())
 
