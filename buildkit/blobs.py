@@ -10,6 +10,7 @@ import mmap
 import os
 import posixpath
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -189,7 +190,8 @@ class MappedBlob:
 
     def forget(self) -> None:
         """Give the pages that were read back to the system; reading on is fine."""
-        self._mapping.madvise(mmap.MADV_DONTNEED)
+        if sys.platform == "linux":
+            self._mapping.madvise(mmap.MADV_DONTNEED)
 
 
 class BlobStore(Protocol):
@@ -292,8 +294,9 @@ def engine_export(docker: Sequence[str], reference: str) -> Iterator[ByteSource]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None  # noqa: S101 (a pipe was asked for)
         assert process.stderr is not None  # noqa: S101
-        with suppress(OSError):
-            fcntl.fcntl(process.stdout.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        if sys.platform == "linux":
+            with suppress(OSError):  # a smaller pipe is only slower
+                fcntl.fcntl(process.stdout.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
             with io.FileIO(process.stdout.fileno(), closefd=False) as pipe:
                 yield pipe

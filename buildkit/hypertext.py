@@ -50,8 +50,9 @@ def table(
         if is_filtered
         else ""
     )
+    kind = "scroll tall" if is_filtered else "scroll"
     return (
-        f'{search}<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}"><table id="{name}">'
+        f'{search}<div class="{kind}" role="region" tabindex="0" aria-label="{escape(caption)}"><table id="{name}">'
         f"<caption>{escape(shown)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -3,7 +3,9 @@
 The rules are those of the OCI image specification 1.1, layer.md, and where it leaves a choice those of containerd's
 overlay snapshotter (archive/tar.go), against which the tests check them: a layer is unpacked into a directory of its
 own, so a name below a symbolic link follows the link if the same layer made it and replaces it by a directory if a
-lower layer did; whiteouts hide only what lower layers hold.
+lower layer did; whiteouts hide only what lower layers hold. There is one difference: in the lowest layer, where a
+whiteout means nothing and no builder writes one, containerd removes what stands before it in the same archive, against
+the specification; here it hides nothing.
 """
 
 from collections.abc import Iterator, Sequence
