@@ -149,12 +149,16 @@ def verify(  # noqa: D417 - the others are described where they are made
         *(("--layer-cache", str(cache.resolve())) if cache else ()),
         *(("--reuse", str(reuse.resolve())) if reuse else ()),
     ]
-    host = {"DOCKER_HOST": engine_host} if engine_host else {}
+    # The caller's own pytest, if it is one, has options and plugins that the checks do not know.
+    inherited = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+    own = {HANDED_IN_VARIABLE: json.dumps(given), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    if engine_host:
+        own["DOCKER_HOST"] = engine_host
     tail: deque[str] = deque(maxlen=40)
     with subprocess.Popen(
         command,
         cwd=PROJECT,
-        env={**environment, **host, HANDED_IN_VARIABLE: json.dumps(given)},
+        env={**inherited, **own},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

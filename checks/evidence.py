@@ -6,7 +6,9 @@ walk through the layers goes along with what runs inside containers.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from checks.engine import Process  # noqa: TC001 - msgspec reads the types of fields
+from checks.engine import EngineFailed, Process
 from checks.facts import FileSystem
 from checks.golden import TEXTS
 from checks.layers import ImageLayers, read_store, read_stream
@@ -271,7 +273,10 @@ class Evidence:
         }
         silent = (0, "the container ended before it could be asked")
         with self.engine.converse(container, self.image, request) as client:
+            answered = threading.Event()
+            threading.Thread(target=self.give_up, args=(container, client, answered), daemon=True).start()
             said = heard(client)
+            answered.set()
             test = self.configuration.healthcheck
             command = ("/bin/sh", "-c", *test[1:]) if test[:1] == ("CMD-SHELL",) else test[1:]
             healthcheck = self.engine.exec(container, *(command or ("false",)))
@@ -296,6 +301,13 @@ class Evidence:
             exit_code=int(self.engine.state(container)["ExitCode"]),
             log=self.engine.logs(container),
         )
+
+    def give_up(self, container: str, client: subprocess.Popen[str], answered: threading.Event) -> None:
+        """Ends *client* when *container* ends before it has answered: nothing will come any more."""
+        with contextlib.suppress(EngineFailed):
+            self.engine.ask("wait", container)
+        if not answered.is_set():
+            client.kill()
 
     @staticmethod
     def decode(program: str, process: Process, form: type[T]) -> T:

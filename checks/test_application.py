@@ -10,7 +10,7 @@ import pytest
 from checks.verdicts import not_verified, refuse
 
 if TYPE_CHECKING:
-    from checks.evidence import Evidence, ServiceRun
+    from checks.evidence import Answer, Evidence, ServiceRun
     from checks.expectations import Expectations
 
 pytestmark = pytest.mark.needs("application")
@@ -39,6 +39,14 @@ def stopped(service: ServiceRun) -> ServiceRun:
     return service
 
 
+def answer_of(service: ServiceRun, path: str) -> Answer:
+    """What the service answered; it cannot be told when the service ended before it was asked."""
+    answer = service.answers[path]
+    if answer.status == 0 and not service.is_running:
+        not_verified("the application ended by itself")
+    return answer
+
+
 def log_of(service: ServiceRun) -> str:
     """The end of the service's log, for a message."""
     return " | ".join(service.log.strip().splitlines()[-5:]) or "nothing"
@@ -57,7 +65,7 @@ def test_application_starts(life: ServiceRun, expectations: Expectations) -> Non
 
 def test_health_answers(service: ServiceRun) -> None:
     """/health answers 200 and says how each part is."""
-    answer = service.answers["/health"]
+    answer = answer_of(service, "/health")
     document = parsed(answer.body)
     refuse(
         [f"/health answered {answer.status}: {answer.body[:500]}"]
@@ -70,6 +78,8 @@ def test_health_answers(service: ServiceRun) -> None:
 def test_healthcheck_passes(service: ServiceRun) -> None:
     """The image's own health check passes inside the running container."""
     ended = service.healthcheck
+    if ended.exit_code and not service.is_running:
+        not_verified("the application ended by itself")
     refuse(
         [f"it ended with {ended.exit_code}: {(ended.errors or ended.output).strip()[:500]}"] if ended.exit_code else [],
         fix="HEALTHCHECK must name a program that the image has, and the port that the service listens on",
@@ -78,7 +88,7 @@ def test_healthcheck_passes(service: ServiceRun) -> None:
 
 def test_liveness_answers(service: ServiceRun) -> None:
     """/livez answers 200 without a database."""
-    answer = service.answers["/livez"]
+    answer = answer_of(service, "/livez")
     refuse(
         [f"/livez answered {answer.status}: {answer.body[:500]}"] if answer.status != 200 else [],
         fix="liveness depends on the process alone, or an orchestrator restarts what it cannot mend",
@@ -87,7 +97,7 @@ def test_liveness_answers(service: ServiceRun) -> None:
 
 def test_readiness_says_why_not(service: ServiceRun) -> None:
     """Without database and network, /readyz answers 503 and gives its reasons."""
-    answer = service.answers["/readyz"]
+    answer = answer_of(service, "/readyz")
     document = parsed(answer.body)
     reasons = document.get("reasons")
     is_right = answer.status == 503 and document.get("is_ready") is False and bool(reasons)
@@ -107,7 +117,7 @@ def test_it_keeps_running(service: ServiceRun) -> None:
 
 def test_metrics_answer(service: ServiceRun) -> None:
     """/metrics answers in Prometheus' format."""
-    answer = service.answers["/metrics"]
+    answer = answer_of(service, "/metrics")
     refuse(
         [f"/metrics answered {answer.status}: {answer.body[:200]}"]
         if answer.status != 200 or "# TYPE" not in answer.body
@@ -138,7 +148,8 @@ def test_routes_are_the_declared_ones(evidence: Evidence) -> None:
 
 def test_openapi_agrees(service: ServiceRun, evidence: Evidence) -> None:
     """The OpenAPI document that the running service gives describes exactly the declared routes."""
-    document = parsed(service.answers["/openapi.json"].body)
+    answer = answer_of(service, "/openapi.json")
+    document = parsed(answer.body)
     described = {(method.upper(), path) for path, methods in document.get("paths", {}).items() for method in methods}
     declared = operations(parsed(evidence.routes.result().output).get("declared"))
     if not declared:
@@ -148,7 +159,7 @@ def test_openapi_agrees(service: ServiceRun, evidence: Evidence) -> None:
         [
             *(f"{' '.join(item)} is described but not declared" for item in sorted(described - declared)),
             *(f"{' '.join(item)} is declared but not described" for item in sorted(expected - described)),
-            *([] if described else [f"/openapi.json answered {service.answers['/openapi.json'].status}"]),
+            *([] if described else [f"/openapi.json answered {answer.status}"]),
         ],
         fix="register handlers through the route table, with include_in_schema",
     )

@@ -78,6 +78,18 @@ def test_engine_that_does_not_answer_is_no_finding(tmp_path: Path) -> None:
     assert said.getvalue()
 
 
+def test_options_of_the_callers_own_pytest_do_not_reach_the_checks(tmp_path: Path) -> None:
+    with pytest.raises(CommandFailed, match=r"nobody\.sock"):
+        verify(
+            "a",
+            Expectations(target="api"),
+            output=tmp_path,
+            environment={**os.environ, "PYTEST_ADDOPTS": "--no-such-option"},
+            engine_host=f"unix://{tmp_path}/nobody.sock",
+            progress=io.StringIO(),
+        )
+
+
 def test_image_that_the_engine_lacks_is_a_usage_error(docker: Sequence[str], tmp_path: Path) -> None:
     host = docker[2] if len(docker) > 1 else None
     with pytest.raises(UsageError, match="No such image"):

@@ -166,7 +166,7 @@ def images(
     lay_out(context / "pruned", {CUDA: PRUNED}, places)
     text = DOCKERFILE.format(base=python_base)
     named = {"none": "parent"}
-    for number, fault in enumerate(planted):
+    for number, fault in enumerate(fault for fault in planted if fault.is_planted):
         stage = f"fault{number}"
         lay_out(context / stage, fault.files, places)
         text += stages(fault, stage, places)
@@ -177,6 +177,7 @@ def images(
             stage: {
                 "context": str(context),
                 "target": stage,
+                "network": "none",
                 "output": [f"type=image,name={REPOSITORY}:{stage},compression=uncompressed"],
                 "attest": ["type=provenance,disabled=true"],
             }
@@ -189,7 +190,7 @@ def images(
         for batch in batched(named.values(), BATCH):
             built = subprocess.run([*bake, *batch], capture_output=True, text=True, check=False)
             assert built.returncode == 0, built.stderr[-4000:]
-        yield {name: f"{REPOSITORY}:{stage}" for name, stage in named.items()}
+        yield {name: f"{REPOSITORY}:{named.get(name, 'parent')}" for name in ("none", *(f.name for f in planted))}
     finally:
         tags = [f"{REPOSITORY}:{stage}" for stage in named.values()]
         subprocess.run([*docker, "image", "rm", "--force", *tags], capture_output=True, check=False)

@@ -63,6 +63,11 @@ class Fault:
     expected: Callable[[Expectations], Expectations] = lambda expected: expected
 
     @property
+    def is_planted(self) -> bool:
+        """Whether the image differs from the one without fault, rather than what is expected of it."""
+        return bool(self.files or self.instructions or self.switch or self.parent != "parent")
+
+    @property
     def checks(self) -> set[str]:
         """The names of all checks that must fail."""
         return {self.check} if isinstance(self.check, str) else set(self.check)
