@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import random
 import subprocess
+import sys
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -199,6 +201,16 @@ CORRUPT: dict[str, bytes] = {
 }
 
 
+@pytest.fixture(params=["isal", "zlib"])
+def _inflater(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test with either of the two that inflate gzip."""
+    if request.param == "zlib":
+        monkeypatch.setitem(sys.modules, "isal", None)
+    else:
+        pytest.importorskip("isal")
+
+
+@pytest.mark.usefixtures("_inflater")
 @pytest.mark.parametrize("case", CORRUPT)
 def test_corrupt_archives_are_refused(case: str) -> None:
     with pytest.raises(CorruptLayer, match=r"^layer x: "):
@@ -274,6 +286,7 @@ def test_a_window_that_would_need_too_much_memory_is_refused() -> None:
 COMPRESSED: tuple[Compression, ...] = ("gzip", "zstd")
 
 
+@pytest.mark.usefixtures("_inflater")
 def test_several_gzip_members_and_zstd_frames_are_one_layer() -> None:
     """As eStargz and zstd:chunked write them, the latter with skippable frames."""
     middle = 1024
@@ -289,6 +302,16 @@ def test_what_follows_the_end_marker_is_ignored_as_engines_do_but_digested() -> 
     contents = read(blob)
     assert [entry.path for entry in contents.entries] == ["f"]
     assert contents.blob_digest == digest(blob)
+
+
+@pytest.mark.usefixtures("_inflater")
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1024, 1 << 20, (1 << 20) + 1, 5_000_000])
+def test_gzip_of_any_size_and_content_is_inflated_whole(size: int) -> None:
+    for content in (bytes(size), random.Random(size).randbytes(size)):  # noqa: S311 (content that does not compress)
+        tar = LayerMaker().file("f", content).tar()
+        contents = read(compress(tar, "gzip"))
+        assert contents.diff_id == digest(tar)
+        assert contents.entries[0].sha256 == hashlib.sha256(content).digest()
 
 
 def test_an_empty_layer_is_fine() -> None:
