@@ -1,4 +1,4 @@
-"""The command line: serve, migrate, keys, ingest, models, embed, routes.
+"""The command line: serve, migrate, keys, ingest, evaluate, models, embed, routes.
 
 What a command needs is imported when it runs: `models` must do with the standard library, `routes` without torch.
 """
@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -88,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="float32")
     embed.set_defaults(command=_embed)
 
+    evaluate = commands.add_parser("evaluate", help="print how well retrieval finds what annotators marked")
+    evaluate.add_argument("file", type=Path, help="claims with judged sentences, JSON lines as CLIMATE-FEVER's")
+    evaluate.add_argument("--embedded", type=Path, metavar="FOLDER", help="run a PostgreSQL of our own on FOLDER")
+    evaluate.set_defaults(command=_evaluate)
+
     models = commands.add_parser("models", help="prepare model folders").add_subparsers(required=True, metavar="ACTION")
     add = models.add_parser("add", help="copy a model into the models' directory, with the hashes of its files")
     add.add_argument("name", help="what settings and requests will call it")
@@ -98,20 +103,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(chosen: argparse.Namespace) -> int:
-    settings = Settings.from_environment()
-    with contextlib.ExitStack() as stack:
-        if chosen.embedded is not None:
-            from service.database import migrate  # noqa: PLC0415
-            from service.embedded import embedded_postgres  # noqa: PLC0415
-
-            server = stack.enter_context(embedded_postgres(chosen.embedded.absolute()))
-            migrate(server.get_uri())
-            settings = replace(settings, database_url=server.get_uri())
+    with _database(chosen.embedded) as settings:
         code, is_busy = _serve_on(chosen, settings)
     if is_busy:  # torch in the middle of something may crash when the interpreter ends around it
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+@contextlib.contextmanager
+def _database(embedded: Path | None) -> Iterator[Settings]:
+    """The settings; with `embedded`, those of a PostgreSQL of our own on that folder, which runs meanwhile."""
+    settings = Settings.from_environment()
+    if embedded is None:
+        yield settings
+        return
+    from service.database import migrate  # noqa: PLC0415
+    from service.embedded import embedded_postgres  # noqa: PLC0415
+
+    with embedded_postgres(embedded.absolute()) as server:
+        migrate(server.get_uri())
+        yield replace(settings, database_url=server.get_uri())
 
 
 def _serve_on(chosen: argparse.Namespace, settings: Settings) -> tuple[int, bool]:
@@ -191,6 +203,15 @@ def _ingest(chosen: argparse.Namespace) -> int:
     from service.ingest import ingest  # noqa: PLC0415
 
     return ingest(Settings.from_environment(), chosen.file, tenant=chosen.tenant, truncate=chosen.truncate)
+
+
+def _evaluate(chosen: argparse.Namespace) -> int:
+    from service.evaluation import evaluate  # noqa: PLC0415
+
+    with _database(chosen.embedded) as settings:
+        for quality in evaluate(settings, chosen.file):
+            _print(asdict(quality))
+    return 0
 
 
 def _database_url() -> str:

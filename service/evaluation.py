@@ -1,0 +1,106 @@
+"""How well retrieval finds what annotators marked: nDCG@10 and recall@10 of the three modes."""
+
+import asyncio
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from service.database import Database
+from service.engine import Engine
+from service.evidence import Intake
+from service.retrieval import Retriever
+from service.scheduler import Scheduler
+from service.schemas import NewEvidenceItem
+from service.settings import Settings
+from service.store import SearchMode, Store
+
+__all__ = ["Judgement", "Quality", "evaluate", "ndcg", "read_judgements", "recall"]
+
+_DEPTH: Final = 10
+_TENANT: Final = "evaluation"
+_BATCH: Final = 64
+_LOAD_SECONDS: Final = 300.0
+_MODES: Final[tuple[SearchMode, ...]] = ("vector", "keyword", "hybrid")
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A claim, and the sentences that an annotator found to speak for or against it."""
+
+    claim: str
+    relevant: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Means over all claims that have something relevant."""
+
+    mode: str
+    claims: int
+    sentences: int
+    ndcg_at_10: float
+    recall_at_10: float
+
+
+def ndcg(found: Sequence[str], relevant: frozenset[str]) -> float:
+    """Normalised discounted cumulative gain at 10 with gains of 0 and 1 (Jaervelin and Kekaelaeinen 2002)."""
+    gain = sum(1 / math.log2(rank + 1) for rank, each in enumerate(found[:_DEPTH], start=1) if each in relevant)
+    best = sum(1 / math.log2(rank + 1) for rank in range(1, min(len(relevant), _DEPTH) + 1))
+    return gain / best
+
+
+def recall(found: Sequence[str], relevant: frozenset[str]) -> float:
+    """The fraction of what is relevant that is among the first 10."""
+    return len(relevant.intersection(found[:_DEPTH])) / len(relevant)
+
+
+def read_judgements(file: Path) -> tuple[list[Judgement], list[str]]:
+    """Claims with something relevant, and every distinct sentence, from JSON lines in CLIMATE-FEVER's form."""
+    judgements: list[Judgement] = []
+    sentences: dict[str, None] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        relevant = set()
+        for piece in entry["evidences"]:
+            sentences[piece["evidence"]] = None
+            if piece["evidence_label"] in {"SUPPORTS", "REFUTES"}:
+                relevant.add(piece["evidence"])
+        if relevant:
+            judgements.append(Judgement(entry["claim"], frozenset(relevant)))
+    return judgements, list(sentences)
+
+
+def evaluate(settings: Settings, file: Path) -> list[Quality]:
+    """Keep every sentence of `file` as evidence of a tenant of its own, search each claim in each mode, and score."""
+    return asyncio.run(_evaluate(settings, file))
+
+
+async def _evaluate(settings: Settings, file: Path) -> list[Quality]:
+    judgements, sentences = read_judgements(file)
+    database = Database(settings.database_url, connections=2, timeout_seconds=60.0)
+    engine = Engine(settings, Scheduler(queue_tokens=settings.queue_tokens))
+    await database.open()
+    engine.start()
+    try:
+        await asyncio.to_thread(engine.wait_loaded, _LOAD_SECONDS)
+        store = Store(database)
+        intake, retriever = Intake(store, engine), Retriever(store, engine)
+        for start in range(0, len(sentences), _BATCH):
+            pieces = [NewEvidenceItem(sentence) for sentence in sentences[start : start + _BATCH] if sentence]
+            await intake.add(_TENANT, pieces, truncate=True)
+        qualities = []
+        for mode in _MODES:
+            scores = []
+            for judgement in judgements:
+                hits = await retriever.search(_TENANT, judgement.claim, mode=mode, limit=_DEPTH)
+                found = [hit.content for hit in hits]
+                scores.append((ndcg(found, judgement.relevant), recall(found, judgement.relevant)))
+            means = [sum(column) / len(scores) for column in zip(*scores, strict=True)]
+            qualities.append(Quality(mode, len(judgements), len(sentences), round(means[0], 4), round(means[1], 4)))
+        return qualities
+    finally:
+        engine.stop(wait_seconds=1.0)
+        await database.close()
