@@ -96,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="prepare model folders").add_subparsers(required=True, metavar="ACTION")
     add = models.add_parser("add", help="copy a model into the models' directory, with the hashes of its files")
     add.add_argument("name", help="what settings and requests will call it")
-    add.add_argument("--from", dest="source", required=True, help="a folder, or package:NAME for an installed package")
+    add.add_argument(
+        "--from", dest="source", required=True, help="a folder, package:NAME (installed), or HUB-ID@REVISION"
+    )
     add.add_argument("--into", type=Path, help="the models' directory (TRUTHGRAPH_MODELS_DIR)")
     add.set_defaults(command=_models_add)
     return parser

@@ -125,7 +125,7 @@ def build(settings: Settings) -> Application:
         logging_config=None,
         openapi_config=_openapi(),
     )
-    return Application(Observed(litestar, metrics), litestar, health, engine)
+    return Application(Observed(litestar, metrics, receive_seconds=settings.request_seconds), litestar, health, engine)
 
 
 def _guard(gate: Gate, limiter: Limiter, settings: Settings) -> Guard:
@@ -150,10 +150,12 @@ def _guard(gate: Gate, limiter: Limiter, settings: Settings) -> Guard:
         if needed not in caller.scopes:
             raise ForbiddenError(f"the key has not the scope {needed}")
         connection.state["caller"] = caller
-        length = headers.get("content-length", "")
         allowance = None
         if settings.rate_limits:
-            allowance = await limiter.take(caller, int(length) if length.isdigit() else 0)
+            length = headers.get("content-length", "")
+            # A stream does not say how long it will be: it is charged as the longest body.
+            unsaid_bytes = settings.body_bytes if "transfer-encoding" in headers else 0
+            allowance = await limiter.take(caller, int(length) if length.isdigit() else unsaid_bytes)
         if allowance is not None:
             note_header("ratelimit-limit", str(allowance.limit))
             note_header("ratelimit-remaining", str(allowance.remaining))

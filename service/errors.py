@@ -15,7 +15,7 @@ from msgspec import ValidationError as MsgspecValidationError
 from service import inference
 from service.access import ForbiddenError, RateLimitedError, UnauthorizedError
 from service.database import ConflictError, DatabaseUnavailableError, NotFoundError
-from service.telemetry import request_id
+from service.telemetry import SlowBodyError, request_id
 from service.verification import InvalidTextError, RequestMismatchError
 
 __all__ = ["PROBLEM_MEDIA_TYPE", "FieldProblem", "Problem", "documented", "on_error", "problem_of"]
@@ -56,6 +56,7 @@ _TABLE: Final[Mapping[type[Exception], _Row]] = {
     inference.ModelUnavailableError: _Row(503, "model-unavailable", "The model is not available"),
     inference.DeviceLostError: _Row(503, "device-lost", "The device answers no more"),
     inference.DeadlineExceededError: _Row(504, "deadline-exceeded", "The deadline passed"),
+    SlowBodyError: _Row(408, "slow-body", "The body did not come"),
     InvalidTextError: _Row(400, "invalid-text", "The text cannot be a claim"),
     RequestMismatchError: _Row(400, "mismatch", "The request contradicts itself"),
     UnauthorizedError: _Row(401, "unauthorized", "A key is needed"),
@@ -76,6 +77,7 @@ _BY_STATUS: Final = {
     403: "forbidden",
     404: "not-found",
     405: "method-not-allowed",
+    408: "slow-body",
     409: "conflict",
     413: "too-large",
     415: "unsupported-media-type",
@@ -136,7 +138,7 @@ def documented(*statuses: int) -> dict[int, ResponseSpec]:
         status: ResponseSpec(
             Problem, generate_examples=False, description=titles[status], media_type=PROBLEM_MEDIA_TYPE
         )
-        for status in statuses
+        for status in sorted({*statuses, *({408} if 413 in statuses else ())})  # noqa: PLR2004 - wherever a body is read
     }
 
 

@@ -1,7 +1,7 @@
 """Model folders: weights and tokenizer as plain files beside a manifest of their hashes. Standard library only.
 
 A folder is made once (`python -m service models add`), where an image is built or a machine is set up, and checked
-each time it is loaded. Nothing is downloaded here, and only formats that cannot carry code are taken.
+each time it is loaded. Nothing is downloaded while serving, and only formats that cannot carry code are taken.
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _NOT_NEEDED: Final = frozenset({MANIFEST, "data_config.json"})
 _MODIFIED_SECONDS: Final = 315_532_800
 """1980-01-01, the oldest time that zip archives can hold: the same input gives the same bytes and times."""
 _PACKAGE: Final = "package:"
+_HUB: Final = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 
 
 class ModelFolderError(Exception):
@@ -84,7 +86,8 @@ def add(models_directory: Path, name: str, source: str) -> ModelFolder:
     Args:
         models_directory: where model folders live.
         name: the folder's name, and the model's in requests and settings.
-        source: a folder, or `package:NAME` for an installed Python package that carries one (it is not imported).
+        source: a folder, `package:NAME` for an installed Python package that carries one (it is not imported), or
+            HUB-ID@REVISION for a commit of a model hub's repository, by its full hash: the only use of a network.
 
     Raises:
         ModelFolderError: when `source` has no configuration, tokenizer.json or safetensors weights.
@@ -132,6 +135,8 @@ def add(models_directory: Path, name: str, source: str) -> ModelFolder:
 
 def _locate(name: str, source: str) -> tuple[Path, str]:
     """The folder that `source` names, and how the manifest calls it (never a path of the machine that built it)."""
+    if _HUB.fullmatch(source):
+        return _downloaded(name, source), source
     if not source.startswith(_PACKAGE):
         if not Path(source).is_dir():
             raise ModelFolderError(name, f"{source} is not a folder")
@@ -150,6 +155,20 @@ def _locate(name: str, source: str) -> tuple[Path, str]:
 
 def _is_name(name: str) -> bool:
     return Path(name).name == name and not name.startswith(".") and name != ""
+
+
+def _downloaded(name: str, source: str) -> Path:
+    """The snapshot of a hub's repository at a commit, in the hub client's own cache."""
+    try:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 - comes with transformers; all else does without
+    except ImportError as error:
+        raise ModelFolderError(name, "downloading needs huggingface_hub: pip install 'truthgraph[ml]'") from error
+    repository, revision = source.split("@")
+    patterns = [f"*{suffix}" for suffix in sorted(_SUFFIXES)]
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        raise ModelFolderError(name, f"{source} could not be downloaded: {error}") from error
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -35,14 +35,14 @@ class Retriever:
         min_similarity: float = 0.0,
         filters: Filters | None = None,
     ) -> list[Found]:
-        """Up to `limit` pieces of evidence, best first; a query longer than the model takes is cut.
+        """Up to `limit` pieces of evidence, best first. A query longer than the model takes is refused, not cut.
 
         The order is that of the similarity, and in the mode hybrid that of reciprocal rank fusion over both.
         The mode keyword needs no model.
         """
         vector = space = None
         if mode != "keyword":
-            reply = await self.engine.embed([query], truncate=True)
+            reply = await self.engine.embed([query])
             note_stages(reply.seconds)
             vector, space = reply.results[0], self.engine.space()
         found = await self.store.search(

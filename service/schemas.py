@@ -1,7 +1,7 @@
 """What comes in and goes out over HTTP: fields and limits. Struct names are the names in the OpenAPI document."""
 
 from datetime import date, datetime
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 from uuid import UUID
 
 from msgspec import Meta, Struct, field
@@ -11,6 +11,7 @@ from service.store import Outcome
 from service.tasks import TaskState
 
 __all__ = [
+    "EXAMPLES",
     "ClaimItem",
     "ClaimPage",
     "ClaimToVerify",
@@ -375,3 +376,21 @@ class TaskStatus(Struct, frozen=True):
     attempts: int
     error: str | None
     result: VerdictResult | None
+
+
+EXAMPLES: Final[tuple[Struct, ...]] = (
+    NewClaim("The Arctic's summer ice has shrunk since 1979.", "https://news.example/ice"),
+    NewEvidenceItem(
+        "Satellites show that the ice cover of September has shrunk by 13 per cent a decade since 1979.",
+        "https://report.example/chapter-4",
+        "report",
+        date(2021, 8, 9),
+    ),
+    ToEmbed(["The sun rises in the east."]),
+    ToSearch("How fast does Arctic ice shrink?", limit=5),
+    NliPair("All cats sleep by day.", "Some cats sleep by day."),
+    NliBatch([("All cats sleep by day.", "Some cats sleep by day."), ("It rains.", "The sky is clear.")]),
+    ToVerify("The Arctic's summer ice has shrunk since 1979.", max_evidence=5),
+    ClaimToVerify(options=VerifyOptions(max_evidence_items=5)),
+)
+"""One request of each kind, for the OpenAPI document."""

@@ -25,6 +25,7 @@ from service.scheduler import BatchRecord, SchedulerState
 __all__ = [
     "Metrics",
     "Observed",
+    "SlowBodyError",
     "configure_logging",
     "note_header",
     "note_stage",
@@ -86,6 +87,10 @@ def note_stages(seconds: StageSeconds) -> None:
     note_stage("prepare", seconds.prepare)
     note_stage("queue", seconds.queue)
     note_stage("forward", seconds.forward)
+
+
+class SlowBodyError(Exception):
+    """The rest of a request's body does not come."""
 
 
 class Metrics:
@@ -157,9 +162,10 @@ class Metrics:
 class Observed:
     """The outermost ASGI layer: gives each request its id, times it, counts it, logs it, ends it if the caller left."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, receive_seconds: float) -> None:
         self._app = app
         self._metrics = metrics
+        self._receive_seconds = receive_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -188,7 +194,7 @@ class Observed:
             await send(message)
 
         try:
-            await _until_gone(self._app, scope, receive, send_observed)
+            await _until_gone(self._app, scope, receive, send_observed, self._receive_seconds)
         finally:
             seconds = time.perf_counter() - began
             route = str(scope.get("path_template") or "unknown")
@@ -204,10 +210,11 @@ class Observed:
             _CURRENT.reset(token)
 
 
-async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send, receive_seconds: float) -> None:
     """Call `app`, and cancel it when the caller hangs up: what it waits for is then dropped from every queue.
 
     After the body's end a server has one thing left to say, that the caller is gone; waiting for it is how to know.
+    Each part of the body must come within `receive_seconds`, or `SlowBodyError` is raised where it is read.
     """
     handler = asyncio.current_task()
     watcher: asyncio.Task[None] | None = None
@@ -225,7 +232,11 @@ async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send) 
         if watcher is not None:  # asked again after the end: answer when there is an answer
             await asyncio.shield(watcher)
             return {"type": "http.disconnect"}
-        message = cast("HTTPReceiveMessage", await receive())  # the connection is HTTP
+        try:
+            async with asyncio.timeout(receive_seconds):
+                message = cast("HTTPReceiveMessage", await receive())  # the connection is HTTP
+        except TimeoutError as error:
+            raise SlowBodyError(f"nothing came for {receive_seconds:g} s") from error
         if message["type"] == "http.request" and not message.get("more_body", False):
             watcher = asyncio.create_task(watch())
         return message

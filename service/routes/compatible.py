@@ -187,7 +187,7 @@ def _specified(body: type[Struct], *statuses: int) -> dict[int, ResponseSpec]:
     tags=["compatible"],
     summary="OpenAI: embed",
     exception_handlers={Exception: _openai_error},
-    responses=_specified(OpenAiErrorBody, 400, 401, 403, 404, 413, 429, 500, 503, 504),
+    responses=_specified(OpenAiErrorBody, 400, 401, 403, 404, 408, 413, 429, 500, 503, 504),
 )
 async def openai_embeddings(data: JSONBody[OpenAiEmbeddingRequest], engine: Given[Engine]) -> OpenAiEmbeddings:
     """Works with OpenAI's own clients. `dimensions` shortens vectors, which are then scaled to unit norm again."""
@@ -223,7 +223,7 @@ async def openai_models(engine: Given[Engine]) -> OpenAiModels:
     tags=["compatible"],
     summary="TEI: embed",
     exception_handlers={Exception: _tei_error},
-    responses=_specified(TeiErrorBody, 400, 401, 403, 413, 422, 424, 429, 500, 503, 504),
+    responses=_specified(TeiErrorBody, 400, 401, 403, 408, 413, 422, 424, 429, 500, 503, 504),
 )
 async def tei_embed(data: JSONBody[TeiEmbedRequest], engine: Given[Engine]) -> list[list[float]]:
     """One vector per input, in order."""
@@ -241,7 +241,7 @@ async def tei_embed(data: JSONBody[TeiEmbedRequest], engine: Given[Engine]) -> l
     tags=["compatible"],
     summary="TEI: classify",
     exception_handlers={Exception: _tei_error},
-    responses=_specified(TeiErrorBody, 400, 401, 403, 413, 422, 424, 429, 500, 503, 504),
+    responses=_specified(TeiErrorBody, 400, 401, 403, 408, 413, 422, 424, 429, 500, 503, 504),
 )
 async def tei_predict(
     data: JSONBody[TeiPredictRequest], engine: Given[Engine]

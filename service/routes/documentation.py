@@ -36,6 +36,8 @@ def openapi(litestar: Litestar) -> dict[str, Any]:
     structs += [each for each in vars(compatible).values() if _is_struct(each)]
     _, exact = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
     document["components"]["schemas"].update(exact)
+    for example in schemas.EXAMPLES:
+        exact[type(example).__name__]["examples"] = [msgspec.to_builtins(example)]
     litestar.state["openapi"] = document
     return document
 

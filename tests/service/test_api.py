@@ -7,9 +7,11 @@ import json
 import uuid
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from service.routes.table import ROUTES, registered
+from service.schemas import EXAMPLES
 from tests.service.conftest import EMBEDDING, Served, served, settings, until
 
 if TYPE_CHECKING:
@@ -155,6 +157,12 @@ def test_a_long_text_is_refused_with_its_tokens_unless_asked(api: Served) -> Non
     assert api.client.post("/api/v1/embed", json={"texts": ["word " * 300], "truncate": True}).status_code == 200
 
 
+def test_a_query_or_claim_is_never_cut_silently(api: Served) -> None:
+    for path, body in (("search", {"query": "w " * 400}), ("verify", {"claim": "w " * 400})):
+        reply = api.client.post(f"/api/v1/{path}", json=body)
+        assert (reply.status_code, "tokens" in reply.json()["detail"]) == (422, True)
+
+
 def test_a_poisoned_text_fails_only_its_own_request(api: Served) -> None:
     assert api.client.post("/api/v1/embed", json={"texts": ["poison"]}).status_code == 500
     assert api.client.post("/api/v1/embed", json={"texts": ["fine"]}).status_code == 200
@@ -275,6 +283,18 @@ def test_the_openapi_document_is_3_1_and_names_every_route(api: Served) -> None:
     described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     hidden = {("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/docs/openapi.json"), ("GET", "/docs/{path}")}
     assert described == {(route.method, route.path) for route in ROUTES} - hidden
+
+
+def test_every_request_under_api_v1_has_an_example_that_is_accepted(api: Served) -> None:
+    import jsonschema
+
+    components = api.client.get("/openapi.json").json()["components"]
+    assert len(EXAMPLES) == 8
+    for example in EXAMPLES:
+        schema = components["schemas"][type(example).__name__]
+        [described] = schema["examples"]
+        jsonschema.validate(described, {**schema, "components": components})
+        assert msgspec.convert(described, type(example), strict=False) == example
 
 
 def test_the_documentation_page_loads_nothing(api: Served) -> None:

@@ -100,3 +100,11 @@ def test_half_a_request_holds_up_nobody(small: Served) -> None:
     with socket.create_connection((small.client.base_url.host, small.client.base_url.port or 0)) as slow:
         slow.sendall(b"POST /api/v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
         assert post(small, "meanwhile").status_code == 200
+
+
+def test_a_body_that_does_not_come_is_a_408() -> None:
+    with served(settings(request_seconds=0.3)) as running:
+        port = running.client.base_url.port or 0
+        with socket.create_connection((running.client.base_url.host, port), timeout=WAIT_SECONDS) as slow:
+            slow.sendall(b"POST /api/v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+            assert slow.recv(100).startswith(b"HTTP/1.1 408 ")

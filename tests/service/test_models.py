@@ -98,3 +98,9 @@ def test_a_source_without_what_a_model_needs_is_refused(needed: str, origin: Pat
 def test_a_missing_model_says_how_to_add_it(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="python -m service models add m --from"):
         check(tmp_path, "m")
+
+
+@pytest.mark.parametrize("source", ["owner/model", "owner/model@main", "owner/model@abc123"])
+def test_a_hub_model_that_is_not_pinned_by_its_commit_is_refused(source: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match="is not a folder"):
+        add(tmp_path, "m", source)
