@@ -8,13 +8,13 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from typing import Final, Literal
 
 import msgspec
 
 from buildkit.components import CONCERNS, RemovedComponent, concern_bytes, removed_components
-from buildkit.measure import FileRecord, ImageDescription, LayerMeasurement, Measurement
+from buildkit.measure import FileRecord, ImageDescription, Measurement
+from buildkit.pairing import FilePair, pair_files, pair_layers
 
 __all__ = [
     "ChangeKind",
@@ -31,7 +31,7 @@ __all__ = [
 
 SCHEMA_VERSION: Final = 1
 
-ChangeKind = Literal["same", "added", "removed", "grown", "shrunk", "changed", "metadata only"]
+ChangeKind = Literal["same", "added", "removed", "grown", "shrunk", "changed", "moved", "metadata only"]
 LayerCause = Literal["base", "instruction", "input", "metadata only"]
 
 
@@ -88,13 +88,18 @@ class PackageChange:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """A name that differs. "changed": same size, other content; "metadata only": mode, owner, kind or link target."""
+    """A name that differs. "changed": same size, other content; "metadata only": mode, owner, kind or link target.
+
+    `moved_from` is where the file was before, for one that has the same place in its package or the same name and
+    content; "moved" is one that is otherwise the same.
+    """
 
     path: str
     kind: ChangeKind
     before_bytes: int
     after_bytes: int
     package: str | None
+    moved_from: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +151,9 @@ def schema() -> dict[str, object]:
 
 def compare(before: Measurement, after: Measurement, *, base_layers: int = 1) -> Comparison:
     """Compare two images; *base_layers* says how many of the lowest layers belong to the base image."""
-    files = None if before.files is None or after.files is None else tuple(_files(before, after))
+    has_files = before.files is not None and after.files is not None
+    pairs = tuple(pair_files(before, after)) if has_files else ()
+    files = tuple(_files(pairs, before, after)) if has_files else None
     packages = tuple(_packages(before, after))
     totals_before, totals_after = msgspec.to_builtins(before.totals), msgspec.to_builtins(after.totals)
     held = {layer.blob_digest for layer in before.layers}
@@ -162,7 +169,7 @@ def compare(before: Measurement, after: Measurement, *, base_layers: int = 1) ->
         packages=packages,
         files=files,
         concerns=() if files is None else tuple(_concerns(before, after)),
-        removed=removed_components(before, after),
+        removed=removed_components(pairs, before, after),
     )
 
 
@@ -176,7 +183,7 @@ def _layers(
     before: Measurement, after: Measurement, lacking: Mapping[str, int], base_layers: int
 ) -> Iterator[LayerChange]:
     contents_before, contents_after = _contents_by_layer(before), _contents_by_layer(after)
-    for old, new in _paired(before.layers, after.layers):
+    for old, new in pair_layers(before, after, base_layers=base_layers):
         kind: ChangeKind
         cause: LayerCause | None = None
         if old is None or new is None:
@@ -205,30 +212,6 @@ def _layers(
             after_bytes=0 if new is None else new.unpacked_bytes,
             fetch_bytes=0 if new is None else lacking.get(new.blob_digest, 0),
         )
-
-
-def _paired(
-    before: Sequence[LayerMeasurement], after: Sequence[LayerMeasurement]
-) -> Iterator[tuple[LayerMeasurement | None, LayerMeasurement | None]]:
-    """Pair equal layers, between them those of the same instruction, between those what is left, in order."""
-
-    def between(
-        old: Sequence[LayerMeasurement], new: Sequence[LayerMeasurement], keys: Sequence[str]
-    ) -> Iterator[tuple[LayerMeasurement | None, LayerMeasurement | None]]:
-        if not keys:
-            for place in range(max(len(old), len(new))):
-                yield old[place] if place < len(old) else None, new[place] if place < len(new) else None
-            return
-        matcher = SequenceMatcher(
-            None, [getattr(each, keys[0]) for each in old], [getattr(each, keys[0]) for each in new], autojunk=False
-        )
-        at_old = at_new = 0
-        for block in matcher.get_matching_blocks():
-            yield from between(old[at_old : block.a], new[at_new : block.b], keys[1:])
-            yield from zip(old[block.a : block.a + block.size], new[block.b : block.b + block.size], strict=True)
-            at_old, at_new = block.a + block.size, block.b + block.size
-
-    yield from between(before, after, ("diff_id", "instruction"))
 
 
 def _contents_by_layer(measurement: Measurement) -> dict[int, set[tuple[str, str]]] | None:
@@ -304,25 +287,25 @@ def _by_package(measurement: Measurement, *, has_files: bool) -> dict[tuple[str,
     return states
 
 
-def _files(before: Measurement, after: Measurement) -> Iterable[FileChange]:
-    old = {record.path: record for record in before.files or ()}
-    new = {record.path: record for record in after.files or ()}
+def _files(pairs: Sequence[FilePair], before: Measurement, after: Measurement) -> Iterable[FileChange]:
     changes = []
-    for path in old.keys() | new.keys():
-        was, is_now = old.get(path), new.get(path)
+    for was, is_now in pairs:
         kind = _file_kind(was, is_now)
-        if kind != "same":
-            shown, measurement = (is_now, after) if is_now is not None else (was, before)
-            package = -1 if shown is None else shown.package
-            changes.append(
-                FileChange(
-                    path=path,
-                    kind=kind,
-                    before_bytes=was.size_bytes if was else 0,
-                    after_bytes=is_now.size_bytes if is_now else 0,
-                    package=measurement.packages[package].name if package >= 0 else None,
-                )
+        if kind == "same":
+            continue
+        shown, measurement = (is_now, after) if is_now is not None else (was, before)
+        if shown is None:
+            continue
+        changes.append(
+            FileChange(
+                path=shown.path,
+                kind=kind,
+                before_bytes=was.size_bytes if was else 0,
+                after_bytes=is_now.size_bytes if is_now else 0,
+                package=measurement.packages[shown.package].name if shown.package >= 0 else None,
+                moved_from=was.path if was is not None and was.path != shown.path else None,
             )
+        )
     return sorted(changes, key=lambda each: (-abs(each.after_bytes - each.before_bytes), each.path))
 
 
@@ -335,6 +318,8 @@ def _file_kind(was: FileRecord | None, is_now: FileRecord | None) -> ChangeKind:
         return _kind(was.size_bytes, is_now.size_bytes)
     if was.sha256 != is_now.sha256:
         return "changed"
+    if was.path != is_now.path:
+        return "moved"
     one = (was.kind, was.mode, was.uid, was.gid, was.link)
     other = (is_now.kind, is_now.mode, is_now.uid, is_now.gid, is_now.link)
     return "same" if one == other else "metadata only"

@@ -2,11 +2,12 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from buildkit.measure import FileRecord, Measurement
+from buildkit.pairing import FilePair
 
 __all__ = ["CONCERNS", "RemovedComponent", "concern_bytes", "removed_components"]
 
@@ -25,7 +26,7 @@ _OTHER: Final = "not needed"
 _PACKAGE_REASONS: Final = (
     (
         re.compile(
-            r"build-essential|(gcc|g\+\+|cpp|binutils|make|dpkg-dev|patch|libgcc-\d+-dev|libstdc\+\+-\d+-dev)(-.*)?"
+            r"build-essential|(gcc|g\+\+|cpp|binutils|make|dpkg-dev|patch|libgcc-\d+-dev|libstdc\+\+-\d+-dev)(-(?!.*base).*)?"
             r"|lib(binutils|ctf\d*|ctf-nobfd\d*|gprofng\d*|sframe\d*|cc1-\d*|[alt]san\d*|ubsan\d*|hwasan\d*|itm\d*"
             r"|quadmath\d*|isl\d*|mpc\d*|mpfr\d*|jansson\d*|dpkg-perl|fakeroot|algorithm-.*)"
         ),
@@ -33,10 +34,10 @@ _PACKAGE_REASONS: Final = (
     ),
     (re.compile(r".*-dev|linux-libc-dev|rpcsvc-proto"), "headers to build against"),
     (
-        re.compile(r"(pytest|coverage|ruff|mypy|hypothesis|black|isort|pluggy|iniconfig)(-.*)?|.*-(dbg|doc)"),
+        re.compile(r"(pytest|coverage|ruff|mypy|hypothesis|black|isort|pluggy|iniconfig)(-.*)?"),
         "development",
     ),
-    (re.compile(r"uv|pip|setuptools|wheel"), "package manager"),
+    (re.compile(r"uv|pip|pipx|poetry|conda"), "package manager"),
 )
 # Files of no package, by where they are; the group is what is named.
 _PLACES: Final = (
@@ -60,25 +61,23 @@ class RemovedComponent:
     files: int
 
 
-def removed_components(before: Measurement, after: Measurement) -> tuple[RemovedComponent, ...]:
+def removed_components(
+    pairs: Iterable[FilePair], before: Measurement, after: Measurement
+) -> tuple[RemovedComponent, ...]:
     """Group what is gone: whole packages by name, other files by place, and what libraries lost in size.
 
-    A file that only moved, content and name alike, is not gone. Empty where a measurement has no files.
+    *pairs* are the files of both images; what only moved is not gone.
     """
-    if before.files is None or after.files is None:
-        return ()
-    kept = {(record.path.rpartition("/")[2], record.sha256) for record in after.files if record.kind == "file"}
-    left = {record.path: record.size_bytes for record in after.files}
     packages_left = {(str(package.manager), package.name) for package in after.packages}
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for record in before.files:
-        if record.kind != "file" or (record.path.rpartition("/")[2], record.sha256) in kept:
+    for was, is_now in pairs:
+        if was is None or was.kind != "file" or (is_now is not None and is_now.kind != "file"):
             continue
-        if record.path not in left:
-            groups[_component(record, before, packages_left)].append(record.size_bytes)
-        elif _SHARED_OBJECT.fullmatch(record.path) and left[record.path] < record.size_bytes:
+        if is_now is None:
+            groups[_component(was, before, packages_left)].append(was.size_bytes)
+        elif _SHARED_OBJECT.fullmatch(was.path) and is_now.size_bytes < was.size_bytes:
             key = "symbols and other parts of shared objects", "not needed to run"
-            groups[key].append(record.size_bytes - left[record.path])
+            groups[key].append(was.size_bytes - is_now.size_bytes)
     found = [RemovedComponent(name, reason, sum(sizes), len(sizes)) for (name, reason), sizes in groups.items()]
     return tuple(sorted(found, key=lambda each: (-each.removed_bytes, each.name)))
 
@@ -99,7 +98,7 @@ def _component(record: FileRecord, before: Measurement, packages_left: Collectio
         package = before.packages[record.package]
         if (package.manager, package.name) not in packages_left:
             return f"{package.name} ({package.manager})", _reason(package.name)
-        return f"parts of {package.name} ({package.manager})", next(_place_reasons(record.path), _OTHER)
+        return f"parts of {package.name} ({package.manager})", _part_reason(record.path)
     if _BYTECODE.fullmatch(record.path):
         return "bytecode of no package", "made again from its source"
     for pattern, reason in _PLACES:
@@ -109,8 +108,12 @@ def _component(record: FileRecord, before: Measurement, packages_left: Collectio
     return "files in the root directory", _OTHER
 
 
-def _place_reasons(path: str) -> Iterator[str]:
-    return (reason for pattern, reason in _PLACES if pattern.match(path))
+def _part_reason(path: str) -> str:
+    if _SHARED_OBJECT.fullmatch(path) or path.endswith((".a", ".bc")):
+        return "libraries that are not loaded"
+    if _BYTECODE.fullmatch(path):
+        return "bytecode"
+    return next((reason for pattern, reason in _PLACES if pattern.match(path)), _OTHER)
 
 
 def _reason(name: str) -> str:

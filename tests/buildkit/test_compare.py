@@ -81,11 +81,15 @@ def test_layers_are_paired_by_content_then_by_instruction(comparison: Comparison
 
 
 def test_a_layer_says_why_it_changed(tmp_path: Path) -> None:
-    before = [("ADD base", base()), ("COPY x", LayerMaker().file("x", "1")), ("RUN y", LayerMaker().file("y", "1"))]
+    before = [
+        ("ADD base", base()),
+        ("COPY x", LayerMaker().file("x", "1")),
+        ("RUN install y", LayerMaker().file("y", "1")),
+    ]
     after = [
         ("ADD base", LayerMaker().file("etc/os", "y" * 100)),
         ("COPY x", LayerMaker().file("x", "1", mtime=99)),
-        ("RUN y --more", LayerMaker().file("y", "2")),
+        ("RUN install y z", LayerMaker().file("y", "2")),
     ]
     comparison = compare(measured(tmp_path / "b", before), measured(tmp_path / "a", after))
     assert [(each.kind, each.cause) for each in comparison.layers] == [
@@ -147,6 +151,34 @@ def test_equal_new_layers_are_fetched_once(tmp_path: Path) -> None:
     after = measured(tmp_path / "a", twice)
     comparison = compare(measured(tmp_path / "b", [("z", base())]), after)
     assert comparison.transfer_bytes == after.layers[0].blob_bytes
+
+
+def test_layers_of_other_instructions_are_not_paired(tmp_path: Path) -> None:
+    before = [("ADD base", base()), ("COPY pyproject.toml ./", LayerMaker().file("pyproject.toml", "1"))]
+    after = [("ADD base", base()), ("RUN apt-get install curl", LayerMaker().file("usr/bin/curl", "22"))]
+    comparison = compare(measured(tmp_path / "b", before), measured(tmp_path / "a", after))
+    assert [(each.kind, each.before, each.after) for each in comparison.layers] == [
+        ("same", 0, 0),
+        ("removed", 1, None),
+        ("added", None, 1),
+    ]
+
+
+def test_an_environment_that_moved_is_compared_file_by_file(tmp_path: Path) -> None:
+    old, new = "usr/local/lib/python3.12/dist-packages", SITE
+    lower, upper = LayerMaker(), LayerMaker()
+    for maker, site, library in ((lower, old, "s" * 900), (upper, new, "s" * 400)):
+        maker.file(f"{site}/web-1.dist-info/RECORD", "web.py,,\nweb.so,,\ngone.py,,\n")
+        maker.file(f"{site}/web.py", "same").file(f"{site}/web.so", library)
+    lower.file(f"{old}/gone.py", "1" * 30).file("opt/model", "m" * 50).file("opt/model2", "n" * 50)
+    upper.file("srv/model", "m" * 50)
+    comparison = compare(measured(tmp_path / "b", [("x", lower)]), measured(tmp_path / "a", [("x", upper)]))
+    files = {each.path: (each.kind, each.moved_from) for each in comparison.files or () if each.after_bytes}
+    assert files[f"{new}/web.py"] == ("moved", f"{old}/web.py")
+    assert files[f"{new}/web.so"] == ("shrunk", f"{old}/web.so")
+    assert files["srv/model"] == ("moved", "opt/model")
+    removed = {each.name: each.removed_bytes for each in comparison.removed}
+    assert removed == {"symbols and other parts of shared objects": 500, "parts of web (python)": 30, "opt": 50}
 
 
 def test_removed_components_are_named_with_their_reason(comparison: Comparison) -> None:
