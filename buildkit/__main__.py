@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from buildkit.errors import BuildkitError
+from buildkit.processes import end_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -323,7 +324,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the image of the last build is as it was", file=sys.stderr)
+        end_children()
+        print("interrupted; nothing was left running, and the last image is as it was", file=sys.stderr)
         return INTERRUPTED
 
 

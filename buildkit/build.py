@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -30,6 +28,7 @@ from buildkit.errors import BuildFailed, CommandFailed, DiskTooFull, UsageError
 from buildkit.events import Events, Step
 from buildkit.handed_in import HandedIn
 from buildkit.layers import check_locks, locked
+from buildkit.processes import end_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -203,34 +202,6 @@ def _follow(lines: Iterator[str], events: Events, display: BuildDisplay, target:
     except BaseException:
         end_children()
         raise
-
-
-def end_children(seconds: float = 10.0) -> None:
-    """Asks every child process to end as Ctrl-C would, and waits; after *seconds* makes them end."""
-    for number, patience in ((signal.SIGINT, seconds), (signal.SIGKILL, 2.0)):
-        children = _children()
-        for pid in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        deadline = time.monotonic() + patience
-        while _children() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if not _children():
-            return
-
-
-def _children() -> list[int]:
-    """The process ids of this process's children that still run."""
-    found: list[int] = []
-    for children in Path("/proc/self/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += [int(pid) for pid in children.read_text().split()]
-    alive = []
-    for pid in found:
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                alive.append(pid)
-    return alive
 
 
 def lock_digest(spec: ImageSpec, target: Target) -> str:

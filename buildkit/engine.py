@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit.errors import CommandFailed, EngineTooOld, EngineUnavailable
+from buildkit.processes import end, program_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -359,22 +360,13 @@ def _no_service_starts() -> Iterator[None]:
 # ---- starting and stopping ------------------------------------------------------------------------------------------
 
 
-def _program(pid: int) -> str | None:
-    """The name of the program that process *pid* runs; None where it ended (a zombie has ended too)."""
-    try:
-        head, _, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
-    except OSError:
-        return None
-    return None if tail.split()[0] == "Z" else head.partition("(")[2]
-
-
 def _runs(pid_file: Path, program: str) -> int | None:
     """The process id in *pid_file* where that process is a live *program*, else None."""
     try:
         pid = int(pid_file.read_text())
     except (OSError, ValueError):
         return None
-    return pid if _program(pid) == program else None
+    return pid if program_of(pid) == program else None
 
 
 def _clear_leftovers(private: Private, say: Callable[[str], None]) -> None:
@@ -386,7 +378,7 @@ def _clear_leftovers(private: Private, say: Callable[[str], None]) -> None:
         pid = _runs(pid_file, program)
         if pid is not None and program == "containerd":
             say(f"ending containerd {pid}, left by a killed engine")
-            _end(pid, _STOP_SECONDS)
+            end([pid], ask=signal.SIGTERM, patience_seconds=_STOP_SECONDS)
         if pid is None or program == "containerd":
             pid_file.unlink(missing_ok=True)
     private.socket.unlink(missing_ok=True)
@@ -395,20 +387,6 @@ def _clear_leftovers(private: Private, say: Callable[[str], None]) -> None:
     for mount in sorted(below, key=len, reverse=True):
         say(f"unmounting {mount}, left by a killed engine")
         subprocess.run(["umount", "--lazy", mount], capture_output=True, check=False)
-
-
-def _end(pid: int, seconds: float) -> None:
-    """Asks *pid* to end, and after *seconds* makes it."""
-    for number, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, 5.0)):
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            return
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            if _program(pid) is None:
-                return
-            time.sleep(0.05)
 
 
 def _start(private: Private, say: Callable[[str], None]) -> Engine:
@@ -475,7 +453,7 @@ def stop(private: Private, say: Callable[[str], None], *, purge: bool = False) -
     pid = _runs(private.pid_file, "dockerd")
     if pid is not None:
         say(f"stopping the private engine {pid}")
-        _end(pid, _STOP_SECONDS)
+        end([pid], ask=signal.SIGTERM, patience_seconds=_STOP_SECONDS)
     _clear_leftovers(private, say)
     if purge and private.state.exists():
         say(f"removing {private.state}")

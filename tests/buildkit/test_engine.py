@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -142,21 +141,6 @@ def test_leftovers_of_a_killed_engine_are_cleared(private: engine.Private) -> No
 
     assert not private.pid_file.exists()
     assert not private.socket.exists()
-
-
-def test_a_process_that_ignores_being_asked_is_made_to_end() -> None:
-    script = (
-        "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        began = time.monotonic()
-
-        engine._end(process.pid, 0.3)
-
-        assert process.wait(timeout=5) == -9
-        assert time.monotonic() - began < 5
 
 
 def test_a_killed_engine_that_nobody_waited_for_does_not_run(private: engine.Private) -> None:
