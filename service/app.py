@@ -29,6 +29,7 @@ from service.settings import Settings
 from service.store import Store
 from service.tasks import Queue, Worker
 from service.telemetry import Metrics, Observed, note_header
+from service.tracing import otlp_tracer
 from service.verification import Verifier
 
 __all__ = ["Application", "build", "create_app"]
@@ -125,7 +126,13 @@ def build(settings: Settings) -> Application:
         logging_config=None,
         openapi_config=_openapi(),
     )
-    return Application(Observed(litestar, metrics, receive_seconds=settings.request_seconds), litestar, health, engine)
+    observed = Observed(
+        litestar,
+        metrics,
+        receive_seconds=settings.request_seconds,
+        tracer=otlp_tracer() if settings.opentelemetry else None,
+    )
+    return Application(observed, litestar, health, engine)
 
 
 def _guard(gate: Gate, limiter: Limiter, settings: Settings) -> Guard:

@@ -21,6 +21,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from service.inference import StageSeconds
 from service.scheduler import BatchRecord, SchedulerState
+from service.tracing import Tracer
 
 __all__ = [
     "Metrics",
@@ -162,9 +163,10 @@ class Metrics:
 class Observed:
     """The outermost ASGI layer: gives each request its id, times it, counts it, logs it, ends it if the caller left."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, *, receive_seconds: float) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, *, receive_seconds: float, tracer: Tracer | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracer = tracer
         self._receive_seconds = receive_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -194,7 +196,17 @@ class Observed:
             await send(message)
 
         try:
-            await _until_gone(self._app, scope, receive, send_observed, self._receive_seconds)
+            if self._tracer is None:
+                await _until_gone(self._app, scope, receive, send_observed, self._receive_seconds)
+            else:
+                headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+                with self._tracer.request(method, headers) as span:
+                    await _until_gone(self._app, scope, receive, send_observed, self._receive_seconds)
+                    span.update_name(f"{method} {scope.get('path_template', 'unknown')}")
+                    span.set_attribute("http.response.status_code", status)
+                    span.set_attribute("truthgraph.request_id", observation.request_id)
+                    for stage, stage_seconds in observation.stages.items():
+                        span.set_attribute(f"truthgraph.{stage}_seconds", stage_seconds)
         finally:
             seconds = time.perf_counter() - began
             route = str(scope.get("path_template") or "unknown")
