@@ -8,6 +8,7 @@ from typing import Final
 __all__ = ["chart", "code", "script_json", "table", "text"]
 
 _ROWS: Final = 200
+_NARROW_COLUMNS: Final = 5  # what fits a phone
 
 
 def chart(name: str, description: str) -> str:
@@ -51,8 +52,10 @@ def table(
         else ""
     )
     kind = "scroll tall" if is_filtered else "scroll"
+    wide = ' class="wide"' if len(headings) > _NARROW_COLUMNS else ""
     return (
-        f'{search}<div class="{kind}" role="region" tabindex="0" aria-label="{escape(caption)}"><table id="{name}">'
+        f'{search}<div class="{kind}" role="region" tabindex="0" aria-label="{escape(caption)}">'
+        f'<table id="{name}"{wide}>'
         f"<caption>{escape(shown)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -12,6 +12,7 @@ __all__ = ["FilePair", "LayerPair", "pair_files", "pair_layers"]
 LayerPair = tuple[LayerMeasurement | None, LayerMeasurement | None]
 FilePair = tuple[FileRecord | None, FileRecord | None]
 
+_LETTERS: Final = 300  # what comes later is seldom what tells two instructions apart
 _ALIKE: Final = 0.6  # difflib's own bound for close matches (get_close_matches)
 
 
@@ -59,7 +60,8 @@ def _is_successor(old: LayerMeasurement, new: LayerMeasurement, base_layers: int
         return True
     if old.instruction is None or new.instruction is None:
         return old.instruction == new.instruction
-    return SequenceMatcher(None, old.instruction, new.instruction).ratio() >= _ALIKE
+    matcher = SequenceMatcher(None, old.instruction[:_LETTERS], new.instruction[:_LETTERS])
+    return matcher.quick_ratio() >= _ALIKE and matcher.ratio() >= _ALIKE  # the first is an upper bound, and quick
 
 
 def pair_files(before: Measurement, after: Measurement) -> Iterator[FilePair]:
