@@ -211,13 +211,11 @@ class FolderStore:
         self._folder = folder
 
     def open(self, name: str) -> io.RawIOBase | None:
-        """Open a file of the layout, None for a name that leads out of it."""
-        if name.startswith(("/", "..")):
+        """Open a file of the layout; None for a name that leads out of it, and for a pipe or a device."""
+        path = self._folder / name
+        if name.startswith(("/", "..")) or not path.is_file():
             return None
-        try:
-            return (self._folder / name).open("rb", buffering=0)
-        except FileNotFoundError:
-            return None
+        return path.open("rb", buffering=0)
 
     def map(self, name: str) -> "MappedBlob | None":
         """Map a file of the layout."""

@@ -12,6 +12,7 @@ import io
 import platform as host
 import posixpath
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -149,11 +150,11 @@ def read_image(
 ) -> Image:
     """Read an image; *name* is a path, or a reference or digest that the engine knows.
 
-    A path is an OCI layout (folder or tar) or an archive of `docker image save`; where a file and a reference share a
-    name, `docker:NAME` means the engine's and `./NAME` the file. *tag* chooses among the images of an archive,
-    *platform* ("linux/arm64") among those of an index; without it the machine's own is taken where there are several.
-    *docker* is the engine's client with its options. The layers that the folder *cache* holds by their diff id are not
-    read again; those that were read are put there.
+    A path is an OCI layout (folder or tar) or an archive of `docker image save`, "-" such an archive on standard input.
+    Where a file and a reference share a name, `docker:NAME` means the engine's and `./NAME` the file. *tag* chooses
+    among the images of an archive, *platform* ("linux/arm64") among those of an index; without it the machine's own is
+    taken where there are several. *docker* is the engine's client with its options. The layers that the folder *cache*
+    holds by their diff id are not read again; those that were read are put there.
 
     Raises:
         ImageError, LayerError: each names the image and what is wrong.
@@ -161,11 +162,15 @@ def read_image(
     """
     reader = _Reader(name, LayerCache(cache), platform=platform, tag=tag, limits=limits or Limits(), docker=docker)
     path = Path(name.removeprefix("oci:").removeprefix("docker-archive:").removeprefix("oci-archive:"))
+    if name == "-":
+        return reader.from_stream(io.FileIO(sys.stdin.fileno(), closefd=False))
     if name.startswith("docker:") or not path.exists():
         return reader.from_engine(name.removeprefix("docker:"))
     if path.is_dir():
         return reader.from_store(FolderStore(path), source="oci-layout")
     with path.open("rb", buffering=0) as archive:
+        if not path.is_file():  # a pipe
+            return reader.from_stream(archive)
         return reader.from_store(ArchiveStore(archive, name), source="archive")
 
 
@@ -320,6 +325,11 @@ class _Reader:
     def from_store(self, store: BlobStore, *, source: Source) -> Image:
         """Read from files that can be opened in any order."""
         return self._assemble(self._choose_any(store), store, source=source)
+
+    def from_stream(self, stream: ByteSource) -> Image:
+        """Read an archive that comes through a pipe."""
+        store = self._read_stream(stream)
+        return self._assemble(self._choose_any(store), store, source="archive")
 
     def _engine_identity(self, reference: str) -> str:
         command = [*self._docker, "image", "inspect", reference]
@@ -551,6 +561,9 @@ class _Reader:
             self._kept(contents)
         if has_digest and contents.blob_digest != descriptor.digest:
             raise DigestMismatch(self._image, "a layer", wanted=descriptor.digest, found=contents.blob_digest)
+        if has_digest and contents.blob_bytes != descriptor.size:
+            what = f"layer {descriptor.digest} has {contents.blob_bytes} bytes, its manifest says {descriptor.size}"
+            raise CorruptImage(self._image, what)
         if contents.diff_id != diff_id:
             raise DigestMismatch(self._image, "a layer, unpacked,", wanted=diff_id, found=contents.diff_id)
         return contents

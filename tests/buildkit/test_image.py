@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import stat
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -289,6 +290,11 @@ WRONG: dict[str, tuple[dict[str, bytes], type[ImageError] | type[CorruptLayer], 
         UnsupportedImage,
         "not SHA-256",
     ),
+    "another size": (
+        with_manifest(MADE, layers=[{**LAYER, "size": 7}] * 3),
+        CorruptImage,
+        "its manifest says 7",
+    ),
     "a chart": (
         with_manifest(MADE, config=descriptor(b"{}", "application/vnd.cncf.helm.config.v1+json")),
         UnsupportedImage,
@@ -356,6 +362,31 @@ def test_archives_that_are_none_or_end_early_are_refused(tmp_path: Path) -> None
     path.write_bytes(b"")
     with pytest.raises(CorruptImage, match=r"neither index\.json"):
         read_image(str(path))
+
+
+@pytest.mark.parametrize("place", ["index.json", blob_name(LAYERS[0])])
+def test_pipes_and_devices_in_a_layout_are_not_waited_for(tmp_path: Path, place: str) -> None:
+    folder = write_folder(oci_files(MADE), tmp_path / "o")
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        (folder / place).unlink()
+        make(folder / place)
+        with pytest.raises(CorruptImage):
+            read_image(str(folder))
+
+
+@pytest.mark.parametrize("form", ["oci", "docker"])
+def test_an_archive_is_read_from_a_pipe(tmp_path: Path, form: str) -> None:
+    files = oci_files(MADE) if form == "oci" else docker_files(MADE)
+    archive = write_archive(files, tmp_path / "i.tar")
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cp", archive, tmp_path / "pipe"]):
+        check(read_image(str(tmp_path / "pipe")), MADE)
+
+
+def test_an_archive_is_read_from_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with write_archive(oci_files(MADE), tmp_path / "i.tar").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        check(read_image("-"), MADE)
 
 
 def test_an_unpacked_docker_archive_cannot_reach_out_of_its_folder(tmp_path: Path) -> None:
