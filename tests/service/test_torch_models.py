@@ -75,6 +75,16 @@ def test_bfloat16_is_close_to_sentence_transformers(models_directory: Path, refe
         assert cosine(ours, theirs) >= 0.999
 
 
+def test_a_precision_that_is_too_far_away_is_not_used(
+    models_directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from service import torch_models
+
+    monkeypatch.setitem(torch_models._PARITY_FRACTION, "embedding", 1e-9)
+    assert str(embedder(models_directory, "bfloat16").dtype) == "torch.float32"
+    assert "falls back to float32" in caplog.text
+
+
 def test_vectors_have_unit_norm(minilm: TorchModel[Vector]) -> None:
     for vector in embed(minilm, TEXTS):
         assert cosine(vector, vector) == pytest.approx(1.0, abs=1e-5)
