@@ -220,15 +220,15 @@ class Evidence:
 
     def embed_command(self) -> Process:
         """Embeds the golden sentences with the service's own command."""
-        return self.engine.exec(self.container.result(), "python", "-m", "service", "embed", *TEXTS)
+        return self.engine.exec(self.container.result(), "python3", "-m", "service", "embed", *TEXTS)
 
     def list_routes(self) -> Process:
         """Asks the application for its route table."""
-        return self.engine.exec(self.container.result(), "python", "-m", "service", "routes")
+        return self.engine.exec(self.container.result(), "python3", "-m", "service", "routes")
 
     def migrate(self) -> Process:
         """Has Alembic write all migrations as SQL, which needs no database."""
-        command = ("python", "-m", "alembic", "upgrade", "head", "--sql")
+        command = ("python3", "-m", "alembic", "upgrade", "head", "--sql")
         return self.engine.exec(self.container.result(), *command)
 
     def load_libraries(self) -> dict[str, str]:

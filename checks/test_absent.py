@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from checks.expectations import Expectations
-    from checks.facts import FileSystem
+    from checks.facts import File, FileSystem
     from checks.layers import ImageLayers
 
 TRIPLET = r"(?:[a-z0-9_]+-linux-gnu-)?"
@@ -21,7 +21,7 @@ VERSION = r"(?:-\d+(?:\.\d+)*)?"
 # Tool -> names of its files, names of its Debian packages, names of its distributions. As a pattern over whole names.
 TOOLS: dict[str, tuple[str, str, str]] = {
     "gcc": (
-        rf"{TRIPLET}(gcc|gcc-ar|gcc-nm|gcc-ranlib|cpp){VERSION}|cc1|collect2|lto1|lto-wrapper",
+        rf"{TRIPLET}(gcc|gcc-ar|gcc-nm|gcc-ranlib|cpp){VERSION}|cc1|collect2|lto1|lto-wrapper|{TRIPLET}lto-dump{VERSION}",
         r"(gcc|cpp)(-\d+)?(-x86-64-linux-gnu|-aarch64-linux-gnu)?|libgcc-\d+-dev",
         r"",
     ),
@@ -54,6 +54,12 @@ def described(file_system: FileSystem, layers: ImageLayers, paths: Iterator[str]
         yield f"{path} ({size_bytes} bytes; {layers.where(path)})"
 
 
+def is_command(file: File) -> bool:
+    """Whether the file is there to be run: shell completions and notes of packages have names of tools too."""
+    is_runnable = file.kind == "link" or bool(file.mode & 0o111) or "/bin/" in file.path
+    return file.kind != "folder" and is_runnable and not file.path.startswith(("/var/lib/dpkg/", "/usr/share/"))
+
+
 def inner_most(paths: list[str]) -> Iterator[str]:
     """The folders among *paths* that lie in no other one."""
     last = "\0"
@@ -71,7 +77,7 @@ def test_tool_is_absent(tool: str, file_system: FileSystem, layers: ImageLayers)
         *described(
             file_system,
             layers,
-            (file.path for file in file_system.files if file.kind != "folder" and re.fullmatch(names, file.name)),
+            (file.path for file in file_system.files if is_command(file) and re.fullmatch(names, file.name)),
         ),
         *(
             f"Debian package {package.name} {package.version} ({layers.where('/var/lib/dpkg/status')})"

@@ -1,10 +1,9 @@
-"""Images to check: a stand-in without fault, and one for each fault of `faults.py`, built in one go."""
+"""Images to check: a stand-in without fault, and one for each fault of `faults.py`."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,18 +14,21 @@ import pytest
 
 from buildkit import base, engine, spec
 from buildkit.errors import BuildkitError
-from buildkit.verify import VerifyResult, verify
+from buildkit.verify import verify
 from checks.golden import VECTORS
 from tests.checks.elf_maker import make_elf
 from tests.checks.faults import CUDA, EXPECTED, FAULTS, HANDED_IN, INERT, PRUNED, SITE, WHOLE, Fault
 from tests.conftest import absent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from buildkit.verify import VerifyResult
+    from checks.expectations import Expectations
 
 STANDIN = Path(__file__).parent / "standin"
 REPOSITORY = "truthgraph-checks"
-BATCH = 20  # more exports at a time end in BuildKit's own deadlines (measured: 110)
+PARENTS = ("parent", "undeclared", "pruned")
 PROCESSES = 4  # half of each run is waiting for containers
 
 DOCKERFILE = """
@@ -103,22 +105,46 @@ def standin_files(places: Places) -> dict[str, str | bytes]:
     }
 
 
-def stages(fault: Fault, stage: str, places: Places) -> str:
-    """The part of the Dockerfile that plants one fault."""
-    lines = [f"FROM {fault.parent} AS {stage}", "USER 0"]
-    lines += [f"COPY {stage}/ /"] if fault.files else []
+def dockerfile(fault: Fault, places: Places) -> str:
+    """The Dockerfile that plants one fault."""
+    lines = [f"FROM {REPOSITORY}:{fault.parent}", "USER 0"]
+    lines += ["COPY files/ /"] if fault.files else []
     lines += [places.fill(fault.instructions)] if fault.instructions else []
     lines += [] if "USER" in fault.instructions else ["USER 1000:1000"]
     lines += [f'ENV STANDIN_FAULT="{fault.switch}"'] if fault.switch else []
     return "\n".join(lines) + "\n"
 
 
-def batched(names: Iterable[str], size: int) -> Iterator[list[str]]:
-    """*names* in lists of at most *size*."""
-    left = list(names)
-    while left:
-        yield left[:size]
-        left = left[size:]
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """Builds images of the stand-in, without a network and without compression, and takes them away again."""
+
+    docker: Sequence[str]
+    places: Places
+    folder: Path
+
+    def build(self, context: Path, name: str, *options: str) -> str:
+        """Builds the Dockerfile in *context*; the image's name."""
+        image = f"{REPOSITORY}:{name}"
+        command = [*self.docker, "buildx", "build", "--progress", "plain", "--network", "none", "--provenance=false"]
+        command += ["--output", f"type=image,name={image},compression=uncompressed", *options, str(context)]
+        built = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stderr[-4000:]
+        return image
+
+    def plant(self, fault: Fault) -> str:
+        """Builds the image with one fault."""
+        if not fault.is_planted:
+            return f"{REPOSITORY}:parent"
+        context = self.folder / f"fault{FAULTS.index(fault)}"
+        lay_out(context / "files", fault.files, self.places)
+        context.mkdir(exist_ok=True)
+        (context / "Dockerfile").write_text(dockerfile(fault, self.places))
+        return self.build(context, context.name)
+
+    def remove(self, *images: str) -> None:
+        """Takes images away."""
+        subprocess.run([*self.docker, "image", "rm", "--force", *images], capture_output=True, check=False)
 
 
 @pytest.fixture(scope="session")
@@ -141,94 +167,74 @@ def python_base(docker: Sequence[str], pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture(scope="session")
-def planted(request: pytest.FixtureRequest) -> list[Fault]:
-    """The faults that the selected tests ask for."""
-    calls = (getattr(item, "callspec", None) for item in request.session.items)
-    names = {call.params["fault"].name for call in calls if call and "fault" in call.params}
-    return [fault for fault in FAULTS if fault.name in names]
-
-
-@pytest.fixture(scope="session")
-def images(
-    docker: Sequence[str], python_base: str, planted: list[Fault], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mapping[str, str]]:
-    """The name of the image of each planted fault, and of the one without: "none"."""
+def workshop(docker: Sequence[str], python_base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
+    """Where faults are planted; the stand-in without fault, and what else faults start from, are built."""
     probe = "import sys; print(*sys.version_info[:2], sys.implementation.cache_tag[8:], sys.executable)"
     asked = [*docker, "run", "--rm", "--network", "none", "--entrypoint", "python3", python_base, "-c", probe]
     major, minor, tag, executable = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.split()
     places = Places(f"{major}.{minor}", tag, executable)
-    context = tmp_path_factory.mktemp("context")
+    shop = Workshop(docker, places, tmp_path_factory.mktemp("workshop"))
+    context = shop.folder / "standin"
     lay_out(context / "standin", standin_files(places), places)
+    (context / "standin/opt/venv/bin").mkdir()
     for link in ("python", "python3"):
-        (context / "standin/opt/venv/bin").mkdir(parents=True, exist_ok=True)
         (context / "standin/opt/venv/bin" / link).symlink_to(executable)
     lay_out(context / "whole", {CUDA: WHOLE}, places)
     lay_out(context / "pruned", {CUDA: PRUNED}, places)
-    text = DOCKERFILE.format(base=python_base)
-    named = {"none": "parent"}
-    for number, fault in enumerate(fault for fault in planted if fault.is_planted):
-        stage = f"fault{number}"
-        lay_out(context / stage, fault.files, places)
-        text += stages(fault, stage, places)
-        named[fault.name] = stage
-    (context / "Dockerfile").write_text(text)
-    plan = {
-        "target": {
-            stage: {
-                "context": str(context),
-                "target": stage,
-                "network": "none",
-                "output": [f"type=image,name={REPOSITORY}:{stage},compression=uncompressed"],
-                "attest": ["type=provenance,disabled=true"],
-            }
-            for stage in named.values()
-        },
-    }
-    (context / "bake.json").write_text(json.dumps(plan))
-    bake = [*docker, "buildx", "bake", "--progress", "plain", "--file", str(context / "bake.json")]
+    (context / "Dockerfile").write_text(DOCKERFILE.format(base=python_base))
     try:
-        for batch in batched(named.values(), BATCH):
-            built = subprocess.run([*bake, *batch], capture_output=True, text=True, check=False)
-            assert built.returncode == 0, built.stderr[-4000:]
-        yield {name: f"{REPOSITORY}:{named.get(name, 'parent')}" for name in ("none", *(f.name for f in planted))}
+        for parent in PARENTS:
+            shop.build(context, parent, "--target", parent)
+        yield shop
     finally:
-        tags = [f"{REPOSITORY}:{stage}" for stage in named.values()]
-        subprocess.run([*docker, "image", "rm", "--force", *tags], capture_output=True, check=False)
-        shutil.rmtree(context)
+        shop.remove(*(f"{REPOSITORY}:{parent}" for parent in PARENTS))
 
 
 @pytest.fixture(scope="session")
 def verified(
-    docker: Sequence[str],
-    planted: list[Fault],
-    images: Mapping[str, str],
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mapping[str, Future[VerifyResult]]]:
-    """The results of the image of each fault that the selected tests ask for, some at a time."""
-    host = docker[2] if len(docker) > 1 else None
-    wanted = {"none": EXPECTED, **{fault.name: fault.expected(EXPECTED) for fault in planted}}
+    """The results of the image without fault ("none") and of that of each fault that a selected test asks for.
 
+    They are made some at a time. An image that runs like the one without fault is not run again.
+    """
+    host = workshop.docker[2] if len(workshop.docker) > 1 else None
+    calls = (getattr(item, "callspec", None) for item in request.session.items)
+    wanted = {call.params["fault"].name for call in calls if call and "fault" in call.params}
     cache = tmp_path_factory.mktemp("cache")
-    inert = {fault.name for fault in INERT}
 
-    def check(name: str, without_fault: VerifyResult | None) -> VerifyResult:
-        expected = wanted[name]
+    def check(image: str, expected: Expectations, *, reuse: Path | None, handed_in: Mapping[str, str]) -> VerifyResult:
         output = tmp_path_factory.mktemp("verified")
-        recorded = without_fault.json_path.with_name("evidence.json") if without_fault and name in inert else None
         with (output / "progress.txt").open("w") as progress:
             return verify(
-                images[name],
+                image,
                 expected,
                 output=output,
                 environment=os.environ,
                 engine_host=host,
-                handed_in=HANDED_IN if "handed in" in name or name == "none" else None,
+                handed_in=handed_in,
                 cache=cache,
-                reuse=recorded,
+                reuse=reuse,
                 progress=progress,
             )
 
+    def check_fault(fault: Fault) -> VerifyResult:
+        image = workshop.plant(fault)
+        try:
+            return check(
+                image,
+                fault.expected(EXPECTED),
+                reuse=first.json_path.with_name("evidence.json") if fault in INERT else None,
+                handed_in=HANDED_IN if "handed in" in fault.name else {},
+            )
+        finally:
+            if fault.is_planted:
+                workshop.remove(image)
+
     with ThreadPoolExecutor(PROCESSES) as pool:
-        first = pool.submit(check, "none", None)
-        first.result()
-        yield {"none": first, **{fault.name: pool.submit(check, fault.name, first.result()) for fault in planted}}
+        without = pool.submit(check, f"{REPOSITORY}:parent", EXPECTED, reuse=None, handed_in=HANDED_IN)
+        first = without.result()
+        yield {
+            "none": without,
+            **{fault.name: pool.submit(check_fault, fault) for fault in FAULTS if fault.name in wanted},
+        }

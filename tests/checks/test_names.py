@@ -23,6 +23,7 @@ EXPECTED = Expectations(
 def holding(*paths: str, kind: str = "file", mode: int = 0o644) -> FileSystem:
     """A file system with these paths and the folders above them."""
     folders = {path[:end] for path in paths for end, letter in enumerate(path) if letter == "/" and end}
+    mode = mode | (0o111 if "/libexec/" in "".join(paths) or "/opt/x" in "".join(paths) else 0)
     files = [File(folder, "folder", 0o755, 0, 0, 0) for folder in sorted(folders - set(paths))]
     return replace(EMPTY, files=(*files, *(File(path, kind, mode, 0, 0, 1) for path in paths)))
 
@@ -72,6 +73,9 @@ def test_file_of_a_tool_is_found_by_that_tool_only(tool: str, path: str) -> None
         "/usr/bin/dpkg",
         f"{SITE}/uvloop/loop.so",
         f"{SITE}/torch/utils/make.py",
+        "/usr/share/bash-completion/completions/gcc",
+        "/var/lib/dpkg/alternatives/cc",
+        "/app/service/make",
         f"{SITE}/mypkg/as.py",
     ],
 )
