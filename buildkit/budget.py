@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from buildkit.errors import UsageError
-from buildkit.measure import Measurement
+from buildkit.measurement import Measurement
 
 __all__ = ["Budgets", "Judgement", "Status", "Verdict", "Waiver", "judge", "parse_budgets", "parse_dive_rules"]
 

@@ -13,7 +13,7 @@ from typing import Final, Literal
 import msgspec
 
 from buildkit.components import CONCERNS, RemovedComponent, concern_bytes, removed_components
-from buildkit.measure import FileRecord, ImageDescription, Measurement
+from buildkit.measurement import FileRecord, ImageDescription, Measurement
 from buildkit.pairing import FilePair, pair_files, pair_layers
 
 __all__ = [

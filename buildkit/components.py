@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from buildkit.measure import FileRecord, Measurement
+from buildkit.measurement import FileRecord, Measurement
 from buildkit.pairing import FilePair
 
 __all__ = ["CONCERNS", "RemovedComponent", "concern_bytes", "removed_components"]

@@ -7,11 +7,13 @@ from typing import Final, Literal, get_args
 from buildkit.budget import Verdict
 from buildkit.compare import Comparison
 from buildkit.errors import UsageError
+from buildkit.findings import junit, sarif
 from buildkit.image import read_image
 from buildkit.layer_stream import Limits
-from buildkit.measure import Measurement, load, measure
+from buildkit.measure import measure
+from buildkit.measurement import Measurement, load
 from buildkit.page import Timeline, TrendPoint, page
-from buildkit.report import comparison_markdown, junit, measurement_markdown, sarif, to_json, verdict_markdown
+from buildkit.report import comparison_markdown, measurement_markdown, to_json, verdict_markdown
 
 __all__ = ["FORMATS", "Format", "obtain", "render"]
 

@@ -18,7 +18,7 @@ from buildkit.budget import Verdict
 from buildkit.compare import Comparison
 from buildkit.errors import BuildkitError
 from buildkit.hypertext import chart, code, script_json, table, text
-from buildkit.measure import FolderSize, Measurement, Totals
+from buildkit.measurement import FolderSize, Measurement, Totals
 from buildkit.report import (
     FIGURES,
     architectures_text,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import Final
 
-from buildkit.measure import FileRecord, LayerMeasurement, Measurement
+from buildkit.measurement import FileRecord, LayerMeasurement, Measurement
 
 __all__ = ["FilePair", "LayerPair", "pair_files", "pair_layers"]
 

@@ -1,20 +1,19 @@
-"""Measurements, comparisons and verdicts as text: Markdown for people, JUnit and SARIF for tools that show findings.
+"""Measurements, comparisons and verdicts as Markdown and JSON, and how figures are written in every report.
 
-Sizes are decimal: GB is 10^9 bytes. Tables for a terminal are in `buildkit.terminal`, the HTML page in `buildkit.page`.
+Sizes are decimal: GB is 10^9 bytes. Tables for a terminal are in `buildkit.terminal`, the HTML page in `buildkit.page`,
+what tools collect in `buildkit.findings`.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
-from xml.etree import ElementTree as ET
 
 import msgspec
 
-from buildkit.budget import Judgement, Verdict
+from buildkit.budget import Verdict
 from buildkit.compare import Comparison, FigureChange, LayerChange, PartChange
 from buildkit.gpu_code import GpuCodeMeasurement, GpuLibrary
-from buildkit.measure import Measurement, TreeRow
+from buildkit.measurement import Measurement, TreeRow
 
 __all__ = [
     "FIGURES",
@@ -23,13 +22,11 @@ __all__ = [
     "figure_text",
     "human_bytes",
     "human_change",
-    "junit",
     "layer_change",
     "layer_table",
     "layers_not_searched_text",
     "measurement_markdown",
     "removed_table",
-    "sarif",
     "shortened",
     "summary_row",
     "summary_table",
@@ -50,8 +47,6 @@ FIGURES: Final = {
     "packages": "Packages",
     "executables": "Executables",
 }
-"""What the totals are called in reports, in the order in which they appear."""
-
 _CONCERNS: Final = {
     "build tool": "Build tools in the image",
     "headers to build against": "Headers to build against",
@@ -63,8 +58,6 @@ _CONCERNS: Final = {
 _UNITS: Final = (("GB", 10**9, 2), ("MB", 10**6, 1), ("kB", 10**3, 1))
 _INSTRUCTION_LETTERS: Final = 90
 _ROWS: Final = 20
-_SARIF_SCHEMA: Final = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-_NOT_XML: Final = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2
 
 
 def human_bytes(size_bytes: float) -> str:
@@ -426,108 +419,6 @@ def verdict_markdown(verdict: Verdict) -> str:
     )
 
 
-def junit(verdict: Verdict) -> str:
-    """Write JUnit XML with one case per limit; waived ones and those not judged are skipped, never passed."""
-    suite = ET.Element(
-        "testsuite",
-        name=_xml(f"budgets of {verdict.image}"),
-        tests=str(len(verdict.judgements)),
-        failures=str(_count(verdict, "failed")),
-        errors="0",
-        skipped=str(_count(verdict, "waived") + _count(verdict, "not judged")),
-        time="0",
-    )
-    for each in verdict.judgements:
-        case = ET.SubElement(suite, "testcase", classname="budgets", name=_xml(each.budget), time="0")
-        if each.status == "failed":
-            ET.SubElement(case, "failure", message=_xml(each.message), type="BudgetExceeded").text = _xml(each.message)
-        elif each.status != "passed":
-            ET.SubElement(case, "skipped", message=_xml(f"{each.status}: {each.message}"))
-    suites = ET.Element("testsuites")
-    suites.append(suite)
-    ET.indent(suites)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suites, encoding="unicode") + "\n"
-
-
-def _count(verdict: Verdict, status: str) -> int:
-    return sum(each.status == status for each in verdict.judgements)
-
-
-def sarif(verdict: Verdict, measurement: Measurement | None = None, *, dockerfile: str = "docker/Dockerfile") -> str:
-    """Write SARIF 2.1.0: broken limits as errors, waived ones suppressed; waste and doubled CUDA as warnings.
-
-    Results are placed at *dockerfile*, because viewers need a file; the layer is in their logical location.
-    """
-    results = [_budget_result(each, dockerfile) for each in verdict.judgements if each.status in {"failed", "waived"}]
-    if measurement is not None:
-        results += [
-            _result(
-                "wasted-bytes",
-                "warning",
-                f"Layer {each.caused_by} hides {human_bytes(each.wasted_bytes)} in {each.files} files that layer "
-                f"{each.stored_by} stores ({each.cause}): {each.instruction or 'no instruction on record'}",
-                dockerfile,
-                f"layer {each.caused_by}",
-            )
-            for each in measurement.waste
-        ]
-        results += [
-            _result(
-                "cuda-twice",
-                "warning",
-                f"{each.soname} is there {len(each.copies)} times, {human_bytes(each.extra_bytes)} too much: "
-                + ", ".join(copy.path for copy in each.copies),
-                dockerfile,
-                each.copies[0].path,
-            )
-            for each in measurement.duplicate_libraries
-            if each.is_cuda
-        ]
-    rules = {
-        "budget": "A budget of the image is exceeded",
-        "wasted-bytes": "A layer stores bytes that no container sees",
-        "cuda-twice": "A library of CUDA is in the image more than once",
-    }
-    log = {
-        "$schema": _SARIF_SCHEMA,
-        "version": "2.1.0",
-        "runs": [
-            {
-                "tool": {
-                    "driver": {
-                        "name": "buildkit",
-                        "rules": [{"id": name, "shortDescription": {"text": text}} for name, text in rules.items()],
-                    }
-                },
-                "results": results,
-            }
-        ],
-    }
-    return json.dumps(log, indent=2) + "\n"
-
-
-def _budget_result(judgement: Judgement, dockerfile: str) -> dict[str, object]:
-    level = "error" if judgement.status == "failed" else "note"
-    result = _result("budget", level, judgement.message, dockerfile, judgement.budget)
-    if judgement.status == "waived":
-        result["suppressions"] = [{"kind": "external", "justification": judgement.message}]
-    return result
-
-
-def _result(rule: str, level: str, text: str, dockerfile: str, logical: str) -> dict[str, object]:
-    return {
-        "ruleId": rule,
-        "level": level,
-        "message": {"text": text},
-        "locations": [
-            {
-                "physicalLocation": {"artifactLocation": {"uri": dockerfile}, "region": {"startLine": 1}},
-                "logicalLocations": [{"fullyQualifiedName": logical}],
-            }
-        ],
-    }
-
-
 def _tree_block(rows: Sequence[TreeRow], total_bytes: int) -> str:
     """Draw the tree as the report does, in a block of fixed width."""
     lines = []
@@ -589,7 +480,3 @@ def _cell(text: str) -> str:
 def _code(text: str) -> str:
     """Make a text fit between backticks in a table."""
     return " ".join(text.split()).replace("`", "'").replace("|", "\\|")
-
-
-def _xml(text: str) -> str:
-    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)

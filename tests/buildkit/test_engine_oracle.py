@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from buildkit.image import read_image
-from buildkit.measure import FileRecord, Measurement, measure
+from buildkit.measure import measure
+from buildkit.measurement import FileRecord, Measurement
 from tests.buildkit.image_maker import LayerMaker, MadeImage, digest, docker_files, make_image, oci_files, write_archive
 
 # what the engine puts into every container (moby, daemon/initlayer/setup_unix.go)

@@ -6,7 +6,8 @@ import pytest
 
 from buildkit.gpu_code import UNKNOWN, GpuCodeMeasurement
 from buildkit.image import read_image
-from buildkit.measure import Measurement, measure
+from buildkit.measure import measure
+from buildkit.measurement import Measurement
 from buildkit.page import page
 from buildkit.report import measurement_markdown
 from tests.buildkit.diet.synthetic import EntrySpec, Library, container

@@ -9,7 +9,7 @@ from buildkit.budget import Judgement, Verdict
 from buildkit.compare import compare
 from buildkit.errors import UsageError
 from buildkit.inspection import FORMATS, obtain, render
-from buildkit.measure import MeasurementUnreadable, save
+from buildkit.measurement import MeasurementUnreadable, save
 from tests.buildkit.image_maker import LayerMaker, make_image, oci_files, write_folder
 
 VERDICT = Verdict("example", (Judgement("layers", "passed", 3, 1, "layers is 1"),))

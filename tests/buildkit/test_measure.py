@@ -8,13 +8,14 @@ import jsonschema
 import msgspec
 import pytest
 
-from buildkit import measure as measure_module
+from buildkit import measurement as measurement_module
 from buildkit.image import read_image
-from buildkit.measure import Measurement, MeasurementUnreadable, load, measure, save, schema
+from buildkit.measure import measure
+from buildkit.measurement import Measurement, MeasurementUnreadable, load, save, schema
 from tests.buildkit.image_maker import Compression, LayerMaker, make_image, oci_files, write_folder
 
 SITE = "usr/local/lib/python3.13/site-packages"
-SCHEMA = Path(measure_module.__file__).parent / "schemas" / "measurement.json"
+SCHEMA = Path(measurement_module.__file__).parent / "schemas" / "measurement.json"
 
 
 def measured(

@@ -11,16 +11,16 @@ from rich.console import Console, RenderableType
 
 from buildkit.budget import Judgement, Verdict
 from buildkit.compare import Comparison, compare
+from buildkit.findings import junit, sarif
 from buildkit.image import read_image
-from buildkit.measure import Measurement, measure
+from buildkit.measure import measure
+from buildkit.measurement import Measurement
 from buildkit.report import (
     comparison_markdown,
     human_bytes,
     human_change,
-    junit,
     measurement_markdown,
     removed_table,
-    sarif,
     summary_table,
     to_json,
     verdict_markdown,
