@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 import msgspec
 
@@ -40,6 +40,23 @@ from buildkit.gpu_code import find_gpu_code
 from buildkit.layer_cache import LayerCache
 from buildkit.layer_stream import ByteSource, Limits, is_compressed
 from buildkit.layer_tar import LayerContents, read_layer
+from buildkit.manifest import (
+    ATTESTATION,
+    CONFIG_TYPES,
+    INDEX_TYPES,
+    LAYER_TYPE,
+    MANIFEST_TYPES,
+    Descriptor,
+    DockerManifest,
+    ImageConfig,
+    Index,
+    Manifest,
+    MediaType,
+    Platform,
+    RunConfig,
+    decode_json,
+    instructions_of,
+)
 from buildkit.tar_format import LayerTooLarge
 
 __all__ = [
@@ -52,26 +69,10 @@ __all__ = [
     "read_image",
 ]
 
-_T = TypeVar("_T")
 
 Source = Literal["engine", "oci-layout", "archive"]
 _INDEX_DEPTH: Final = 4
 _MAGIC_BYTES: Final = 512
-_ATTESTATION: Final = "vnd.docker.reference.type"  # BuildKit, docs/attestations/attestation-storage.md
-_NAME_ANNOTATIONS: Final = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
-_INDEX_TYPES: Final = frozenset(
-    {"application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"}
-)
-_MANIFEST_TYPES: Final = frozenset(
-    {"application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"}
-)
-_CONFIG_TYPES: Final = frozenset(
-    {"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
-)
-_LAYER_TYPE: Final = re.compile(
-    r"application/vnd\.(oci\.image\.layer\.(nondistributable\.)?v1\.tar(\+gzip|\+zstd)?"
-    r"|docker\.image\.rootfs\.(foreign\.)?diff\.tar(\.gzip|\.zstd)?)"
-)
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 # The lists that say which package a file belongs to, and the ones that only name the system.
 _PACKAGE_LISTS: Final = re.compile(
@@ -174,70 +175,6 @@ def read_image(
         return reader.from_store(ArchiveStore(archive, name), source="archive")
 
 
-class _Platform(msgspec.Struct, frozen=True):
-    os: str = ""
-    architecture: str = ""
-    variant: str = ""
-
-    def __str__(self) -> str:
-        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
-
-
-class _Descriptor(msgspec.Struct, frozen=True, rename="camel"):
-    digest: str
-    size: int
-    media_type: str = ""
-    platform: _Platform | None = None
-    annotations: dict[str, str] | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple((self.annotations or {})[key] for key in _NAME_ANNOTATIONS if key in (self.annotations or {}))
-
-
-class _Index(msgspec.Struct, frozen=True):
-    manifests: tuple[_Descriptor, ...]
-
-
-class _Manifest(msgspec.Struct, frozen=True, rename="camel"):
-    config: _Descriptor
-    layers: tuple[_Descriptor, ...]
-    artifact_type: str | None = None
-
-
-class _DockerManifest(msgspec.Struct, frozen=True, rename="pascal"):
-    config: str
-    layers: tuple[str, ...]
-    repo_tags: tuple[str, ...] | None = None
-
-
-class _RootFileSystem(msgspec.Struct, frozen=True):
-    type: str
-    diff_ids: tuple[str, ...] = ()
-
-
-class _History(msgspec.Struct, frozen=True):
-    created_by: str = ""
-    comment: str = ""
-    empty_layer: bool = False
-
-
-class _RunConfig(msgspec.Struct, frozen=True, rename="pascal"):
-    working_dir: str = ""
-    user: str = ""
-    labels: dict[str, str] | None = None
-
-
-class _Config(msgspec.Struct, frozen=True):
-    rootfs: _RootFileSystem
-    architecture: str = ""
-    os: str = ""
-    variant: str = ""
-    created: str | None = None
-    history: tuple[_History, ...] | None = None
-    config: _RunConfig | None = None
-
-
 class _EngineImage(msgspec.Struct, frozen=True, rename="pascal"):
     id: str
 
@@ -247,7 +184,7 @@ class _Chosen(msgspec.Struct, frozen=True):
 
     manifest_digest: str | None
     config: bytes
-    layers: tuple[_Descriptor, ...]
+    layers: tuple[Descriptor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +241,7 @@ class _Reader:
         with root:
             size_bytes = root.seek(0, io.SEEK_END)
         with suppress(_BlobMissing):
-            chosen = self._choose([_Descriptor(digest=identity, size=size_bytes)], store)
+            chosen = self._choose([Descriptor(digest=identity, size=size_bytes)], store)
             return _Found(chosen, self._assemble(chosen, store, source="engine"))
         return None
 
@@ -317,7 +254,7 @@ class _Reader:
     def _remembered(self, note: bytes) -> "_Chosen | None":
         try:
             chosen = msgspec.msgpack.decode(note, type=_Chosen)
-            diff_ids = _decode(chosen.config, _Config, self._image, "configuration").rootfs.diff_ids
+            diff_ids = decode_json(chosen.config, ImageConfig, self._image, "configuration").rootfs.diff_ids
         except (msgspec.DecodeError, CorruptImage):
             return None
         return chosen if all(self._cache.has(diff_id) for diff_id in diff_ids) else None
@@ -339,7 +276,7 @@ class _Reader:
             if "no such image" in message.lower() or "invalid reference" in message.lower():
                 raise ImageNotFound(self._image, f"neither a file nor an image of the engine ({message})")
             raise CommandFailed(command, completed.returncode, message)
-        found = _decode(completed.stdout.encode(), tuple[_EngineImage, ...], self._image, "engine's description")
+        found = decode_json(completed.stdout.encode(), tuple[_EngineImage, ...], self._image, "engine's description")
         return found[0].id
 
     def _read_stream(self, stream: ByteSource) -> MemoryStore:
@@ -379,11 +316,11 @@ class _Reader:
     def _choose_any(self, store: BlobStore) -> _Chosen:
         index = self._read_small(store, "index.json")
         if index is not None:
-            return self._choose(_decode(index, _Index, self._image, "index.json").manifests, store)
+            return self._choose(decode_json(index, Index, self._image, "index.json").manifests, store)
         listing = self._read_small(store, "manifest.json")
         if listing is None:
             raise CorruptImage(self._image, "neither index.json (OCI) nor manifest.json (docker) in it")
-        manifests = _decode(listing, tuple[_DockerManifest, ...], self._image, "manifest.json")
+        manifests = decode_json(listing, tuple[DockerManifest, ...], self._image, "manifest.json")
         if self._tag is not None:
             manifests = tuple(each for each in manifests if _has_tag(each.repo_tags or (), self._tag))
         if len(manifests) != 1:
@@ -398,27 +335,27 @@ class _Reader:
         stem = Path(manifest.config).stem
         if re.fullmatch(r"[0-9a-f]{64}", stem):
             self._verify("configuration", config, f"sha256:{stem}")
-        layers = tuple(_Descriptor(digest=posixpath.normpath(layer), size=-1) for layer in manifest.layers)
+        layers = tuple(Descriptor(digest=posixpath.normpath(layer), size=-1) for layer in manifest.layers)
         return _Chosen(manifest_digest=None, config=config, layers=layers)
 
-    def _choose(self, roots: Sequence[_Descriptor], store: BlobStore) -> _Chosen:
+    def _choose(self, roots: Sequence[Descriptor], store: BlobStore) -> _Chosen:
         if self._tag is not None:
             named = [root for root in roots if _has_tag(root.names, self._tag)]
             if not named:
                 raise ImageNotFound(self._image, f"no image named {self._tag} in index.json")
             roots = named
-        candidates: dict[str, tuple[_Descriptor, bytes]] = {}
-        missing: list[_Descriptor] = []
+        candidates: dict[str, tuple[Descriptor, bytes]] = {}
+        missing: list[Descriptor] = []
         for descriptor in self._manifests(roots, store, depth=0):
             raw = self._read_small(store, self._blob(descriptor.digest), descriptor)
             if raw is None:
                 missing.append(descriptor)
             else:
                 candidates[descriptor.digest] = (descriptor, raw)
-        choices: dict[str, tuple[str, _Manifest, bytes]] = {}
+        choices: dict[str, tuple[str, Manifest, bytes]] = {}
         for digest, (descriptor, raw) in candidates.items():
-            manifest = _decode(raw, _Manifest, self._image, "manifest")
-            if manifest.config.media_type not in _CONFIG_TYPES:
+            manifest = decode_json(raw, Manifest, self._image, "manifest")
+            if manifest.config.media_type not in CONFIG_TYPES:
                 what = manifest.artifact_type or manifest.config.media_type
                 raise UnsupportedImage(self._image, f"not a container image: {what}")
             config = self._read_small(store, self._blob(manifest.config.digest), manifest.config)
@@ -430,7 +367,7 @@ class _Reader:
         _, manifest, config = choices[digest]
         return _Chosen(manifest_digest=digest, config=config, layers=manifest.layers)
 
-    def _choose_platform(self, platforms: Mapping[str, str], missing: Sequence[_Descriptor]) -> str:
+    def _choose_platform(self, platforms: Mapping[str, str], missing: Sequence[Descriptor]) -> str:
         wanted = self._platform
         if wanted is None and len(platforms) > 1:
             wanted = _host_platform()
@@ -450,23 +387,23 @@ class _Reader:
             raise UnsupportedImage(self._image, "no image manifest in it")
         raise AmbiguousImage(self._image, [f"{platforms[digest]} ({digest})" for digest in found])
 
-    def _manifests(self, descriptors: Iterable[_Descriptor], store: BlobStore, *, depth: int) -> Iterator[_Descriptor]:
+    def _manifests(self, descriptors: Iterable[Descriptor], store: BlobStore, *, depth: int) -> Iterator[Descriptor]:
         """Walk down indexes to the manifests of images, leaving attestations out."""
         if depth > _INDEX_DEPTH:
             raise UnsupportedImage(self._image, f"indexes nested deeper than {_INDEX_DEPTH}")
         for descriptor in descriptors:
-            if _ATTESTATION in (descriptor.annotations or {}):
+            if ATTESTATION in (descriptor.annotations or {}):
                 continue
             media_type = descriptor.media_type
             if not media_type:  # the engine's identity comes without one
                 media_type = self._media_type(descriptor, store)
-            if media_type in _INDEX_TYPES:
+            if media_type in INDEX_TYPES:
                 raw = self._read_small(store, self._blob(descriptor.digest), descriptor)
                 if raw is None:
                     raise _BlobMissing(self._image, f"index {descriptor.digest} is not in it")
-                inner = _decode(raw, _Index, self._image, "index")
+                inner = decode_json(raw, Index, self._image, "index")
                 yield from self._manifests(inner.manifests, store, depth=depth + 1)
-            elif media_type in _MANIFEST_TYPES:
+            elif media_type in MANIFEST_TYPES:
                 yield descriptor
             else:
                 raise UnsupportedImage(self._image, f"not a container image: {media_type}")
@@ -475,11 +412,11 @@ class _Reader:
         """Return where a layout keeps the blob of this digest, which is checked to be one."""
         return "blobs/" + _digest(digest, self._image).replace(":", "/", 1)
 
-    def _media_type(self, descriptor: _Descriptor, store: BlobStore) -> str:
+    def _media_type(self, descriptor: Descriptor, store: BlobStore) -> str:
         raw = self._read_small(store, self._blob(descriptor.digest), descriptor) or b"{}"
-        return _decode(raw, _MediaType, self._image, "manifest").media_type
+        return decode_json(raw, MediaType, self._image, "manifest").media_type
 
-    def _read_small(self, store: BlobStore, name: str, descriptor: _Descriptor | None = None) -> bytes | None:
+    def _read_small(self, store: BlobStore, name: str, descriptor: Descriptor | None = None) -> bytes | None:
         """Return a JSON blob, verified where its digest is known; None where it is not there."""
         source = store.open(name)
         if source is None:
@@ -498,7 +435,7 @@ class _Reader:
             raise DigestMismatch(self._image, what, wanted=wanted, found=found)
 
     def _assemble(self, chosen: _Chosen, store: BlobStore, *, source: Source) -> Image:
-        config = _decode(chosen.config, _Config, self._image, "configuration")
+        config = decode_json(chosen.config, ImageConfig, self._image, "configuration")
         diff_ids = config.rootfs.diff_ids
         if len(diff_ids) != len(chosen.layers):
             raise CorruptImage(
@@ -508,7 +445,7 @@ class _Reader:
         layers = []
         entries = 0
         for diff_id, descriptor, instruction in zip(
-            diff_ids, chosen.layers, _instructions(config, len(diff_ids)), strict=True
+            diff_ids, chosen.layers, instructions_of(config, len(diff_ids)), strict=True
         ):
             contents = read.get(diff_id) or self._layer(descriptor, diff_id, store)
             read[diff_id] = contents
@@ -525,13 +462,13 @@ class _Reader:
                     contents=contents,
                 )
             )
-        run = config.config or _RunConfig()
+        run = config.config or RunConfig()
         return Image(
             name=self._image,
             source=source,
             manifest_digest=chosen.manifest_digest,
             config_digest=f"sha256:{hashlib.sha256(chosen.config).hexdigest()}",
-            platform=str(_Platform(config.os, config.architecture, config.variant)),
+            platform=str(Platform(config.os, config.architecture, config.variant)),
             created=config.created,
             working_dir=run.working_dir or "/",
             user=run.user,
@@ -539,8 +476,8 @@ class _Reader:
             layers=tuple(layers),
         )
 
-    def _layer(self, descriptor: _Descriptor, diff_id: str, store: BlobStore) -> LayerContents:
-        if descriptor.media_type and not _LAYER_TYPE.fullmatch(descriptor.media_type):
+    def _layer(self, descriptor: Descriptor, diff_id: str, store: BlobStore) -> LayerContents:
+        if descriptor.media_type and not LAYER_TYPE.fullmatch(descriptor.media_type):
             raise UnsupportedImage(self._image, f"layer of unknown type {descriptor.media_type}")
         cached = self._cache.load(_digest(diff_id, self._image))
         if cached is not None:
@@ -569,19 +506,8 @@ class _Reader:
         return contents
 
 
-class _MediaType(msgspec.Struct, frozen=True, rename="camel"):
-    media_type: str = ""
-
-
 class _BlobMissing(CorruptImage):
     """A blob that a manifest names is not there; another way to the image may still have it."""
-
-
-def _decode(content: bytes, kind: type[_T], image: str, what: str) -> _T:
-    try:
-        return msgspec.json.decode(content, type=kind)
-    except msgspec.DecodeError as error:
-        raise CorruptImage(image, f"{what}: {error}") from error
 
 
 def _digest(digest: str, image: str) -> str:
@@ -599,24 +525,10 @@ def _is_tar(prefix: bytes) -> bool:
     return prefix[257:262] == b"ustar" or (len(prefix) == _MAGIC_BYTES and not prefix.strip(b"\0"))
 
 
-def _platform_of(config: bytes, image: str) -> _Platform:
-    return _decode(config, _Platform, image, "configuration")
+def _platform_of(config: bytes, image: str) -> Platform:
+    return decode_json(config, Platform, image, "configuration")
 
 
 def _host_platform() -> str:
     machine = host.machine()
     return "linux/" + {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
-
-
-def _instructions(config: _Config, layers: int) -> tuple[str | None, ...]:
-    """Return what made each layer, from the history's entries that made one; all None where they do not add up."""
-    made = [step for step in config.history or () if not step.empty_layer]
-    if len(made) != layers:
-        return (None,) * layers
-    return tuple(_instruction(step.created_by or step.comment) or None for step in made)
-
-
-def _instruction(created_by: str) -> str:
-    text = " ".join(created_by.removesuffix("# buildkit").split())
-    text = text.removeprefix("/bin/sh -c #(nop) ").strip()
-    return re.sub(r"^(?:RUN )?/bin/sh -c ", "RUN ", text)
