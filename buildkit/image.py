@@ -254,7 +254,7 @@ class _Reader:
     def _remembered(self, note: bytes) -> "_Chosen | None":
         try:
             chosen = msgspec.msgpack.decode(note, type=_Chosen)
-            diff_ids = decode_json(chosen.config, ImageConfig, self._image, "configuration").rootfs.diff_ids
+            diff_ids = decode_json(chosen.config, ImageConfig, self._image, "configuration").rootfs.diff_ids or ()
         except (msgspec.DecodeError, CorruptImage):
             return None
         return chosen if all(self._cache.has(diff_id) for diff_id in diff_ids) else None
@@ -335,7 +335,7 @@ class _Reader:
         stem = Path(manifest.config).stem
         if re.fullmatch(r"[0-9a-f]{64}", stem):
             self._verify("configuration", config, f"sha256:{stem}")
-        layers = tuple(Descriptor(digest=posixpath.normpath(layer), size=-1) for layer in manifest.layers)
+        layers = tuple(Descriptor(digest=posixpath.normpath(layer), size=-1) for layer in manifest.layers or ())
         return _Chosen(manifest_digest=None, config=config, layers=layers)
 
     def _choose(self, roots: Sequence[Descriptor], store: BlobStore) -> _Chosen:
@@ -365,7 +365,7 @@ class _Reader:
             choices[digest] = (str(_platform_of(config, self._image)), manifest, config)
         digest = self._choose_platform({key: value[0] for key, value in choices.items()}, missing)
         _, manifest, config = choices[digest]
-        return _Chosen(manifest_digest=digest, config=config, layers=manifest.layers)
+        return _Chosen(manifest_digest=digest, config=config, layers=manifest.layers or ())
 
     def _choose_platform(self, platforms: Mapping[str, str], missing: Sequence[Descriptor]) -> str:
         wanted = self._platform
@@ -436,7 +436,7 @@ class _Reader:
 
     def _assemble(self, chosen: _Chosen, store: BlobStore, *, source: Source) -> Image:
         config = decode_json(chosen.config, ImageConfig, self._image, "configuration")
-        diff_ids = config.rootfs.diff_ids
+        diff_ids = config.rootfs.diff_ids or ()
         if len(diff_ids) != len(chosen.layers):
             raise CorruptImage(
                 self._image, f"the manifest has {len(chosen.layers)} layers, the configuration {len(diff_ids)}"

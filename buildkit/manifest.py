@@ -83,7 +83,7 @@ class Manifest(msgspec.Struct, frozen=True, rename="camel"):
     """One image: its configuration and its layers, the lowest first."""
 
     config: Descriptor
-    layers: tuple[Descriptor, ...]
+    layers: tuple[Descriptor, ...] | None
     artifact_type: str | None = None
 
 
@@ -91,13 +91,13 @@ class DockerManifest(msgspec.Struct, frozen=True, rename="pascal"):
     """One image of an archive of `docker image save`: names of files in the archive."""
 
     config: str
-    layers: tuple[str, ...]
+    layers: tuple[str, ...] | None
     repo_tags: tuple[str, ...] | None = None
 
 
 class _RootFileSystem(msgspec.Struct, frozen=True):
     type: str
-    diff_ids: tuple[str, ...] = ()
+    diff_ids: tuple[str, ...] | None = None  # null where there is none: so Go writes an empty list
 
 
 class _History(msgspec.Struct, frozen=True):

@@ -202,6 +202,22 @@ def index_of(images: Mapping[tuple[str, str], MadeImage]) -> dict[str, bytes]:
     return files
 
 
+@pytest.mark.parametrize("form", ["oci", "docker"])
+def test_an_image_without_layers_is_read_also_where_its_lists_are_null(tmp_path: Path, form: str) -> None:
+    """As Go writes lists that were never filled: a configuration on `scratch` without a file."""
+    made = make_image([])
+    config = made.config.replace(b'"diff_ids": []', b'"diff_ids": null')
+    manifest = json.loads(made.manifest) | {"layers": None}
+    manifest["config"] |= {"digest": digest(config), "size": len(config)}
+    raw = json.dumps(manifest).encode()
+    made = replace(made, config=config, manifest=raw, blobs={blob_name(each): each for each in (config, raw)})
+    files = oci_files(made) if form == "oci" else docker_files(made)
+    files["manifest.json"] = files.get("manifest.json", b"").replace(b'"Layers": []', b'"Layers": null')
+    image = read_image(str(write_archive(files, tmp_path / "i.tar")))
+    assert image.layers == ()
+    assert measure(image).totals.final_bytes == 0
+
+
 def test_the_platform_is_chosen_from_an_index(tmp_path: Path) -> None:
     platforms = [("linux", "amd64"), ("linux", "s390x"), ("linux", "ppc64le")]
     images = {each: make_image([LAYERS[place]], platform=each) for place, each in enumerate(platforms)}
