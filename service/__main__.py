@@ -267,7 +267,8 @@ def _models_add(chosen: argparse.Namespace) -> int:
     from service.models import ModelFolderError, add  # noqa: PLC0415
 
     try:
-        folder = add(chosen.into or Settings.from_environment().models_directory, chosen.name, chosen.source)
+        settings = Settings.from_environment()
+        folder = add(chosen.into or settings.models_directory, chosen.name, chosen.source, settings.cache_directory)
     except ModelFolderError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -80,7 +80,7 @@ def check(models_directory: Path, name: str) -> ModelFolder:
     return ModelFolder(name=name, path=folder, revision=hashlib.sha256(hashes.encode()).hexdigest(), source=source)
 
 
-def add(models_directory: Path, name: str, source: str) -> ModelFolder:
+def add(models_directory: Path, name: str, source: str, cache: Path | None = None) -> ModelFolder:
     """Copy the model at `source` into `models_directory`/`name` with its manifest, replacing what was there.
 
     Args:
@@ -88,13 +88,14 @@ def add(models_directory: Path, name: str, source: str) -> ModelFolder:
         name: the folder's name, and the model's in requests and settings.
         source: a folder, `package:NAME` for an installed Python package that carries one (it is not imported), or
             HUB-ID@REVISION for a commit of a model hub's repository, by its full hash: the only use of a network.
+        cache: where a hub's downloads are kept.
 
     Raises:
         ModelFolderError: when `source` has no configuration, tokenizer.json or safetensors weights.
     """
     if not _is_name(name):
         raise ModelFolderError(name, "a name is one path component that does not begin with a dot")
-    origin, label = _locate(name, source)
+    origin, label = _locate(name, source, cache)
     wanted = [
         file
         for file in _files(origin)
@@ -133,10 +134,10 @@ def add(models_directory: Path, name: str, source: str) -> ModelFolder:
     return check(models_directory, name)
 
 
-def _locate(name: str, source: str) -> tuple[Path, str]:
+def _locate(name: str, source: str, cache: Path | None) -> tuple[Path, str]:
     """The folder that `source` names, and how the manifest calls it (never a path of the machine that built it)."""
     if _HUB.fullmatch(source):
-        return _downloaded(name, source), source
+        return _downloaded(name, source, cache), source
     if not source.startswith(_PACKAGE):
         if not Path(source).is_dir():
             raise ModelFolderError(name, f"{source} is not a folder")
@@ -157,8 +158,8 @@ def _is_name(name: str) -> bool:
     return Path(name).name == name and not name.startswith(".") and name != ""
 
 
-def _downloaded(name: str, source: str) -> Path:
-    """The snapshot of a hub's repository at a commit, in the hub client's own cache."""
+def _downloaded(name: str, source: str, cache: Path | None) -> Path:
+    """The snapshot of a hub's repository at a commit."""
     try:
         from huggingface_hub import snapshot_download  # noqa: PLC0415 - comes with transformers; all else does without
     except ImportError as error:
@@ -166,7 +167,7 @@ def _downloaded(name: str, source: str) -> Path:
     repository, revision = source.split("@")
     patterns = [f"*{suffix}" for suffix in sorted(_SUFFIXES)]
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, cache_dir=cache))
     except Exception as error:
         raise ModelFolderError(name, f"{source} could not be downloaded: {error}") from error
 

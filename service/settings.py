@@ -43,6 +43,8 @@ class Settings:
     database_timeout_seconds: float = 5.0
 
     models_directory: Path = Path("/opt/models")
+    cache_directory: Path | None = None
+    """Where downloads of `models add` are kept; None is the hub client's own place. Serving writes nothing."""
     embedding_model: str = "all-MiniLM-L6-v2"
     entailment_model: str | None = None
     device: Device = "auto"
@@ -85,6 +87,7 @@ class Settings:
             database_pool_connections=reader.integer("DATABASE_POOL_CONNECTIONS", defaults.database_pool_connections),
             database_timeout_seconds=reader.seconds("DATABASE_TIMEOUT_SECONDS", defaults.database_timeout_seconds),
             models_directory=Path(reader.text("MODELS_DIR") or defaults.models_directory),
+            cache_directory=Path(cache) if (cache := reader.text("CACHE_DIR")) else None,
             embedding_model=reader.text("EMBEDDING_MODEL") or defaults.embedding_model,
             entailment_model=reader.text("ENTAILMENT_MODEL"),
             device=reader.choice("DEVICE", defaults.device, _DEVICES),

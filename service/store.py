@@ -250,7 +250,9 @@ class Store:
             inserted = await connection.fetch(
                 """
                 INSERT INTO evidence (tenant_id, content, content_sha256, source_url, source_type, published_on)
-                SELECT $1, * FROM unnest($2::text[], $3::bytea[], $4::text[], $5::text[], $6::date[])
+                SELECT $1, piece.* FROM unnest($2::text[], $3::bytea[], $4::text[], $5::text[], $6::date[])
+                    AS piece (content, content_sha256, source_url, source_type, published_on)
+                ORDER BY content_sha256 -- two who bring the same pieces must not wait for one another
                 ON CONFLICT (tenant_id, content_sha256) DO NOTHING
                 RETURNING id, content_sha256
                 """,

@@ -133,7 +133,9 @@ class Queue:
             open_task = await connection.fetchval(
                 "SELECT id FROM tasks WHERE claim_id = $1 AND status IN ('pending', 'processing')", claim.id
             )
-        raise ConflictError("the claim is being verified already", f"/api/v1/tasks/{open_task}" if open_task else "")
+        if open_task is None:  # it was closed between the two statements
+            return await self.add(tenant, claim, options, idempotency_key)
+        raise ConflictError("the claim is being verified already", f"/api/v1/tasks/{open_task}")
 
     async def task(self, tenant: str, task_id: UUID) -> Task:
         """One task, or `NotFoundError`."""

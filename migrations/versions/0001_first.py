@@ -131,6 +131,7 @@ UPGRADE = (
     )
     """,
     "CREATE UNIQUE INDEX tasks_one_open_per_claim ON tasks (claim_id) WHERE status IN ('pending', 'processing')",
+    "CREATE INDEX tasks_newest ON tasks (claim_id, created_at DESC)",
     "CREATE INDEX tasks_runnable ON tasks (runnable_at) WHERE status = 'pending'",
     "CREATE INDEX tasks_leased ON tasks (lease_until) WHERE status = 'processing'",
     "CREATE INDEX tasks_done ON tasks (completed_at) WHERE completed_at IS NOT NULL",

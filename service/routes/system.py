@@ -1,7 +1,10 @@
 """The service about itself: liveness, readiness, health, metrics, and where its documentation is."""
 
+import tomllib
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 
 from litestar import MediaType, Response, get
 from litestar.di import NamedDependency as Given
@@ -22,12 +25,13 @@ def _not_well(body: type[Struct]) -> dict[int, ResponseSpec]:
     return {503: ResponseSpec(body, generate_examples=False, description="Not so")}
 
 
+@cache
 def service_version() -> str:
-    """The installed version; "unknown" where the code was only copied, as into an image's /app."""
-    try:
-        return version("truthgraph")
-    except PackageNotFoundError:
-        return "unknown"
+    """The version in the pyproject.toml beside this code, or that of the installed package."""
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    if project.is_file():
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+    return version("truthgraph")
 
 
 @get("/livez", tags=["system"], summary="Whether this process can still work", responses=_not_well(Liveness))

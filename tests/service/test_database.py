@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -170,3 +172,19 @@ def made_key(url: str, tenant: str) -> str:
         check=True,
     )
     return done.stdout.strip()
+
+
+def test_the_same_pieces_brought_at_once_are_kept_once(postgres: Postgres) -> None:
+    url = postgres.fresh()
+    lines = [json.dumps({"content": f"piece {number}"}) for number in range(64)]
+    with served(settings(url)) as running, concurrent.futures.ThreadPoolExecutor(8) as callers:
+        bodies = ["\n".join(lines[start:] + lines[:start]) for start in range(0, 64, 8)]
+        headers = {"content-type": "application/x-ndjson"}
+        calls = [
+            callers.submit(running.client.post, "/api/v1/evidence", content=body, headers=headers) for body in bodies
+        ]
+        replies = [call.result() for call in calls]
+    assert [reply.status_code for reply in replies] == [200] * 8
+    assert sum(reply.json()["added"] for reply in replies) == 64
+    [row] = Postgres.execute(url, "SELECT count(*) AS n FROM embeddings")
+    assert row["n"] == 64
