@@ -48,6 +48,7 @@ class Target(_Table, frozen=True):
         layers: names of the environment's layers in it, in order; empty where the Dockerfile has its own.
         arguments: build arguments beside those that every build gets; `{site_packages}` is where the base's own Python
             installs to.
+        cuda_targets: compute capabilities that it must run on, where not all of the image's.
         compression: of its layers in the engine; uncompressed is exported and unpacked fastest, a registry gets zstd.
     """
 
@@ -57,6 +58,7 @@ class Target(_Table, frozen=True):
     disk_bytes: int
     layers: tuple[str, ...] = ()
     arguments: dict[str, str] = {}
+    cuda_targets: tuple[str, ...] = ()
     compression: Literal["uncompressed", "gzip", "zstd"] = "uncompressed"
 
 

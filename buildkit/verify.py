@@ -21,6 +21,7 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from buildkit.budget import parse_budgets
 from buildkit.errors import CommandFailed, UsageError
 from checks.expectations import HANDED_IN_VARIABLE, Budgets, Expectations, HandedIn
 from checks.secrets import certificate_fingerprints
@@ -194,8 +195,8 @@ def expect(
     locked = {
         name: version for layer in layers for name, version in read_lock(spec.lock_folder / f"{layer}.txt").items()
     }
-    budgets = spec.budgets.get(target, {})
-    known = {name: budgets[name] for name in Budgets.__dataclass_fields__ if name in budgets}
+    limits = parse_budgets(spec.budgets.get(target, {})).limits
+    known = {name: int(limits[name]) for name in Budgets.__dataclass_fields__ if name in limits}
     return Expectations(
         target=target,
         has_models="models" in layers,
@@ -206,10 +207,10 @@ def expect(
         development_only={}
         if "dev" in layers
         else {name: modules(name) for name in development(spec) if name not in locked},
-        cuda_targets=spec.cuda_targets,
+        cuda_targets=chosen.cuda_targets or spec.cuda_targets,
         base_paths=BASE_PATHS,
         labels={**{OCI + name: None for name in LABELS}, **(labels or {})},
-        budgets=msgspec.convert(known, Budgets),
+        budgets=Budgets(**known),
         certificates_sha256=tuple(certificate_fingerprints(certificates)),
         handed_in=HandedIn.of(handed_in or {}),
     )

@@ -2,14 +2,14 @@
 
 Runs inside a stage of docker/Dockerfile, with nothing but the standard library:
 
-    python3 /mnt/layout.py bootstrap --requirements FILE   uv itself, into /usr/local/bin
-    python3 /mnt/layout.py skeleton                         the empty virtual environment
-    python3 /mnt/layout.py install --requirements FILE      one group of distributions
-    python3 /mnt/layout.py weights --requirements FILE DIR  the model that a distribution carries, as DIR
-    python3 /mnt/layout.py run COMMAND ...                  any command, with the caller's secrets
-    python3 /mnt/layout.py compile DIR                      bytecode for our own code, in /layer/DIR
+    python3 /mnt/layout.py bootstrap --requirements FILE              uv itself, into /usr/local/bin
+    python3 /mnt/layout.py skeleton --out TREE                         the empty virtual environment
+    python3 /mnt/layout.py install --requirements FILE --out TREE      one group of distributions
+    python3 /mnt/layout.py weights --requirements FILE --out TREE DIR  the model that a distribution carries, as DIR
+    python3 /mnt/layout.py run COMMAND ...                             any command, with the caller's secrets
+    python3 /mnt/layout.py compile --out TREE DIR                      bytecode for our own code in TREE/DIR
 
-The tree lies in /layer. It holds the same bytes for the same inputs: order, owner, mode and times are fixed, bytecode
+A tree is what one layer holds: the same bytes for the same inputs: order, owner, mode and times are fixed, bytecode
 is checked by nothing at run time (PEP 552, unchecked hash), and the skeleton of the virtual environment is a layer of
 its own, so that no group carries it twice.
 """
@@ -33,7 +33,7 @@ from pathlib import Path
 
 EPOCH_SECONDS = 315532800  # 1980-01-01: the oldest time that zip files can carry, so nothing downstream chokes on it
 VENV = Path("/opt/venv")
-LAYER = Path("/layer")
+MANIFESTS = Path("diet")  # below the environment: what each layer's diet took out, one file a layer
 CERTIFICATES = Path("/run/secrets/ca")
 INDEX = Path("/run/secrets/index")
 NETRC = Path("/run/secrets/netrc")
@@ -109,6 +109,16 @@ def add_weights(requirements: Path, folder: Path, out: Path) -> None:
         parent.mkdir(parents=True)
         models.add(parent, folder.name, f"package:{package}")
     settle(out)
+
+
+def diet(manifest: Path) -> None:
+    """Takes out what no run of the image needs, and writes down what it was."""
+    manifest.parent.mkdir()
+    targets = os.environ.get("DIET_TARGETS")
+    run(
+        *(sys.executable, "-m", "buildkit.diet", str(VENV), "--manifest", str(manifest)),
+        *("--profile", os.environ.get("DIET_PROFILE") or "full", *(("--targets", targets) if targets else ())),
+    )
 
 
 def bytecode_of(source: Path, installed: str) -> bytes | None:
@@ -188,6 +198,7 @@ def main() -> None:
     parser.add_argument("action", choices=["bootstrap", "skeleton", "install", "weights", "compile"])
     parser.add_argument("folder", type=Path, nargs="?", help="as it will lie in the image")
     parser.add_argument("--requirements", type=Path, help="a lock file")
+    parser.add_argument("--out", type=Path, help="the tree; its last name is the layer's")
     parser.add_argument("--only-binary", action="store_true", help="refuse source distributions: no compiler here")
     arguments = parser.parse_args()
     match arguments.action:
@@ -197,26 +208,29 @@ def main() -> None:
             for path in make_skeleton():
                 if path.name != "pyvenv.cfg" and not path.name.startswith("python"):
                     path.unlink()  # scripts for interactive shells
-            publish(LAYER)
+            publish(arguments.out)
         case "weights":
-            add_weights(arguments.requirements, arguments.folder, LAYER)
+            add_weights(arguments.requirements, arguments.folder, arguments.out)
         case "compile":
-            compile_tree(LAYER / arguments.folder.relative_to("/"), arguments.folder)
-            settle(LAYER)
+            compile_tree(arguments.out / arguments.folder.relative_to("/"), arguments.folder)
+            settle(arguments.out)
         case _:
-            lay_out_group(arguments.requirements, only_binary=arguments.only_binary)
+            lay_out_group(arguments.requirements, arguments.out, only_binary=arguments.only_binary)
 
 
-def lay_out_group(requirements: Path, *, only_binary: bool) -> None:
-    """Installs, strips, compiles and settles the distributions of *requirements*, and says how long each took."""
+def lay_out_group(requirements: Path, out: Path, *, only_binary: bool) -> None:
+    """Installs, diets, compiles and settles the distributions of *requirements*, and says how long each took.
+
+    The diet is that of DIET_PROFILE and DIET_TARGETS in the environment.
+    """
     clock = [time.monotonic()]
     install(requirements, only_binary=only_binary)
     clock.append(time.monotonic())
-    run(sys.executable, "-m", "buildkit.diet", str(VENV), "--strip", "--files", "runtime")
+    diet(VENV / MANIFESTS / f"{out.name}.json")
     clock.append(time.monotonic())
     files, compiled_bytes = compile_tree(VENV, VENV)
     clock.append(time.monotonic())
-    publish(LAYER)
+    publish(out)
     clock.append(time.monotonic())
     installing, dieting, compiling, settling = (after - before for before, after in itertools.pairwise(clock))
     print(

@@ -127,12 +127,18 @@ def test_the_dockerfile_copies_each_layer_of_the_table_once(target: str) -> None
         stage = by_name[name]
         parent = stage.split()[0]
         above = copied(parent) if parent in by_name else []
-        return above + re.findall(r"^COPY --link --from=(\S+) /layer /$", stage, re.MULTILINE)
+        return above + re.findall(r"^COPY --link --from=(\S+) /layer/\S+ /$", stage, re.MULTILINE)
 
     lock_of = {
         name: match[1]
         for name, stage in by_name.items()
-        if (match := re.search(r"layout\.py install", stage) and re.search(r"source=docker/lock/([\w-]+)\.txt", stage))
+        if (
+            match := re.search(
+                r"source=docker/lock/([\w-]+)\.txt.*layout\.py install .*--out /layer/\1$",
+                stage,
+                re.MULTILINE | re.DOTALL,
+            )
+        )
     }
     chosen = loaded.target(target)
 
