@@ -39,13 +39,13 @@ class Budgets:
         unpacked_bytes: of the sum over layers of their regular files.
         largest_layer_bytes: of one layer's regular files.
         layers: their number.
-        repeated_bytes: of files that an earlier layer stores in vain, `repeatable` ones apart.
+        wasted_bytes: of files that an earlier layer stores in vain, those below `base_paths` apart.
     """
 
     unpacked_bytes: int | None = None
     largest_layer_bytes: int | None = None
     layers: int | None = None
-    repeated_bytes: int = 0
+    wasted_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ def repeated(layers: ImageLayers, expectations: Expectations, cause: str) -> lis
 def refuse_repeats(layers: ImageLayers, expectations: Expectations, cause: str, fix: str) -> None:
     """Fails where files stored in vain for *cause* take more than the budget."""
     repeats = repeated(layers, expectations, cause)
-    if sum(item.size_bytes for item in repeats) > expectations.budgets.repeated_bytes:
+    if sum(item.size_bytes for item in repeats) > expectations.budgets.wasted_bytes:
         refuse(
             (
                 f"{item.path}: {item.size_bytes} bytes, {layers.name(item.first)}, {cause} in {layers.name(item.again)}"

@@ -13,7 +13,7 @@ from rich.console import Console
 from buildkit import spec
 from buildkit.errors import CommandFailed, UsageError
 from buildkit.verify import VerifyResult, expect, read_lock, table, verify
-from checks.expectations import Expectations, HandedIn, UnknownExpectations
+from checks.expectations import Budgets, Expectations, HandedIn, UnknownExpectations
 from checks.verdicts import CheckResult, Outcome, Results
 from tests.checks.faults import DER, PEM
 
@@ -163,6 +163,14 @@ def test_labels_of_the_build_are_expected_to_the_letter(project: spec.ImageSpec)
     name = "org.opencontainers.image.revision"
     assert expect(project, "core").labels[name] is None
     assert expect(project, "core", labels={name: "0123abc"}).labels[name] == "0123abc"
+
+
+def test_budgets_are_the_targets_own(project: spec.ImageSpec) -> None:
+    given = msgspec.structs.replace(
+        project, budgets={"core": {"unpacked_bytes": "0.5 GB", "layers": 9, "efficiency_fraction": 0.9}}
+    )
+    assert expect(given, "core").budgets == Budgets(unpacked_bytes=500_000_000, layers=9)
+    assert expect(given, "api").budgets == Budgets()
 
 
 def test_unknown_target_is_refused(project: spec.ImageSpec) -> None:
