@@ -99,11 +99,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRun:
-    """One life of the service, started as the image says, without database and network."""
+    """One life of the service, started as the image says, without database and network.
+
+    `status` is the kernel's word on its first process (proc_pid_status(5)).
+    """
 
     answers: dict[str, Answer]
     start_seconds: float
     healthcheck: Process
+    status: str
     is_running: bool
     drained_status: int
     drained_why: str
@@ -280,6 +284,7 @@ class Evidence:
             test = self.configuration.healthcheck
             command = ("/bin/sh", "-c", *test[1:]) if test[:1] == ("CMD-SHELL",) else test[1:]
             healthcheck = self.engine.exec(container, *(command or ("false",)))
+            status = self.engine.exec(container, "cat", "/proc/1/status").output
             while time.monotonic() < began + SETTLED_SECONDS:
                 time.sleep(0.1)
             is_running = bool(self.engine.state(container)["Running"])
@@ -294,6 +299,7 @@ class Evidence:
             answers={path: Answer(*said.get("answers", {}).get(path, silent)) for path in ("/health", *PATHS)},
             start_seconds=said.get("seconds", 0.0),
             healthcheck=healthcheck,
+            status=status,
             is_running=is_running,
             drained_status=drained.get("status", 0),
             drained_why=drained.get("why", "the connection was never made"),

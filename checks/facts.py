@@ -33,6 +33,7 @@ class File:
     gid: int
     size_bytes: int
     leads_to: str = ""
+    has_capabilities: bool = False
 
     @property
     def name(self) -> str:

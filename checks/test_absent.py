@@ -199,6 +199,7 @@ def test_no_tests_or_scripts(expectations: Expectations, file_system: FileSystem
         and not STANDARD_LIBRARY_TESTS.match(file.path)
         and (
             (file.name in ("tests", "test") and any(f"{h}/".startswith(f"{file.path}/") for h in holders))
+            or (file.name in ("tests", "test") and file.path.rpartition("/")[0] in file_system.site_packages)
             or (file.name in ("tests", "scripts") and file.path.startswith(f"{expectations.application}/"))
         )
     ]
@@ -240,8 +241,9 @@ def test_no_git_repository(file_system: FileSystem, layers: ImageLayers) -> None
 def test_no_setuid_file(file_system: FileSystem, layers: ImageLayers) -> None:
     """No file runs with the rights of its owner or group (setuid, setgid, capabilities)."""
     found = (
-        f"{file.path} has mode {file.mode:04o}, owner {file.uid}:{file.gid} ({layers.where(file.path)})"
+        f"{file.path} has {'capabilities' if file.has_capabilities else f'mode {file.mode:04o}'},"
+        f" owner {file.uid}:{file.gid} ({layers.where(file.path)})"
         for file in file_system.files
-        if file.kind == "file" and file.mode & 0o6000
+        if file.kind == "file" and (file.mode & 0o6000 or file.has_capabilities)
     )
     refuse(found, fix="find / -xdev -perm /6000 -type f -exec chmod a-s {} + in the instruction that installs them")

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from checks.verdicts import not_verified, refuse
+from checks.verdicts import not_applicable, not_verified, refuse
 
 if TYPE_CHECKING:
+    import testinfra
+
     from checks.evidence import Answer, Evidence, ServiceRun
     from checks.expectations import Expectations
 
@@ -197,6 +199,29 @@ def test_stop_signal_ends_it(stopped: ServiceRun, expectations: Expectations) ->
         if stopped.exit_code or stopped.stop_seconds > limit
         else [],
         fix="handle SIGTERM in the process that CMD starts; 137 means that the engine had to kill it",
+    )
+
+
+@pytest.mark.parametrize("script", ["alembic", "uvicorn"])
+def test_console_script_runs(script: str, expectations: Expectations, host: testinfra.host.Host) -> None:
+    """The console script {script} is on PATH and runs."""
+    if script not in expectations.locked:
+        not_applicable(f"{script} is not in the lock")
+    ended = host.run(f"{script} --version")
+    refuse(
+        [f"`{script} --version` ended with {ended.rc}: {ended.stderr.strip()[-500:]}"] if ended.rc else [],
+        fix="copy the environment whole, bin/ included, to the path that it was made at",
+    )
+
+
+def test_service_runs_as_its_user(stopped: ServiceRun, expectations: Expectations) -> None:
+    """The service's process runs as the expected user."""
+    users = stopped.status.partition("\nUid:")[2].split()[:1]
+    if not users:
+        not_verified("the process's status cannot be read")
+    refuse(
+        [f"its user is {users[0]}, expected {expectations.user}"] if users != [expectations.user] else [],
+        fix=f"USER {expectations.user}:{expectations.user} in the final stage",
     )
 
 

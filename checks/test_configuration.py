@@ -9,8 +9,6 @@ import pytest
 from checks.verdicts import not_applicable, refuse
 
 if TYPE_CHECKING:
-    import testinfra
-
     from checks.evidence import Evidence
     from checks.expectations import Expectations
     from checks.facts import Configuration, FileSystem
@@ -24,19 +22,6 @@ def test_user_is_numeric_and_not_root(configuration: Configuration, expectations
     refuse(
         [f"USER is {user!r}, expected {expectations.user!r}"] if user.partition(":")[0] != expectations.user else [],
         fix=f"USER {expectations.user}:{expectations.user} in the final stage: a name is no proof",
-    )
-
-
-def test_processes_run_as_that_user(host: testinfra.host.Host, expectations: Expectations) -> None:
-    """A process in the container has that user's identity and no capability."""
-    identity = host.check_output("id -u")
-    effective = host.check_output("grep CapEff /proc/self/status").split()[-1]
-    refuse(
-        [
-            *([f"id -u prints {identity}"] if identity != expectations.user else []),
-            *([f"effective capabilities are {effective}"] if int(effective, 16) else []),
-        ],
-        fix="drop what adds privileges: setuid files, file capabilities",
     )
 
 

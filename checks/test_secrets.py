@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from checks.secrets import Trace
 
 SECRET_VARIABLE = re.compile(r"(?i).*(password|passwd|secret|token|api_?key|access_?key|private_?key|credential).*")
+ASSIGNED = re.compile(r"""(?<![\w-])([A-Za-z_][A-Za-z0-9_]*)=(?!["']?\$)(?!["']*(?:\s|\Z))""")
 MOUNT = "hand it to the one instruction that needs it: RUN --mount=type=secret,id=NAME"
+SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 PUBLIC_AUTHORITIES = re.compile(r"/usr/share/ca-certificates/mozilla/.*|.*/(certifi|pip/_vendor/certifi)/cacert\.pem")
 
 
@@ -62,6 +64,13 @@ def test_no_secret_in_the_configuration(configuration: Configuration, evidence: 
                 if value and SECRET_VARIABLE.fullmatch(name)
             ),
             *(f"{trace.path}: {trace.what}" for trace in configured(evidence, layers) if trace.rule != "handed-in"),
+            *(
+                f"instruction {number} of the history gives {name} a value"
+                for number, instruction in enumerate(layers.history)
+                if not instruction.startswith("ENV ")  # a finding of its own, as a variable
+                for name in ASSIGNED.findall(instruction)
+                if SECRET_VARIABLE.fullmatch(name)
+            ),
         ],
         fix="give secrets when the container is started, never by ENV, ARG or LABEL",
     )
@@ -111,11 +120,14 @@ def test_no_certificate_handed_in_is_left(expectations: Expectations, layers: Im
 
 def test_no_authority_was_added(layers: ImageLayers) -> None:
     """No certificate authority was added to the system's own."""
+    certificates = [trace for trace in layers.traces if trace.rule == "certificate"]
+    public = {trace.fingerprint for trace in certificates if PUBLIC_AUTHORITIES.fullmatch(trace.path)}
     refuse(
         (
             described(layers, trace)
-            for trace in layers.traces
-            if trace.rule == "certificate" and trace.path.startswith("/usr/local/share/ca-certificates/")
+            for trace in certificates
+            if trace.path.startswith("/usr/local/share/ca-certificates/")
+            or (trace.path == SYSTEM_BUNDLE and trace.fingerprint not in public)
         ),
         fix="mount the certificate as a secret during the build, and at run time where the operator needs it",
     )

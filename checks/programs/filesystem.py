@@ -200,11 +200,21 @@ def walk(root: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[di
                     fact |= {"kind": "link", "leads_to": os.readlink(entry.path)}
                 elif stat.S_ISREG(status.st_mode):
                     fact |= {"kind": "file", "size_bytes": status.st_size}
+                    if status.st_mode & 0o111 and has_capabilities(entry.path):
+                        fact["has_capabilities"] = True
                     if status.st_ino not in seen:
                         inspect(entry.path, status.st_size, objects, contents)
                     if status.st_nlink > 1:
                         seen.add(status.st_ino)
     return files, objects, contents
+
+
+def has_capabilities(path: str) -> bool:
+    """Whether the file gives capabilities to whoever runs it (capabilities(7), "File capabilities")."""
+    try:
+        return bool(os.getxattr(path, "security.capability"))
+    except OSError:
+        return False
 
 
 def inspect(path: str, size_bytes: int, objects: list[dict[str, Any]], contents: list[dict[str, str]]) -> None:

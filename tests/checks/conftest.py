@@ -96,6 +96,8 @@ def standin_files(places: Places) -> dict[str, str | bytes]:
         **{f"{SITE}/{n.replace('-', '_')}-{v}.dist-info/METADATA": f"Name: {n}\nVersion: {v}\n" for n, v in versions},
         "/opt/models/all-MiniLM-L6-v2/vectors.json": json.dumps(VECTORS),
         "/usr/local/bin/curl": "#!/usr/bin/env python3\n" + (STANDIN / "curl.py").read_text(),
+        "/opt/venv/bin/alembic": '#!/bin/sh\n[ "$STANDIN_FAULT" != "console script" ]\n',
+        "/opt/venv/bin/uvicorn": "#!/bin/sh\n",
         "/usr/local/bin/psql": "#!/bin/sh\necho psql\n",
         f"{SITE}/numpy_x.libs/libopenblas.so": make_elf(soname="libopenblas.so", sections=[(".symtab", bytes(24))]),
         f"{SITE}/torch_x/testing/test_helpers.txt": "not a folder of tests",
@@ -176,7 +178,6 @@ def workshop(docker: Sequence[str], python_base: str, tmp_path_factory: pytest.T
     shop = Workshop(docker, places, tmp_path_factory.mktemp("workshop"))
     context = shop.folder / "standin"
     lay_out(context / "standin", standin_files(places), places)
-    (context / "standin/opt/venv/bin").mkdir()
     for link in ("python", "python3"):
         (context / "standin/opt/venv/bin" / link).symlink_to(executable)
     lay_out(context / "whole", {CUDA: WHOLE}, places)

@@ -30,7 +30,13 @@ HANDED_IN = {"index": "https://robot:s3cr3t-w0rd@packages.invalid/simple"}
 EXPECTED = Expectations(
     target="stand-in",
     certificates_sha256=(hashlib.sha256(DER).hexdigest(),),
-    locked={"torch": "2.13.0", "transformers": "5.20.0", "sentence-transformers": "6.1.0", "alembic": "1.18.0"},
+    locked={
+        "torch": "2.13.0",
+        "transformers": "5.20.0",
+        "sentence-transformers": "6.1.0",
+        "alembic": "1.18.0",
+        "uvicorn": "0.40.0",
+    },
     development_only={"pytest": ("pytest", "_pytest"), "hypothesis": ("hypothesis",)},
     cuda_targets=("sm_80", "sm_90"),
     labels={"org.opencontainers.image.revision": "0123abc", "org.opencontainers.image.created": None},
@@ -129,6 +135,12 @@ LEFTOVERS = [
         "RUN mkdir -p /srv/a/objects /srv/a/refs && touch /srv/a/HEAD",
     ),
     Fault("a setuid file", "absent::no_setuid_file", "RUN echo x > /usr/bin/a && chmod 4755 /usr/bin/a"),
+    Fault(
+        "a file with capabilities",
+        "absent::no_setuid_file",
+        'RUN echo x > /usr/bin/a && chmod 755 /usr/bin/a && python3 -c "import os; os.setxattr('
+        f"'/usr/bin/a', 'security.capability', bytes.fromhex('0100000200040000{'00' * 12}'))\"",
+    ),
 ]
 SECRETS = [
     Fault("a private key", secret("private_key"), files={"/etc/ssl/private/a.pem": KEY}),
@@ -148,6 +160,7 @@ SECRETS = [
     ),
     Fault("a password in a variable", "secrets::no_secret_in_the_configuration", "ENV DATABASE_PASSWORD=abc"),
     Fault("a token in the history", "secrets::no_secret_in_the_configuration", f"RUN : {TOKEN}"),
+    Fault("a password as an argument", "secrets::no_secret_in_the_configuration", "ARG DB_PASSWORD=abc\nRUN true"),
     Fault(
         "a password handed in, in a big file",
         "secrets::nothing_handed_in_is_left",
@@ -224,7 +237,11 @@ LAYERS = [
     ),
 ]
 CONFIGURATION = [
-    Fault("root", "configuration::user_is_numeric_and_not_root", "USER 0:0"),
+    Fault(
+        "root",
+        ("configuration::user_is_numeric_and_not_root", "application::service_runs_as_its_user"),
+        "USER 0:0",
+    ),
     Fault(
         "a user by name",
         "configuration::user_is_numeric_and_not_root",
@@ -266,6 +283,7 @@ APPLICATION = [
     Fault("an undescribed route", "application::openapi_agrees", switch="openapi"),
     Fault("a request dropped", "application::stop_signal_drains", switch="drain"),
     Fault("a deaf service", "application::stop_signal_ends_it", switch="stop"),
+    Fault("no console script", "application::console_script_runs[alembic]", switch="console script"),
     Fault("no migrations", "application::migrations_are_written_as_sql", switch="migration"),
 ]
 MODELS = [
