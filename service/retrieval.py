@@ -19,7 +19,8 @@ class Retriever:
     """Searches one tenant's evidence.
 
     `similarity` of a result is from 0 to 1: in the modes vector and hybrid the cosine between query and evidence
-    (0 if negative), in the mode keyword PostgreSQL's cover density rank r as r / (r + 1).
+    (0 if negative), in the mode keyword PostgreSQL's ts_rank r, damped by the text's length, as r / (r + 1).
+    (Its cover density rank finds less on CLIMATE-FEVER: nDCG@10 0.25 against 0.35.)
     """
 
     store: Store

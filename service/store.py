@@ -164,7 +164,7 @@ _BY_VECTOR: Final = f"""
     LIMIT $7
 """
 _BY_KEYWORD: Final = f"""
-    SELECT e.id, ts_rank_cd(e.search, query.words, 1 | 32) AS score
+    SELECT e.id, ts_rank(e.search, query.words, 1 | 32) AS score
     FROM evidence e, (SELECT {_ANY_WORD} AS words) AS query
     WHERE {_FILTER} AND e.search @@ query.words
     ORDER BY score DESC, e.id
