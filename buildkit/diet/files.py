@@ -110,6 +110,13 @@ RULES: Final = (
         lost="building against the packages in the image",
     ),
     Rule(
+        name="model-sources",
+        globs=("transformers/models/*/modular_*.py",),
+        is_imported_kept=True,
+        reason="what transformers' own generator writes its modelling files from; nothing imports them",
+        lost="running that generator",
+    ),
+    Rule(
         name="fortran-sources",
         suffixes=(".f", ".f90", ".pyf"),
         reason="Fortran sources and interface files serve f2py and compilers",
@@ -220,6 +227,7 @@ _RUNTIME: Final = (
     "tests",
     "scripts",
     "build-files",
+    "model-sources",
     "fortran-sources",
     "manuals",
     "windows",
@@ -246,6 +254,9 @@ _READS_ITS_STUB: Final = b"attach_stub"
 _IMPORT: Final = re.compile(
     rb"^[ \t]*((?:from[ \t]+[.\w]+[ \t]+import|import)[ \t]+(?:\([^)]*\)|[^\n(]*))", re.MULTILINE
 )
+_WORD: Final = re.compile(rb"\w+")
+# Up to this many, looking for each in every source is faster than finding its import statements (measured).
+_FEW_WORDS: Final = 8
 # Entry points that only a test suite loads: networkx drops its `nx_loopback` backend before it looks at the others
 # (networkx 3.7, networkx/utils/backends.py, `_get_backends`).
 _TEST_ENTRY_POINTS: Final = frozenset({"networkx.classes.tests.dispatch_interface"})
@@ -298,29 +309,36 @@ def _keep_imported(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -
     if not guarded:
         return
     words = {name.rsplit(".", 1)[-1].encode() for name in guarded}
-    imported: set[str] = set()
-    for path in paths:
-        if path.endswith(".dist-info/entry_points.txt"):
-            named = set(_ENTRY_POINT.findall((root / path).read_text("utf-8", "replace")))
-            imported.update(named - _TEST_ENTRY_POINTS)
-        elif path.endswith(".py") and path not in matched:
-            source = (root / path).read_bytes()
-            if any(word in source for word in words) and any(
-                word in statement for statement in _IMPORT.findall(source) for word in words
-            ):
-                imported.update(_imports(source, path))
-    reached = {
-        ".".join(parts[:depth])
-        for parts in (module.split(".") for module in imported)
-        for depth in range(1, len(parts) + 1)
-    }
-    for name in reached.intersection(guarded):
-        for path in guarded[name]:
+    # What is given back imports in its turn, so this goes on until nothing is.
+    importers = [path for path in paths if path not in matched]
+    while importers and guarded:
+        imported = set().union(*(_imported_by(root, path, words) for path in importers))
+        reached = {
+            ".".join(parts[:depth])
+            for parts in (module.split(".") for module in imported)
+            for depth in range(1, len(parts) + 1)
+        }
+        importers = [path for name in sorted(reached.intersection(guarded)) for path in guarded.pop(name)]
+        for path in importers:
             del matched[path]
 
 
+def _imported_by(root: Path, path: str, words: set[bytes]) -> set[str]:
+    """The modules that a file makes importable or imports, if any of them may be called one of these words."""
+    if path.endswith(".dist-info/entry_points.txt"):
+        return set(_ENTRY_POINT.findall((root / path).read_text("utf-8", "replace"))) - _TEST_ENTRY_POINTS
+    if not path.endswith(".py"):
+        return set()
+    source = (root / path).read_bytes()
+    if len(words) <= _FEW_WORDS and not any(word in source for word in words):
+        return set()
+    if words.isdisjoint(_WORD.findall(b"\n".join(_IMPORT.findall(source)))):
+        return set()
+    return _imports(source, path)
+
+
 def _module_root(path: str) -> str:
-    """The dotted name of the outermost folder that a rule names (`a/tests/b.py` is `a.tests`), or of the module."""
+    """The dotted name of what stays or goes as a whole: the outermost folder that a rule names, or the module."""
     parts = path.removesuffix(".py").split("/")
     for depth, part in enumerate(parts[:-1], start=1):
         if part in _GUARDED_FOLDERS:
@@ -331,7 +349,8 @@ def _module_root(path: str) -> str:
 def _imports(source: bytes, path: str) -> set[str]:
     """Every dotted name that importing this module could import, relative ones resolved.
 
-    Imports inside functions do not count: in packages' `test()` functions they are what the rule takes away.
+    Imports inside functions do not count: in packages' `test()` functions they are what the rule takes away. Nor do
+    those for type checkers only.
     """
     package = path.split("/")[:-1]
     try:
@@ -348,6 +367,8 @@ def _imports(source: bytes, path: str) -> set[str]:
             base = ".".join([*above, *([node.module] if node.module else [])])
             names.add(base)
             names.update(f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            pending.extend(node.orelse)
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             pending.extend(ast.iter_child_nodes(node))
     return names

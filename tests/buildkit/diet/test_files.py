@@ -41,6 +41,7 @@ def test_the_runtime_set_takes_what_serves_compilers_and_developers_only(tmp_pat
         "torch/share/cmake/Torch/TorchConfig.cmake": "build-files",
         "torch/bin/protoc-3.13.0.0": "build-files",
         "numpy/f2py/x.f90": "fortran-sources",
+        "transformers/models/bert/modular_bert.py": "model-sources",
         "share/man/man1/tool.1": "manuals",
         "pip/_vendor/distlib/t64.exe": "windows",
         "nvidia/cu13/lib/libnvrtc.alt.so.13": "nvrtc-alternate",
@@ -55,6 +56,7 @@ def test_the_runtime_set_takes_what_serves_compilers_and_developers_only(tmp_pat
         "pkg/py.typed",
         "pkg/include/__init__.py",
         "pkg/LICENSE",
+        "transformers/models/bert/modeling_bert.py",
         "torch-2.dist-info/METADATA",
         "numpy-2.dist-info/licenses/numpy/_core/include/numpy/LICENSE.txt",
         "torch-2.dist-info/licenses/third_party/tests/scripts/LICENSE",
@@ -124,6 +126,24 @@ def test_tests_that_only_other_tests_import_go(tmp_path: Path) -> None:
     files = {"pkg/tests/helper.py": "", "pkg/sub/tests/test_it.py": "from pkg.tests import helper"}
 
     assert set(matched(tmp_path, files)) == set(files)
+
+
+def test_tests_that_kept_tests_import_stay_too(tmp_path: Path) -> None:
+    files = {
+        "pkg/__init__.py": "from pkg.tests import helper",
+        "pkg/tests/helper.py": "from other.tests import base",
+        "other/tests/base.py": "",
+        "third/tests/x.py": "",
+    }
+
+    assert set(matched(tmp_path, files)) == {"third/tests/x.py"}
+
+
+def test_imports_for_type_checkers_keep_nothing(tmp_path: Path) -> None:
+    statement = "if typing.TYPE_CHECKING:\n    from pkg.tests import helper\nelse:\n    from pkg.scripts import tool\n"
+    files = {"pkg/__init__.py": statement, "pkg/tests/helper.py": "", "pkg/scripts/tool.py": ""}
+
+    assert set(matched(tmp_path, files)) == {"pkg/tests/helper.py"}
 
 
 def test_scripts_behind_an_entry_point_stay(tmp_path: Path) -> None:
