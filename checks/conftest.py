@@ -50,12 +50,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--results", type=Path, help="write the results there as JSON")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Markers of this suite."""
-    config.addinivalue_line("markers", "needs(part): the check applies to images with this part only")
-    config.addinivalue_line("markers", "device: needs a GPU")
-
-
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Reads the expectations and starts gathering evidence; ends the run where either cannot be had."""
     config = session.config

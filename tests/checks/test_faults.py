@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,6 +28,8 @@ def test_image_without_fault_has_no_finding(verified: Mapping[str, Future[Verify
     assert not result.errors
     outcomes = {check.outcome for check in result.results.checks if check.tier == "static"}
     assert outcomes == {"pass"}, explained(result)
+    assert {check.outcome for check in result.results.checks if check.tier == "device"} == {"not verified"}
+    assert replace(result, required=frozenset({"device"})).exit_code == 1
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

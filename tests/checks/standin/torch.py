@@ -14,6 +14,20 @@ class version:  # noqa: N801 - as torch calls it
     cuda = None if FAULT == "torch build" else "13.0"
 
 
+class cuda:  # noqa: N801 - as torch calls it
+    """No GPU, wherever this runs."""
+
+    @staticmethod
+    def is_available() -> bool:
+        """There is none."""
+        return False
+
+    @staticmethod
+    def device_count() -> int:
+        """There is none."""
+        return 0
+
+
 class _C:
     """The compiled half."""
 
