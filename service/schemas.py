@@ -313,7 +313,7 @@ class VerificationResult(Struct, frozen=True):
 
 
 class VerifyOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """How to verify."""
+    """How to verify. `return_reasoning` is accepted for compatibility; the reasoning is always kept and returned."""
 
     max_evidence_items: Annotated[int, Meta(ge=1, le=50)] = 10
     confidence_threshold: Fraction = 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -94,6 +95,11 @@ def process(*prefix: str, **settings: object) -> Iterator[Process]:
 def connection(running: Process) -> socket.socket:
     """A connection of the bare kind."""
     return socket.create_connection((running.client.base_url.host, running.client.base_url.port or 0))
+
+
+def waits(running: Process) -> bool:
+    """Whether anything waits for the device."""
+    return "truthgraph_queue_tokens 0.0" not in running.client.get("/metrics").text
 
 
 def answers(client: httpx.Client, path: str, status: int) -> bool:
@@ -223,13 +229,21 @@ def test_real_models_answer_and_what_was_accepted_is_finished(models_directory: 
         task = running.client.post(f"/api/v1/claims/{claim}/verify", json={}).headers["location"]
         running.popen.send_signal(signal.SIGKILL)
         running.popen.wait(WAIT_SECONDS)
-    with process(**settings, TASK_SECONDS="1") as running:
+    with process(**settings, TASK_SECONDS="1", DRAIN_SECONDS="50") as running:
         until(lambda: answers(running.client, "/readyz", 200), "the models are loaded")
         Postgres.execute(url, "UPDATE tasks SET lease_until = now() WHERE status = 'processing'")
         until(lambda: running.client.get(task).json()["status"] == "completed", "the task survived the kill")
         rows = Postgres.execute(url, "SELECT claim_id FROM verdicts")
         assert [str(row["claim_id"]) for row in rows].count(claim) == 1
-        running.popen.send_signal(signal.SIGTERM)
+        with concurrent.futures.ThreadPoolExecutor(1) as caller:
+            texts = {"texts": ["word " * 200] * 20}
+            call = caller.submit(
+                httpx.post, f"{running.client.base_url}/api/v1/embed", json=texts, timeout=WAIT_SECONDS
+            )
+            until(lambda: "truthgraph_queue_tokens 0.0" not in running.client.get("/metrics").text, "some of it waits")
+            running.client.close()
+            running.popen.send_signal(signal.SIGTERM)
+            assert call.result(WAIT_SECONDS).status_code == 200
         assert running.popen.wait(WAIT_SECONDS) == 0
 
 
