@@ -40,7 +40,8 @@ _INLINE_CHARACTERS: Final = 4_000
 """Inputs shorter than this are tokenised on the event loop (0.2 ms, measured), longer ones on a thread."""
 _CHARACTERS_PER_TOKEN: Final = 4
 """What a text is assumed to weigh until it is tokenised (English; others are counted right a moment later)."""
-_RATE_SMOOTHING: Final = 0.1
+_RATE_MEMORY: Final = 0.9
+"""What each pass leaves of the tokens and seconds before it; their quotient is the rate, so large passes count most."""
 _RATE_START_TOKENS: Final = 5_000.0
 """Tokens per second assumed before anything was measured: MiniLM on two cores in float32."""
 
@@ -127,7 +128,8 @@ class Scheduler:
         self._entries: list[_Entry] = []
         self._queued_tokens = 0
         self._preparing_tokens = 0
-        self._rate_tokens_per_second = _RATE_START_TOKENS
+        self._recent_tokens = _RATE_START_TOKENS
+        self._recent_seconds = 1.0
         self._budgets_tokens: dict[str, int] = {}
         self._busy_since: float | None = None
         self._is_stopping = False
@@ -165,7 +167,7 @@ class Scheduler:
             queued_tokens=self._queued_tokens,
             queue_tokens=self._queue_tokens,
             busy_seconds=0.0 if busy_since is None else time.monotonic() - busy_since,
-            tokens_per_second=self._rate_tokens_per_second,
+            tokens_per_second=self._recent_tokens / self._recent_seconds,
         )
 
     async def infer(
@@ -222,7 +224,7 @@ class Scheduler:
         if self._lost is not None:
             raise DeviceLostError(str(self._lost))
         waiting = self._queued_tokens + self._preparing_tokens
-        wait_seconds = waiting / self._rate_tokens_per_second
+        wait_seconds = waiting * self._recent_seconds / self._recent_tokens
         if waiting and (waiting + tokens > self._queue_tokens or wait_seconds > seconds):
             raise OverloadedError(max(1.0, wait_seconds / 2))
 
@@ -314,8 +316,8 @@ class Scheduler:
     def _account(self, part: list[_Entry], model: Model[object], seconds: float) -> None:
         tokens = sum(each.row.length_tokens for each in part)
         padded_tokens = max(each.row.length_tokens for each in part) * len(part)
-        rate = tokens / max(seconds, 1e-6)
-        self._rate_tokens_per_second += _RATE_SMOOTHING * (rate - self._rate_tokens_per_second)
+        self._recent_tokens = _RATE_MEMORY * self._recent_tokens + tokens
+        self._recent_seconds = _RATE_MEMORY * self._recent_seconds + seconds
         if model.name in self._budgets_tokens:  # after a shortage of memory the budget grows back slowly
             budget = self._budgets_tokens[model.name]
             self._budgets_tokens[model.name] = min(model.batch_tokens, budget + budget // 64 + 1)

@@ -123,6 +123,25 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     run(work, queue_tokens=100)
 
 
+def test_what_could_not_be_done_in_time_is_refused_at_once() -> None:
+    """1,000 tokens wait; at the 5,000 a second assumed at first that is 0.2 s."""
+
+    async def work(scheduler: Scheduler, model: FakeEmbedder) -> None:
+        model.may_run.clear()
+        running = asyncio.create_task(scheduler.infer(model, ["a"], seconds=60))
+        while not model.batches:
+            await asyncio.sleep(0.01)
+        waiting = asyncio.create_task(scheduler.infer(model, ["word " * 199] * 5, seconds=60))
+        while scheduler.state.queued_tokens < 1000:
+            await asyncio.sleep(0.01)
+        with pytest.raises(OverloadedError):
+            await scheduler.infer(model, ["hurry"], seconds=0.1)
+        model.may_run.set()
+        await asyncio.gather(running, waiting)
+
+    run(work)
+
+
 def test_an_empty_queue_takes_a_request_larger_than_itself() -> None:
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> int:
         return len((await scheduler.infer(model, ["word " * 200] * 3, seconds=60)).results)
