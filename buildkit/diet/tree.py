@@ -84,7 +84,8 @@ def read_tree(root: Path, *, ignored: Path | None = None) -> Tree:
     if not root.is_dir() or root.resolve() == Path("/"):
         raise NotATree(root, "not a folder of its own")
     listed = sorted(_walk(root, ""), key=lambda file: file.path)
-    files = tuple(file for file in listed if ignored is None or root / file.path != ignored)
+    left_out = None if ignored is None else os.path.relpath(ignored.resolve(), root.resolve())
+    files = tuple(file for file in listed if file.path != left_out)
     records = tuple(file.path for file in files if _RECORD.fullmatch(file.path))
     if not records:
         raise NotATree(root, "no distribution lies in it or in its lib/python3.*/site-packages")

@@ -102,6 +102,17 @@ def test_a_second_diet_changes_neither_tree_nor_manifest(tmp_path: Path) -> None
     assert snapshot(root) == before
 
 
+def test_a_manifest_inside_the_tree_is_no_part_of_it_however_its_path_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = plant(tmp_path / "venv")
+    monkeypatch.chdir(root)
+
+    first = diet_tree(root, EVERYTHING, manifest_path=Path("diet.json"))
+
+    assert diet_tree(Path(), EVERYTHING, manifest_path=root / "diet.json") == first
+
+
 def test_step_by_step_gives_what_one_run_gives(tmp_path: Path) -> None:
     once, steps = plant(tmp_path / "once"), plant(tmp_path / "steps")
     diet_tree(once, EVERYTHING, manifest_path=tmp_path / "once.json")
