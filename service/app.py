@@ -140,10 +140,11 @@ def _guard(gate: Gate, limiter: Limiter, settings: Settings) -> Guard:
 
     async def guard(connection: ASGIConnection[object, object, object, State], _handler: BaseRouteHandler) -> None:
         scope = connection.scope
-        needed = SCOPES.get((str(scope.get("method")), scope["path_template"]))
-        if needed is Scope.PUBLIC:
+        method = str(scope.get("method"))
+        if method == "OPTIONS":  # says which methods there are, nothing else
             return
-        if needed is None:  # HEAD and OPTIONS of a declared path: nothing that a guard protects
+        needed = SCOPES[method, scope["path_template"]]
+        if needed is Scope.PUBLIC:
             return
         headers = connection.headers
         address = client_address(

@@ -81,7 +81,8 @@ class Intake:
                 await self.add_batch(tenant, batch, result, truncate=truncate)
                 batch = []
         await self.add_batch(tenant, batch, result, truncate=truncate)
-        return EvidenceLines(result.added, result.duplicates, result.failed, result.problems)
+        problems = sorted(result.problems, key=lambda problem: problem.line)
+        return EvidenceLines(result.added, result.duplicates, result.failed, problems)
 
     async def add_batch(
         self, tenant: str, batch: Sequence[tuple[int, NewEvidenceItem]], result: LineResult, *, truncate: bool
