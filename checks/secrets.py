@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["Trace", "Traces", "certificate_fingerprints"]
 
 NEEDLE_MINIMUM_BYTES = 6  # shorter values ("on", a port) are no secrets and are everywhere
-PUBLIC_INDEX_HOSTS = {"pypi.org", "files.pythonhosted.org", "test.pypi.org"}
+# The index that everybody has by default is no secret, and packages name it in their documentation.
+PUBLIC_INDEX_HOSTS: frozenset[str]
+try:
+    from pip._internal.models.index import PyPI, TestPyPI
+except ImportError:  # an environment without pip: then each address is looked for
+    PUBLIC_INDEX_HOSTS = frozenset()
+else:
+    PUBLIC_INDEX_HOSTS = frozenset({PyPI.netloc, TestPyPI.netloc, PyPI.file_storage_domain})
 
 CERTIFICATE = re.compile(rb"-----BEGIN (?:TRUSTED |X509 )?CERTIFICATE-----(.+?)-----END", re.DOTALL)
 PRIVATE_KEY = re.compile(
