@@ -42,6 +42,13 @@ if TYPE_CHECKING:
 __all__ = ["BuildRecord", "build", "load_record", "record_path"]
 
 SCHEMA_VERSION = 1
+_COMPRESSIONS = {
+    "uncompressed": {"compression": "uncompressed"},
+    "gzip": {"compression": "gzip"},
+    "zstd": {"compression": "zstd", "compression-level": "1"},
+}
+"""Attributes of BuildKit's image exporter."""
+
 _WARM_BYTES = 1_000_000_000
 """Room for a build that finds the environment in the cache: the application, stored and unpacked (a generous guess)."""
 
@@ -151,7 +158,7 @@ def build(
                 build_contexts={base.reference: base.context},
                 labels=labels,
                 secrets=handed_in.as_secrets(Path(scratch)),
-                output={"type": "image", "name": tag, "compression": target.compression},
+                output={"type": "image", "name": tag, **_COMPRESSIONS[target.compression]},
                 provenance=False,  # its time stamps would give every build another digest
                 metadata_file=metadata,
                 cache=use_cache,
