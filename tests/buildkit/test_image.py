@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buildkit.blobs import CorruptImage, ImageError
@@ -428,7 +428,7 @@ WHOLE: dict[str, dict[str, bytes]] = {
 }
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_damage_to_an_archive_is_refused_or_without_effect(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -464,7 +464,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_json_in_a_layout_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Part of a valid document is replaced by anything; the digests above it are made right again."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buildkit.layer_stream import Limits
@@ -345,7 +345,7 @@ def test_memory_does_not_grow_with_the_layer() -> None:
     assert peak_bytes < 32 << 20
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_damage_is_either_refused_or_changes_the_digest(data: st.DataObject) -> None:
     """Flip a byte anywhere: never another exception, never the same digest."""
@@ -372,7 +372,7 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size
 )
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(NAMES, st.binary(max_size=2000)), max_size=6), st.sampled_from(["pax", "gnu"]))
 def test_names_and_sizes_agree_with_the_standard_library(files: list[tuple[str, bytes]], archive_format: str) -> None:
     maker = LayerMaker(tarfile.PAX_FORMAT if archive_format == "pax" else tarfile.GNU_FORMAT)

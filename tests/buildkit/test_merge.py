@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buildkit.layer_tar import LayerContents, read_layer
@@ -150,7 +150,7 @@ OPERATIONS = st.one_of(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(OPERATIONS, max_size=7), min_size=1, max_size=4))
 def test_whatever_the_layers_hold_stored_is_seen_plus_wasted(layers: list[list[tuple[str, str, str]]]) -> None:
     """Any layers are refused by name or add up, and every visible file is reached by exactly its names."""
