@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from buildkit.budget import Verdict
+    from buildkit.build import BuildRecord
     from buildkit.measure import Measurement
+    from buildkit.page import Timeline
 
 __all__ = ["main"]
 
@@ -126,9 +128,13 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    from buildkit import inspection, terminal
+    from buildkit import build, inspection, terminal
 
-    name = arguments.image or _last_digest(arguments)
+    timelines: list[Timeline] = []
+    name = arguments.image
+    if not name:
+        record = build.load_record(build.record_path(arguments.project / FOLDER, arguments.target))
+        name, timelines = record.digest, [_timeline(record)]
     _say(f"reading {name}")
     measurement = inspection.obtain(name, **_reading(arguments))
     verdict = _judge(arguments, measurement)
@@ -136,7 +142,7 @@ def _measure(arguments: argparse.Namespace) -> int:
         tables = [terminal.measurement_tables(measurement)]
     else:
         tables = []
-        _write(arguments, inspection.render(arguments.format, measurement, verdict=verdict))
+        _write(arguments, inspection.render(arguments.format, measurement, verdict=verdict, timelines=timelines))
     return _concluded(arguments, tables, verdict)
 
 
@@ -160,10 +166,16 @@ def _compare(arguments: argparse.Namespace) -> int:
     return _concluded(arguments, tables, verdict)
 
 
-def _last_digest(arguments: argparse.Namespace) -> str:
-    from buildkit import build
+def _timeline(record: BuildRecord) -> Timeline:
+    """When each step of the recorded build ran, for the report's chart."""
+    from buildkit.page import Timeline, TimelineStep
 
-    return build.load_record(build.record_path(arguments.project / FOLDER, arguments.target)).digest
+    ran = [(step, step.started) for step in record.steps if step.started is not None]
+    first = min((started for _, started in ran), default=0.0)
+    steps = (
+        TimelineStep(step.stage, step.instruction, started - first, step.seconds, step.cached) for step, started in ran
+    )
+    return Timeline(f"{record.target}, {record.seconds:.0f} s, {record.started[:16]}", tuple(steps))
 
 
 def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
