@@ -328,7 +328,8 @@ def _interrupt(_signal: int, _frame: object) -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; every expected failure is one message on stderr."""
     arguments = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: whoever starts us in the background has it ignored
+        signal.signal(number, _interrupt)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)

@@ -241,7 +241,10 @@ def test_an_interrupted_build_leaves_no_orphan(project: Path, base: bases.Base) 
             ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
         ).stdout.split()
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
+        try:
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
 
     assert process.returncode == 130
     assert "interrupted" in said

@@ -29,7 +29,8 @@ def test_a_process_that_ignores_being_asked_is_killed() -> None:
 
 def test_children_end_as_with_ctrl_c() -> None:
     script = (
-        "import subprocess; from buildkit.processes import end_children\n"
+        "import signal, subprocess; from buildkit.processes import end_children\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run in the background
         "child = subprocess.Popen(['sleep', '60'])\n"
         "end_children(); print(child.wait(timeout=5))"
     )
