@@ -151,6 +151,17 @@ def test_distributions_equal_the_lock(expectations: Expectations, file_system: F
     refuse(found, fix="install with --require-hashes from the lock, and nothing else")
 
 
+def test_the_lock_is_installed(expectations: Expectations, file_system: FileSystem) -> None:
+    """Each distribution of the lock is installed."""
+    if not expectations.locked:
+        not_applicable("no lock was given")
+    installed = {canonical(item.name) for item in file_system.distributions}
+    refuse(
+        (f"{name} {version}" for name, version in expectations.locked.items() if name not in installed),
+        fix="install every layer's lock, with its metadata: the environment must say what it holds",
+    )
+
+
 INSTALLERS = {"pip", "uv", "setuptools", "wheel", "truthgraph"}  # no dependencies, and in part findings elsewhere
 
 

@@ -206,6 +206,11 @@ CONTENTS = [
     ),
     Fault("a distribution that is not locked", "contents::distributions_equal_the_lock", files=distribution("leftpad")),
     Fault(
+        "a locked distribution that is missing",
+        "contents::the_lock_is_installed",
+        expected=lambda expected: replace(expected, locked={**expected.locked, "leftpad": "1.0"}),
+    ),
+    Fault(
         "a distribution of another version",
         "contents::distributions_equal_the_lock",
         expected=lambda expected: replace(expected, locked={**expected.locked, "transformers": "5.19.0"}),
@@ -264,6 +269,7 @@ CONFIGURATION = [
         "another Python first",
         "configuration::python_is_the_environments",
         f"RUN ln -s $(readlink -f $(command -v python3)) /usr/local/bin/python\n"
+        "RUN ln -s /opt/venv/bin/alembic /opt/venv/bin/uvicorn /usr/local/bin/\n"
         f"ENV PATH=/usr/local/bin:/usr/bin:/bin PYTHONPATH=/app:{SITE}",
     ),
 ]
