@@ -12,6 +12,7 @@ What is not exactly as in the libraries that this was worked out on is refused b
 from __future__ import annotations
 
 import dataclasses
+import re
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -65,6 +66,11 @@ _DT_RELR: Final = 36
 RELA: Final = struct.Struct("<QQq")
 _R_X86_64_RELATIVE: Final = 8
 _SYMBOL: Final = struct.Struct("<IBBHQQ")
+
+_SHF_EXECINSTR: Final = 0x4  # gabi, "Section Attribute Flags"
+# lea r64, [rip + disp32]: REX.W with or without R, 8d, a ModRM byte of mode 0 and base 5 (Intel SDM 2A, "LEA").
+_LEA: Final = re.compile(rb"[\x48\x4c]\x8d[\x05\x0d\x15\x1d\x25\x2d\x35\x3d]....", re.DOTALL)
+_DISPLACEMENT: Final = struct.Struct("<i")
 
 # Page size of x86-64 (AMD64 supplement, 3.3.1); linkers align segments to more, which a cut need not keep.
 _PAGE_BYTES: Final = 4096
@@ -170,6 +176,8 @@ def plan_prune(content: Content, targets: frozenset[int]) -> PrunePlan | None:
             cuts.append(cut)
     if not cuts:
         return None
+    moved = _moved_containers(packings)
+    _refuse_code_pointers(memoryview(content), elf, moved)
     table_offset = packings[0].section.file_offset + packings[0].size_bytes
     segments = _split_segments(elf, cuts, packings, table_offset, page_bytes)
     return PrunePlan(
@@ -180,7 +188,7 @@ def plan_prune(content: Content, targets: frozenset[int]) -> PrunePlan | None:
             patches=(
                 *_table_patches(elf, cuts, packings, segments, table_offset),
                 *_container_patches(packings, cuts),
-                *_pointer_patches(memoryview(content), fatbins, packings, cuts),
+                *_pointer_patches(memoryview(content), fatbins, moved, cuts),
             ),
         ),
         removed=_removed(packings),
@@ -254,6 +262,23 @@ def _read_relocations(view: memoryview, elf: Elf, found: list[Section], wrappers
                 if low <= address < high:
                     raise Refused("prune-relocated-container", f"at {address:#x}")
     return relocations
+
+
+def _refuse_code_pointers(view: memoryview, elf: Elf, moved: dict[int, int]) -> None:
+    """Refuses a container that an instruction names by itself, besides its wrapper: it must not move.
+
+    It looks at any byte of the code, so it may see a `lea` that is none; but compilers reach containers through their
+    wrappers only, and in the libraries that this was worked out on not one such pattern hits a container's start.
+    """
+    for section in elf.sections:
+        if not section.flags & _SHF_EXECINSTR or not section.stored_bytes:
+            continue
+        code = bytes(view[section.file_offset : section.file_end])
+        for match in _LEA.finditer(code):
+            end = match.end()
+            (displacement,) = _DISPLACEMENT.unpack_from(code, end - _DISPLACEMENT.size)
+            if section.address + end + displacement in moved:
+                raise Refused("prune-code-pointer", f"at {section.address + match.start():#x}")
 
 
 def _pack(section: Section, containers: tuple[Container, ...], targets: frozenset[int], wrapped: set[int]) -> _Packing:
@@ -425,16 +450,20 @@ def _container_patches(packings: list[_Packing], cuts: list[_Cut]) -> Iterator[t
             yield section_start + start, pack_container_header(sum(entry.size_bytes for entry in entries))
 
 
-def _pointer_patches(
-    view: memoryview, fatbins: Fatbins, packings: list[_Packing], cuts: list[_Cut]
-) -> Iterator[tuple[int, bytes]]:
-    """Each wrapper's pointer and the addend of its relocation, where the container moved."""
-    moved = {
+def _moved_containers(packings: list[_Packing]) -> dict[int, int]:
+    """Old to new virtual address of each container that changes place."""
+    return {
         packing.section.address + container.offset: packing.section.address + start
         for packing in packings
         for (container, _), start in zip(packing.kept, packing.starts, strict=True)
         if container.offset != start
     }
+
+
+def _pointer_patches(
+    view: memoryview, fatbins: Fatbins, moved: dict[int, int], cuts: list[_Cut]
+) -> Iterator[tuple[int, bytes]]:
+    """Each wrapper's pointer and the addend of its relocation, where the container moved."""
     wrapper_section = fatbins.elf.section(WRAPPER_SECTION)
     assert wrapper_section is not None  # noqa: S101 - read_fatbins found it
     for offset, address in fatbins.wrappers.items():

@@ -197,6 +197,23 @@ def test_a_second_pointer_into_the_containers_is_refused() -> None:
         prune.plan_prune(content, HOPPER)
 
 
+def test_a_container_that_an_instruction_names_is_refused() -> None:
+    library = typical()
+    content = bytearray(library.build())
+    text, fat = elf.parse(content).section(".text"), elf.parse(content).section(".nv_fatbin")
+    assert text is not None
+    assert fat is not None
+
+    def plan_with_pointer_to(address: int) -> prune.PrunePlan | None:
+        instruction = b"\x48\x8d\x3d" + struct.pack("<i", address - (text.address + 101 + 7))
+        content[text.file_offset + 101 : text.file_offset + 108] = instruction
+        return prune.plan_prune(content, HOPPER)
+
+    assert plan_with_pointer_to(fat.address) is not None  # the first does not move
+    with pytest.raises(Refused, match="prune-code-pointer"):
+        plan_with_pointer_to(fat.address + len(library.fatbin[0]))
+
+
 def test_corrupt_libraries_are_refused_or_pruned_correctly() -> None:
     """Whatever the corpus holds, a plan that is made passes the comparison, and nothing but a refusal is raised."""
     chance = random.Random(20262)  # noqa: S311 - a corpus, not a secret
