@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from checks.expectations import Expectations
 
 STANDIN = Path(__file__).parent / "standin"
-REPOSITORY = "truthgraph-checks"
+REPOSITORY = f"truthgraph-checks-{os.getpid()}"  # two runs on one engine do not meet
 PARENTS = ("parent", "undeclared", "pruned")
 PROCESSES = 4  # half of each run is waiting for containers
 
@@ -125,6 +125,11 @@ class Workshop:
     places: Places
     folder: Path
 
+    @property
+    def without_fault(self) -> str:
+        """The image that nothing is wrong with."""
+        return f"{REPOSITORY}:parent"
+
     def build(self, context: Path, name: str, *options: str) -> str:
         """Builds the Dockerfile in *context*; the image's name."""
         image = f"{REPOSITORY}:{name}"
@@ -137,7 +142,7 @@ class Workshop:
     def plant(self, fault: Fault) -> str:
         """Builds the image with one fault."""
         if not fault.is_planted:
-            return f"{REPOSITORY}:parent"
+            return self.without_fault
         context = self.folder / f"fault{FAULTS.index(fault)}"
         lay_out(context / "files", fault.files, self.places)
         context.mkdir(exist_ok=True)
@@ -233,7 +238,7 @@ def verified(
                 workshop.remove(image)
 
     with ThreadPoolExecutor(PROCESSES) as pool:
-        without = pool.submit(check, f"{REPOSITORY}:parent", EXPECTED, reuse=None, handed_in=HANDED_IN)
+        without = pool.submit(check, workshop.without_fault, EXPECTED, reuse=None, handed_in=HANDED_IN)
         first = without.result()
         yield {
             "none": without,

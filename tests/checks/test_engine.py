@@ -24,8 +24,8 @@ def engine(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engi
     found.close()
 
 
-def test_store_and_stream_show_the_same_layers(engine: Engine) -> None:
-    digest, found = engine.inspect("truthgraph-checks:parent")
+def test_store_and_stream_show_the_same_layers(engine: Engine, workshop: Workshop) -> None:
+    digest, found = engine.inspect(workshop.without_fault)
     store = engine.store(digest)
     if store is None:
         pytest.skip("this engine's own store cannot be read from here")
@@ -36,8 +36,8 @@ def test_store_and_stream_show_the_same_layers(engine: Engine) -> None:
     assert any("VOLUME" in step for step in streamed.history)
 
 
-def test_what_was_started_is_taken_away(engine: Engine) -> None:
-    name = engine.start("truthgraph-checks:parent", "--entrypoint", "sleep", command=("60",))
+def test_what_was_started_is_taken_away(engine: Engine, workshop: Workshop) -> None:
+    name = engine.start(workshop.without_fault, "--entrypoint", "sleep", command=("60",))
     assert engine.state(name)["Running"]
     assert engine.exec(name, "id", "-u").output == "1000\n"
     engine.close()
