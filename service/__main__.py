@@ -253,7 +253,10 @@ def _routes(_chosen: argparse.Namespace) -> int:
 
 
 def _embed(chosen: argparse.Namespace) -> int:
+    from service.engine import before_torch  # noqa: PLC0415
     from service.models import check  # noqa: PLC0415
+
+    before_torch()
     from service.torch_models import load_embedder, place  # noqa: PLC0415
 
     settings = Settings.from_environment()

