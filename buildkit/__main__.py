@@ -121,6 +121,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         environment=os.environ,
         engine_host=found.host or None,
         require=arguments.require,
+        cache=folder / "cache" / "layers",
         handed_in=handed_in.plain(),
     )
     Console(no_color=bool(os.environ.get("NO_COLOR")) or None).print(verify.table(result))

@@ -205,8 +205,9 @@ def verified(
     They are made some at a time. An image that runs like the one without fault is not run again.
     """
     host = workshop.docker[2] if len(workshop.docker) > 1 else None
-    calls = (getattr(item, "callspec", None) for item in request.session.items)
-    wanted = {call.params["fault"].name for call in calls if call and "fault" in call.params}
+    parameters = (getattr(item, "callspec", None) for item in request.session.items)
+    faults = (call.params.get("fault") for call in parameters if call)
+    wanted = {fault.name for fault in faults if isinstance(fault, Fault)}
     cache = tmp_path_factory.mktemp("cache")
 
     def check(image: str, expected: Expectations, *, reuse: Path | None, handed_in: Mapping[str, str]) -> VerifyResult:
