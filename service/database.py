@@ -123,6 +123,8 @@ class Database:
             async with self._pool.acquire(timeout=self._timeout_seconds) as connection:
                 yield connection
         except _UNAVAILABLE as error:
+            if isinstance(error, ValueError):  # asyncpg's word for an argument of the wrong type: our mistake
+                raise
             raise DatabaseUnavailableError(f"the database does not answer ({type(error).__name__})") from error
         except asyncpg.UndefinedTableError as error:
             raise DatabaseUnavailableError("the database is not migrated: run `alembic upgrade head`") from error

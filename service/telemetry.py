@@ -38,6 +38,7 @@ __all__ = [
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LATENCY_SECONDS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 _FILL_FRACTIONS: Final = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _PROBES: Final = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 """Asked every few seconds for ever: not logged; `health` logs when their answer changes."""
 _ACCESS = logging.getLogger("service.access_log")
@@ -174,7 +175,8 @@ class Observed:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        method = scope["method"]
+        # A label must not take values that callers make up.
+        method = scope["method"] if scope["method"] in _METHODS else "other"
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
         observation = _Observation(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         token = _CURRENT.set(observation)
