@@ -304,6 +304,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_report_options(command)
     command.set_defaults(run=_compare)
 
+    commands.add_parser("diet", help="take out of an installed tree what its GPUs can never run")
+
     command = commands.add_parser("lock", help="resolve pyproject.toml into docker/lock/")
     command.add_argument("--upgrade", action="store_true", help="take the newest versions allowed")
     command.add_argument("--check", action="store_true", help="only say whether the lock is stale (no network)")
@@ -328,7 +330,12 @@ def _interrupt(_signal: int, _frame: object) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; every expected failure is one message on stderr."""
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["diet"]:
+        from buildkit.diet.__main__ import main as diet  # has a command line of its own, which runs without this one
+
+        return diet(words[1:])
+    arguments = _parser().parse_args(words)
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: whoever starts us in the background has it ignored
         signal.signal(number, _interrupt)
     run: Callable[[argparse.Namespace], int] = arguments.run
