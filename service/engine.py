@@ -86,10 +86,16 @@ class Engine:
         model = self.embedding.get()
         return await self.scheduler.infer(model, texts, seconds=self._settings.request_seconds, truncate=truncate)
 
-    async def classify(self, pairs: Sequence[tuple[str, str]], *, truncate: bool = False) -> Reply[Scores]:
-        """The three probabilities per (premise, hypothesis), in order. Raises what `Scheduler.infer` raises."""
+    async def classify(
+        self, pairs: Sequence[tuple[str, str]], *, truncate: bool = False, spent_seconds: float = 0.0
+    ) -> Reply[Scores]:
+        """The three probabilities per (premise, hypothesis), in order. Raises what `Scheduler.infer` raises.
+
+        `spent_seconds` of the request's time are gone already.
+        """
         model = self.entailment.get()
-        return await self.scheduler.infer(model, pairs, seconds=self._settings.request_seconds, truncate=truncate)
+        seconds = max(0.0, self._settings.request_seconds - spent_seconds)
+        return await self.scheduler.infer(model, pairs, seconds=seconds, truncate=truncate)
 
     def _load(self) -> None:
         """Fill both slots. The thread's edge: a failure of any kind becomes the slot's reason."""

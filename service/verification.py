@@ -120,7 +120,9 @@ class Verifier:
             await progress(30)
         judged: tuple[Judged, ...] = ()
         if found:
-            reply = await self.engine.classify([(each.content, text) for each in found], truncate=True)
+            pairs = [(each.content, text) for each in found]
+            spent_seconds = time.perf_counter() - began
+            reply = await self.engine.classify(pairs, truncate=True, spent_seconds=spent_seconds)
             note_stages(reply.seconds)
             judged = tuple(Judged(each, scores) for each, scores in zip(found, reply.results, strict=True))
         if progress is not None:
