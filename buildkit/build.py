@@ -137,7 +137,7 @@ def build(
     handed_in = HandedIn.of(environment)
     revision, created = _revision(spec.project)
     tag = f"{spec.name}:{'latest' if target.name == 'api' else target.name}"
-    labels = _labels(spec, base, revision=revision, created=created, lock_sha256=lock_sha256)
+    labels = _labels(spec, base, revision=revision, created=created, lock_sha256=lock_sha256) | _diet_labels(target)
     began, started = time.monotonic(), datetime.now(tz=UTC)
     events = Events()
     folder.mkdir(parents=True, exist_ok=True)
@@ -246,6 +246,18 @@ def _labels(spec: ImageSpec, base: Base, *, revision: str, created: str, lock_sh
         "org.opencontainers.image.base.digest": base.digest,
         "io.truthgraph.base.origin": base.origin,
         "io.truthgraph.lock.sha256": lock_sha256,
+    }
+
+
+def _diet_labels(target: Target) -> dict[str, str]:
+    """What was taken out of the CUDA libraries, and that no GPU has run the result yet (docs/measured)."""
+    profile = target.arguments.get("DIET_PROFILE")
+    if profile is None:
+        return {}
+    return {
+        "io.truthgraph.diet.profile": profile,
+        "io.truthgraph.diet.targets": target.arguments.get("DIET_TARGETS", ""),
+        "io.truthgraph.diet.verified": "not on a device",
     }
 
 
