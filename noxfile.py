@@ -93,7 +93,7 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests; those that need an engine skip where none answers, and fail with `-- --require docker`."""
+    """Run the tests; those that need an engine skip where none answers, and fail with `-- --require=docker`."""
     install(session, "tests", extras=("", "ml"))
     session.run("pytest", "--timeout", "300", *session.posargs)
 
