@@ -17,6 +17,7 @@ from tokenizers import Encoding, Tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from service.gpu_targets import kept_targets, refusal
 from service.inference import (
     DeviceLostError,
     DeviceMemoryError,
@@ -81,6 +82,8 @@ def place(
         # The public torch.cpu.get_capabilities is not in every release we run on.
         is_native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
     else:
+        if reason := refusal(torch.cuda.get_device_capability(), kept_targets()):
+            raise ModelFolderError("any", reason)
         is_native = torch.cuda.is_bf16_supported(including_emulation=False)
     by_name = {
         "auto": torch.bfloat16 if is_native else torch.float32,
