@@ -13,7 +13,7 @@ from typing import Final, Literal
 import msgspec
 
 from buildkit.components import CONCERNS, RemovedComponent, concern_bytes, removed_components
-from buildkit.measurement import FileRecord, ImageDescription, Measurement
+from buildkit.measurement import FileRecord, ImageDescription, Measurement, schema_of
 from buildkit.pairing import FilePair, pair_files, pair_layers
 
 __all__ = [
@@ -142,11 +142,7 @@ class Comparison:
 
 def schema() -> dict[str, object]:
     """Return the JSON Schema (2020-12) of a comparison."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"Image comparison, version {SCHEMA_VERSION}",
-        **msgspec.json.schema(Comparison),
-    }
+    return schema_of(Comparison, f"Image comparison, version {SCHEMA_VERSION}")
 
 
 def compare(before: Measurement, after: Measurement, *, base_layers: int = 1) -> Comparison:
