@@ -116,7 +116,6 @@ def build(
     show: Callable[[Events], BuildDisplay],
     use_cache: bool = True,
     check_disk: bool = True,
-    arguments: Mapping[str, str] | None = None,
 ) -> BuildRecord:
     """Builds *target* and writes its record below *folder*; the image of the build before stays until this one is done.
 
@@ -142,7 +141,7 @@ def build(
     events = Events()
     folder.mkdir(parents=True, exist_ok=True)
     site_packages = base.site_packages(spec.python)
-    build_arguments = {"PYTHON_IMAGE": base.reference, **(arguments or {})}
+    build_arguments = {"PYTHON_IMAGE": base.reference}
     for name, value in target.arguments.items():
         build_arguments[name] = value.replace("{site_packages}", site_packages)
     with tempfile.TemporaryDirectory() as scratch:
