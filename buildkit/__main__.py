@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from buildkit.budget import Verdict
     from buildkit.build import BuildRecord
     from buildkit.measure import Measurement
-    from buildkit.page import Timeline
+    from buildkit.report.page import Timeline
 
 __all__ = ["main"]
 
@@ -129,7 +129,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    from buildkit import build, inspection, terminal
+    from buildkit import build, inspection
+    from buildkit.report import terminal
 
     timelines: list[Timeline] = []
     name = arguments.image
@@ -148,7 +149,8 @@ def _measure(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from buildkit import compare, inspection, terminal
+    from buildkit import compare, inspection
+    from buildkit.report import terminal
 
     measurements = []
     for name in (arguments.before, arguments.after):
@@ -169,7 +171,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _timeline(record: BuildRecord) -> Timeline:
     """When each step of the recorded build ran, for the report's chart."""
-    from buildkit.page import Timeline, TimelineStep
+    from buildkit.report.page import Timeline, TimelineStep
 
     ran = [(step, step.started) for step in record.steps if step.started is not None]
     first = min((started for _, started in ran), default=0.0)
@@ -229,7 +231,7 @@ def _concluded(arguments: argparse.Namespace, tables: list[Group], verdict: Verd
     """Prints *tables* and the verdict; 1 where a limit is broken, unless the caller wants 0 all the same."""
     from rich.console import Console
 
-    from buildkit import terminal
+    from buildkit.report import terminal
 
     console = Console(no_color=bool(os.environ.get("NO_COLOR")) or None)
     for table in tables:

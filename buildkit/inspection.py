@@ -7,13 +7,13 @@ from typing import Final, Literal, get_args
 from buildkit.budget import Verdict
 from buildkit.compare import Comparison
 from buildkit.errors import UsageError
-from buildkit.findings import junit, sarif
-from buildkit.image import read_image
-from buildkit.layer_stream import Limits
+from buildkit.image.layer_stream import Limits
+from buildkit.image.read import read_image
 from buildkit.measure import measure
 from buildkit.measurement import Measurement, load
-from buildkit.page import Timeline, TrendPoint, page
-from buildkit.report import comparison_markdown, measurement_markdown, to_json, verdict_markdown
+from buildkit.report.findings import junit, sarif
+from buildkit.report.markdown import comparison_markdown, measurement_markdown, to_json, verdict_markdown
+from buildkit.report.page import Timeline, TrendPoint, page
 
 __all__ = ["FORMATS", "Format", "obtain", "render"]
 

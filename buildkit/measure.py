@@ -5,9 +5,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from buildkit.dive import dive_efficiency
-from buildkit.gpu_code import measure_gpu_code
-from buildkit.image import Image
+from buildkit.image.dive import dive_efficiency
+from buildkit.image.gpu_code import measure_gpu_code
+from buildkit.image.merge import Cause, FileSystem, StoredFile, Waste, merge
+from buildkit.image.packages import Ownership, Package, attribute
+from buildkit.image.read import Image
 from buildkit.measurement import (
     SCHEMA_VERSION,
     DuplicateContent,
@@ -24,11 +26,9 @@ from buildkit.measurement import (
     WastedFile,
     WasteGroup,
 )
-from buildkit.merge import Cause, FileSystem, StoredFile, Waste, merge
-from buildkit.packages import Ownership, Package, attribute
 
 if TYPE_CHECKING:
-    from buildkit.tar_format import Kind
+    from buildkit.image.tar_format import Kind
 
 __all__ = ["Measurement", "measure"]
 

@@ -17,14 +17,14 @@ from typing import Final
 
 import msgspec
 
-from buildkit.dive import DiveEfficiency
 from buildkit.errors import BuildkitError
-from buildkit.gpu_code import GpuCodeMeasurement
-from buildkit.image import Source
-from buildkit.layer_stream import Compression
-from buildkit.merge import Cause
-from buildkit.packages import Package
-from buildkit.tar_format import Kind
+from buildkit.image.dive import DiveEfficiency
+from buildkit.image.gpu_code import GpuCodeMeasurement
+from buildkit.image.layer_stream import Compression
+from buildkit.image.merge import Cause
+from buildkit.image.packages import Package
+from buildkit.image.read import Source
+from buildkit.image.tar_format import Kind
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -8,7 +8,7 @@ import pytest
 
 from buildkit.budget import Budgets, Verdict, judge, parse_budgets, parse_dive_rules
 from buildkit.errors import UsageError
-from buildkit.image import read_image
+from buildkit.image.read import read_image
 from buildkit.measure import measure
 from buildkit.measurement import Measurement
 from tests.buildkit.image_maker import LayerMaker, make_image, oci_files, write_folder

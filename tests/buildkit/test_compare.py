@@ -9,7 +9,7 @@ import pytest
 
 from buildkit import compare as compare_module
 from buildkit.compare import Comparison, compare, schema
-from buildkit.image import read_image
+from buildkit.image.read import read_image
 from buildkit.measure import measure
 from buildkit.measurement import Measurement
 from tests.buildkit.image_maker import Compression, LayerMaker, make_image, oci_files, write_folder

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from buildkit import measurement as measurement_module
-from buildkit.image import read_image
+from buildkit.image.read import read_image
 from buildkit.measure import measure
 from buildkit.measurement import Measurement, MeasurementUnreadable, load, save, schema
 from tests.buildkit.image_maker import Compression, LayerMaker, make_image, oci_files, write_folder

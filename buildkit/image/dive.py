@@ -16,7 +16,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from buildkit.layer_tar import LayerContents
+from buildkit.image.layer_tar import LayerContents
 
 __all__ = ["DiveEfficiency", "dive_efficiency"]
 

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from buildkit.dive import dive_efficiency
-from buildkit.layer_tar import read_layer
+from buildkit.image.dive import dive_efficiency
+from buildkit.image.layer_tar import read_layer
 from tests.buildkit.image_maker import LayerMaker
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from buildkit.gpu_code import UNKNOWN, GpuCodeMeasurement
-from buildkit.image import read_image
+from buildkit.image.gpu_code import UNKNOWN, GpuCodeMeasurement
+from buildkit.image.read import read_image
 from buildkit.measure import measure
 from buildkit.measurement import Measurement
-from buildkit.page import page
-from buildkit.report import measurement_markdown
+from buildkit.report.markdown import measurement_markdown
+from buildkit.report.page import page
 from tests.buildkit.diet.synthetic import EntrySpec, Library, container
 from tests.buildkit.image_maker import Compression, LayerMaker, make_image, oci_files, write_archive, write_folder
 

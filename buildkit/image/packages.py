@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from buildkit.merge import FileSystem, StoredFile
-from buildkit.tar_format import CorruptLayer
+from buildkit.image.merge import FileSystem, StoredFile
+from buildkit.image.tar_format import CorruptLayer
 
 __all__ = ["Manager", "Ownership", "Package", "attribute"]
 

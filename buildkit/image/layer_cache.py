@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from buildkit.layer_tar import FORMAT_VERSION, LayerContents
+from buildkit.image.layer_tar import FORMAT_VERSION, LayerContents
 
 __all__ = ["LayerCache"]
 

@@ -21,7 +21,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from buildkit.blobs import (
+from buildkit.errors import CommandFailed
+from buildkit.image.blobs import (
     SMALL_BYTES,
     ArchiveStore,
     BlobStore,
@@ -35,12 +36,11 @@ from buildkit.blobs import (
     engine_export,
     run_client,
 )
-from buildkit.errors import CommandFailed
-from buildkit.gpu_code import find_gpu_code
-from buildkit.layer_cache import LayerCache
-from buildkit.layer_stream import ByteSource, Limits, is_compressed
-from buildkit.layer_tar import LayerContents, read_layer
-from buildkit.manifest import (
+from buildkit.image.gpu_code import find_gpu_code
+from buildkit.image.layer_cache import LayerCache
+from buildkit.image.layer_stream import ByteSource, Limits, is_compressed
+from buildkit.image.layer_tar import LayerContents, read_layer
+from buildkit.image.manifest import (
     ATTESTATION,
     CONFIG_TYPES,
     INDEX_TYPES,
@@ -57,7 +57,7 @@ from buildkit.manifest import (
     decode_json,
     instructions_of,
 )
-from buildkit.tar_format import LayerTooLarge
+from buildkit.image.tar_format import LayerTooLarge
 
 __all__ = [
     "AmbiguousImage",

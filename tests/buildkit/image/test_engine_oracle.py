@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit.image import read_image
+from buildkit.image.read import read_image
 from buildkit.measure import measure
 from buildkit.measurement import FileRecord, Measurement
 from tests.buildkit.image_maker import LayerMaker, MadeImage, digest, docker_files, make_image, oci_files, write_archive

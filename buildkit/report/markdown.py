@@ -1,7 +1,7 @@
 """Measurements, comparisons and verdicts as Markdown and JSON, and how figures are written in every report.
 
-Sizes are decimal: GB is 10^9 bytes. Tables for a terminal are in `buildkit.terminal`, the HTML page in `buildkit.page`,
-what tools collect in `buildkit.findings`.
+Sizes are decimal: GB is 10^9 bytes. Beside this module: tables for a terminal (`terminal`), the HTML page
+(`page`), and what tools collect (`findings`).
 """
 
 import re
@@ -12,7 +12,7 @@ import msgspec
 
 from buildkit.budget import Verdict
 from buildkit.compare import Comparison, FigureChange, LayerChange, PartChange
-from buildkit.gpu_code import GpuCodeMeasurement, GpuLibrary
+from buildkit.image.gpu_code import GpuCodeMeasurement, GpuLibrary
 from buildkit.measurement import Measurement, TreeRow
 
 __all__ = [

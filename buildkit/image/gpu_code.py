@@ -13,8 +13,8 @@ from buildkit.diet import elf
 from buildkit.diet.elf import Refused
 from buildkit.diet.fatbin import CONTAINER_HEADER_BYTES, parse_containers
 from buildkit.diet.prune import FATBIN_SECTIONS
-from buildkit.layer_tar import Entry, GpuCode, LayerContents
-from buildkit.merge import FileSystem
+from buildkit.image.layer_tar import Entry, GpuCode, LayerContents
+from buildkit.image.merge import FileSystem
 
 __all__ = ["UNKNOWN", "GpuArchitecture", "GpuCodeMeasurement", "GpuLibrary", "find_gpu_code", "measure_gpu_code"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import IO, Final, Literal, Protocol, cast
 
-from buildkit.tar_format import CorruptLayer, LayerTooLarge
+from buildkit.image.tar_format import CorruptLayer, LayerTooLarge
 
 __all__ = ["ByteSource", "Compression", "LayerStream", "Limits", "check_expansion", "is_compressed"]
 

@@ -14,8 +14,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from buildkit.layer_tar import Entry, LayerContents
-from buildkit.tar_format import CorruptLayer, UnsafePath
+from buildkit.image.layer_tar import Entry, LayerContents
+from buildkit.image.tar_format import CorruptLayer, UnsafePath
 
 __all__ = ["Cause", "FileSystem", "Node", "StoredFile", "Waste", "merge"]
 

@@ -11,10 +11,10 @@ import pytest
 
 from buildkit.budget import Judgement, Verdict
 from buildkit.compare import compare
-from buildkit.image import read_image
+from buildkit.image.read import read_image
 from buildkit.measure import measure
 from buildkit.measurement import Measurement
-from buildkit.page import PlotlyMissing, Timeline, TimelineStep, TrendPoint, page
+from buildkit.report.page import PlotlyMissing, Timeline, TimelineStep, TrendPoint, page
 from tests.buildkit.image_maker import LayerMaker, make_image, oci_files, write_folder
 
 SITE = "opt/venv/lib/python3.13/site-packages"

@@ -11,8 +11,8 @@ from typing import Final
 
 import msgspec
 
-from buildkit.layer_stream import ByteSource, Compression, LayerStream, Limits, check_expansion
-from buildkit.tar_format import (
+from buildkit.image.layer_stream import ByteSource, Compression, LayerStream, Limits, check_expansion
+from buildkit.image.tar_format import (
     BLOCK_BYTES,
     HEADER_ONLY,
     HEADER_TEXT_BYTES,

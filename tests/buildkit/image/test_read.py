@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from buildkit.blobs import CorruptImage, ImageError
 from buildkit.errors import BuildkitError, CommandFailed
-from buildkit.image import (
+from buildkit.image.blobs import CorruptImage, ImageError
+from buildkit.image.layer_stream import Limits
+from buildkit.image.read import (
     AmbiguousImage,
     DigestMismatch,
     Image,
@@ -23,9 +24,8 @@ from buildkit.image import (
     UnsupportedImage,
     read_image,
 )
-from buildkit.layer_stream import Limits
+from buildkit.image.tar_format import CorruptLayer, LayerTooLarge
 from buildkit.measure import measure
-from buildkit.tar_format import CorruptLayer, LayerTooLarge
 from tests.buildkit.image_maker import (
     Compression,
     LayerMaker,

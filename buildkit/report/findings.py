@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 from buildkit.budget import Judgement, Verdict
 from buildkit.measurement import Measurement
-from buildkit.report import human_bytes
+from buildkit.report.markdown import human_bytes
 
 __all__ = ["junit", "sarif"]
 

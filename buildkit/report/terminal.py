@@ -9,7 +9,15 @@ from rich.text import Text
 from buildkit.budget import Verdict
 from buildkit.compare import Comparison
 from buildkit.measurement import Measurement
-from buildkit.report import FIGURES, figure_text, human_bytes, human_change, layer_change, shortened, summary_row
+from buildkit.report.markdown import (
+    FIGURES,
+    figure_text,
+    human_bytes,
+    human_change,
+    layer_change,
+    shortened,
+    summary_row,
+)
 
 __all__ = ["comparison_tables", "measurement_tables", "verdict_table"]
 

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from buildkit.blobs import CorruptImage
+from buildkit.image.blobs import CorruptImage
 
 __all__ = [
     "ATTESTATION",

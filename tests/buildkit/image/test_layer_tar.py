@@ -14,9 +14,9 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from buildkit.layer_stream import Limits
-from buildkit.layer_tar import Entry, LayerContents, read_layer
-from buildkit.tar_format import CorruptLayer, LayerError, LayerTooLarge, UnsafePath, UnsupportedEntry
+from buildkit.image.layer_stream import Limits
+from buildkit.image.layer_tar import Entry, LayerContents, read_layer
+from buildkit.image.tar_format import CorruptLayer, LayerError, LayerTooLarge, UnsafePath, UnsupportedEntry
 from tests.buildkit.image_maker import Compression, LayerMaker, compress, digest, raw_header
 
 

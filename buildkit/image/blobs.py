@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from buildkit.errors import BuildkitError, CommandFailed
-from buildkit.layer_stream import ByteSource
-from buildkit.tar_format import BLOCK_BYTES, CorruptLayer, LayerError, TarHeader, decimal, parse_pax, text_of
+from buildkit.image.layer_stream import ByteSource
+from buildkit.image.tar_format import BLOCK_BYTES, CorruptLayer, LayerError, TarHeader, decimal, parse_pax, text_of
 
 __all__ = [
     "SMALL_BYTES",

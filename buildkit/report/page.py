@@ -17,9 +17,9 @@ from typing import Final
 from buildkit.budget import Verdict
 from buildkit.compare import Comparison
 from buildkit.errors import BuildkitError
-from buildkit.hypertext import chart, code, script_json, table, text
 from buildkit.measurement import FolderSize, Measurement, Totals
-from buildkit.report import (
+from buildkit.report.hypertext import chart, code, script_json, table, text
+from buildkit.report.markdown import (
     FIGURES,
     architectures_text,
     figure_text,

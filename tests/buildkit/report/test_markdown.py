@@ -11,11 +11,11 @@ from rich.console import Console, RenderableType
 
 from buildkit.budget import Judgement, Verdict
 from buildkit.compare import Comparison, compare
-from buildkit.findings import junit, sarif
-from buildkit.image import read_image
+from buildkit.image.read import read_image
 from buildkit.measure import measure
 from buildkit.measurement import Measurement
-from buildkit.report import (
+from buildkit.report.findings import junit, sarif
+from buildkit.report.markdown import (
     comparison_markdown,
     human_bytes,
     human_change,
@@ -25,7 +25,7 @@ from buildkit.report import (
     to_json,
     verdict_markdown,
 )
-from buildkit.terminal import comparison_tables, measurement_tables, verdict_table
+from buildkit.report.terminal import comparison_tables, measurement_tables, verdict_table
 from tests.buildkit.image_maker import LayerMaker, make_image, oci_files, write_folder
 
 SITE = "opt/venv/lib/python3.13/site-packages"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from buildkit.layer_tar import LayerContents, read_layer
-from buildkit.merge import FileSystem, Waste, merge
-from buildkit.tar_format import CorruptLayer, LayerError, UnsafePath
+from buildkit.image.layer_tar import LayerContents, read_layer
+from buildkit.image.merge import FileSystem, Waste, merge
+from buildkit.image.tar_format import CorruptLayer, LayerError, UnsafePath
 from tests.buildkit.image_maker import LayerMaker
 
 

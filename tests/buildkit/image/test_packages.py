@@ -4,10 +4,10 @@ import io
 
 import pytest
 
-from buildkit.layer_tar import read_layer
-from buildkit.merge import merge
-from buildkit.packages import Ownership, attribute
-from buildkit.tar_format import CorruptLayer
+from buildkit.image.layer_tar import read_layer
+from buildkit.image.merge import merge
+from buildkit.image.packages import Ownership, attribute
+from buildkit.image.tar_format import CorruptLayer
 from tests.buildkit.image_maker import LayerMaker
 
 SITE = "opt/venv/lib/python3.13/site-packages"

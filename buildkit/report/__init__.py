@@ -1,0 +1,1 @@
+"""Measurements, comparisons and verdicts as people and tools read them: terminal, Markdown, HTML, JUnit, SARIF."""
