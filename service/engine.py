@@ -51,7 +51,7 @@ class Engine:
             self.entailment.omit(_NO_ENTAILMENT)
 
     def start(self) -> None:
-        """Start the device's thread and the loading of the models; called on the event loop."""
+        """Start the device's threads and the loading of the models; called on the event loop."""
         self.scheduler.start()
         self._loading.start()
 
@@ -60,7 +60,7 @@ class Engine:
         self._loading.join(seconds)
 
     def stop(self, wait_seconds: float) -> None:
-        """End the device's thread, see `Scheduler.stop`."""
+        """End the device's threads, see `Scheduler.stop`."""
         self.scheduler.stop(wait_seconds)
 
     @property
@@ -113,6 +113,7 @@ class Engine:
                 batch_tokens=settings.batch_tokens,
                 compute_threads=settings.compute_threads,
             )
+            self.scheduler.widen(placement.lanes)
         except Exception as error:  # noqa: BLE001 - the thread's edge
             self._failed(self.embedding, error)
             self._failed(self.entailment, error)

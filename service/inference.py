@@ -109,7 +109,7 @@ class Scores:
 
 
 class Model(Protocol[ResultT]):
-    """A model as the scheduler sees it. `prepare` may run on any thread, `forward` only on the device's."""
+    """A model as the scheduler sees it. `prepare` may run on any thread, `forward` only on the device's lanes."""
 
     @property
     def name(self) -> str:
@@ -130,6 +130,10 @@ class Model(Protocol[ResultT]):
     @property
     def batch_tokens(self) -> int:
         """Padded tokens that one forward pass should not exceed."""
+
+    @property
+    def pass_tokens(self) -> int:
+        """What a forward pass costs however few its rows, in the tokens that could be done in that time."""
 
     def prepare(self, inputs: Sequence[Input], *, truncate: bool) -> list[TokenRow]:
         """Tokenise; raise `TextTooLongError` for the first input over the limit unless `truncate`."""

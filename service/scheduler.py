@@ -1,7 +1,8 @@
-"""The one queue before the device: packs rows of many requests into batches by token budget, on one thread.
+"""The one queue before the device: packs rows of many requests into batches by token budget, one thread a lane.
 
-Admission comes first: a request that finds no room, or could not be done by its deadline, is refused at once. The
-device is never idle while there is work and nothing waits for company: batches form only while the device is busy.
+A lane is what runs one forward pass at a time: a GPU is one, a processor has one for each core, see `torch_models`.
+Admission comes first: a request that finds no room, or could not be done by its deadline, is refused at once. No lane
+is idle while there is work and nothing waits for company: batches form only while all lanes are busy.
 """
 
 import asyncio
@@ -31,9 +32,10 @@ __all__ = ["BatchRecord", "Scheduler", "SchedulerState", "pack"]
 
 ResultT = TypeVar("ResultT")
 _LOGGER = logging.getLogger(__name__)
-_WASTE_FRACTION: Final = 0.2
-_WASTE_TOKENS: Final = 256
-"""Padding that a batch may carry to take one more row: a pass has a fixed cost, worth some padding. Both guesses."""
+_WASTE_FRACTION: Final = 0.05
+"""Padding that a batch may carry whatever a pass costs (best of 0 to 0.3 in a simulation of mixed lengths)."""
+_SHARE_TOKENS: Final = 128
+"""Work that is not divided between lanes any further: below it a pass costs more than it does (measured on MiniLM)."""
 _WINDOW_ROWS: Final = 1_024
 """How far down the queue a batch looks for rows of like length."""
 _INLINE_CHARACTERS: Final = 4_000
@@ -43,15 +45,16 @@ _CHARACTERS_PER_TOKEN: Final = 4
 _RATE_MEMORY: Final = 0.9
 """What each pass leaves of the tokens and seconds before it; their quotient is the rate, so large passes count most."""
 _RATE_START_TOKENS: Final = 5_000.0
-"""Tokens per second assumed before anything was measured: MiniLM on two cores in float32."""
+"""Tokens per second of one lane assumed before anything was measured: MiniLM on a core in float32, about."""
 
 
-def pack(lengths_tokens: Sequence[int], oldest: int, budget_tokens: int) -> list[int]:
+def pack(lengths_tokens: Sequence[int], oldest: int, budget_tokens: int, pass_tokens: int) -> list[int]:
     """Choose the rows of the next batch: indices into `lengths_tokens`, the row `oldest` always among them.
 
-    A batch costs its longest row's length times its rows. Starting from the oldest row, the neighbour by length that
-    costs least padding joins as long as the cost stays within the budget and padding within a fifth of it (or within
-    256 tokens). Only a single row may exceed the budget. As the oldest is always taken, none waits for ever.
+    A batch costs its longest row's length times its rows, and `pass_tokens` besides. Starting from the oldest row, the
+    neighbour by length that costs least padding joins as long as the cost stays within the budget and padding within
+    `pass_tokens`, which another pass would cost, or a twentieth. Only a single row may exceed the budget. As the oldest
+    is always taken, none waits for ever.
     """
     order = sorted(range(len(lengths_tokens)), key=lengths_tokens.__getitem__)
     first = last = order.index(oldest)
@@ -67,7 +70,7 @@ def pack(lengths_tokens: Sequence[int], oldest: int, budget_tokens: int) -> list
         for start, end in grown:
             joined = tokens + lengths_tokens[order[start if start < first else end]]
             padded = cost(start, end)
-            if padded <= budget_tokens and padded - joined <= max(_WASTE_TOKENS, _WASTE_FRACTION * padded):
+            if padded <= budget_tokens and padded - joined <= max(pass_tokens, _WASTE_FRACTION * padded):
                 choices.append((padded - joined, start, end, joined))
         if not choices:
             return order[first : last + 1]
@@ -119,7 +122,7 @@ class SchedulerState:
 
 
 class Scheduler:
-    """Owns the device's thread. `infer` is called on one event loop; everything else is private to the thread."""
+    """Owns the device's threads. `infer` is called on one event loop; everything else is private to the threads."""
 
     def __init__(self, *, queue_tokens: int, observe: Callable[[BatchRecord], None] = lambda _record: None) -> None:
         self._queue_tokens = queue_tokens
@@ -131,44 +134,56 @@ class Scheduler:
         self._recent_tokens = _RATE_START_TOKENS
         self._recent_seconds = 1.0
         self._budgets_tokens: dict[str, int] = {}
-        self._busy_since: float | None = None
+        self._busy_since: dict[int, float] = {}
         self._is_stopping = False
         self._lost: InferenceError | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tokenizers = ThreadPoolExecutor(2, thread_name_prefix="tokenizer")
-        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._lanes: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Start the device's thread; called on the event loop that will call `infer`."""
+        """Take requests from now on; called on the event loop that will call `infer`."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
+        self.widen(1)
+
+    def widen(self, lanes: int) -> None:
+        """Run up to `lanes` forward passes at a time from now on; may be called on any thread, fewer is no change."""
+        with self._ready:
+            for lane in range(len(self._lanes), 0 if self._is_stopping else lanes):
+                self._lanes.append(threading.Thread(target=self._run, args=[lane], name=f"device-{lane}", daemon=True))
+                self._lanes[-1].start()
 
     def stop(self, wait_seconds: float) -> bool:
-        """Refuse what is still queued and end the thread; False if it is stuck in a pass after `wait_seconds`."""
+        """Refuse what is still queued and end the threads; False if one is stuck in a pass after `wait_seconds`."""
         with self._ready:
             self._is_stopping = True
-            self._ready.notify()
+            self._ready.notify_all()
         self._tokenizers.shutdown(wait=False, cancel_futures=True)
-        if self.is_running:
-            self._thread.join(wait_seconds)
+        until = time.monotonic() + wait_seconds
+        for lane in self._lanes:
+            lane.join(max(0.0, until - time.monotonic()))
         return not self.is_running
 
     @property
     def is_running(self) -> bool:
-        """Whether the thread is there."""
-        return self._thread.is_alive()
+        """Whether a thread is there."""
+        return any(lane.is_alive() for lane in self._lanes)
 
     @property
     def state(self) -> SchedulerState:
-        """How full, how fast, how long in the present pass."""
-        busy_since = self._busy_since
+        """How full, how fast, how long in the longest of the present passes."""
+        busy_since = min(self._busy_since.copy().values(), default=None)
         return SchedulerState(
             is_alive=self.is_running and self._lost is None,
             queued_tokens=self._queued_tokens,
             queue_tokens=self._queue_tokens,
             busy_seconds=0.0 if busy_since is None else time.monotonic() - busy_since,
-            tokens_per_second=self._recent_tokens / self._recent_seconds,
+            tokens_per_second=self._tokens_per_second,
         )
+
+    @property
+    def _tokens_per_second(self) -> float:
+        return len(self._lanes) * self._recent_tokens / self._recent_seconds
 
     async def infer(
         self, model: Model[ResultT], inputs: Sequence[Input], *, seconds: float, truncate: bool = False
@@ -203,7 +218,7 @@ class Scheduler:
             self._admit(tokens, seconds)
             self._entries += [_Entry(call, index, row) for index, row in enumerate(rows)]
             self._queued_tokens += tokens
-            self._ready.notify()
+            self._ready.notify(len(rows))  # as many lanes as may find work
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + call.deadline - time.monotonic()):
                 await call.future
@@ -224,7 +239,7 @@ class Scheduler:
         if self._lost is not None:
             raise DeviceLostError(str(self._lost))
         waiting = self._queued_tokens + self._preparing_tokens
-        wait_seconds = waiting * self._recent_seconds / self._recent_tokens
+        wait_seconds = waiting / self._tokens_per_second
         if waiting and (waiting + tokens > self._queue_tokens or wait_seconds > seconds):
             raise OverloadedError(max(1.0, wait_seconds / 2))
 
@@ -243,30 +258,32 @@ class Scheduler:
         finally:
             self._preparing_tokens -= estimate_tokens
 
-    def _run(self) -> None:
-        """The device's thread: until stopped or lost, take a batch, run it, deliver it."""
+    def _run(self, lane: int) -> None:
+        """A lane's thread: until the device is stopped or lost, take a batch, run it, deliver it."""
         try:
-            while batch := self._next_batch():
-                self._busy_since = time.monotonic()
+            while batch := self._next_batch(lane):
                 self._execute(batch)
-                self._busy_since = None
         except DeviceLostError as error:
             _LOGGER.critical("the device is lost: %s", error)
             self._lost = error
         except Exception:  # the thread's edge: whoever waits must hear of it
-            _LOGGER.exception("the device's thread failed")
-            self._lost = DeviceLostError("the device's thread failed")
+            _LOGGER.exception("a thread of the device failed")
+            self._lost = DeviceLostError("a thread of the device failed")
         with self._ready:
             left, self._entries, self._queued_tokens = self._entries, [], 0
+            self._ready.notify_all()
         self._fail(left, self._lost or OverloadedError(1.0))
 
-    def _next_batch(self) -> list[_Entry]:
+    def _next_batch(self, lane: int) -> list[_Entry]:
         """Wait for work and take some: rows of the oldest entry's model. Nothing means stop."""
         with self._ready:
-            while not self._is_stopping:
+            self._busy_since.pop(lane, None)
+            while not self._is_stopping and self._lost is None:
                 self._drop_unwanted()
                 if self._entries:
-                    return self._take()
+                    batch = self._take()
+                    self._busy_since[lane] = time.monotonic()
+                    return batch
                 self._ready.wait()
         return []
 
@@ -280,8 +297,10 @@ class Scheduler:
     def _take(self) -> list[_Entry]:
         model = self._entries[0].call.model
         window = [each for each in self._entries if each.call.model is model][:_WINDOW_ROWS]
-        budget = self._budgets_tokens.get(model.name, model.batch_tokens)
-        batch = [window[index] for index in pack([each.row.length_tokens for each in window], 0, budget)]
+        lengths = [each.row.length_tokens for each in window]
+        share = sum(lengths) // (len(self._lanes) - len(self._busy_since))  # what each idle lane would have to do
+        budget = min(self._budgets_tokens.get(model.name, model.batch_tokens), max(share, _SHARE_TOKENS))
+        batch = [window[index] for index in pack(lengths, 0, budget, model.pass_tokens)]
         taken = set(map(id, batch))
         self._entries = [each for each in self._entries if id(each) not in taken]
         self._queued_tokens -= sum(each.row.length_tokens for each in batch)
@@ -301,8 +320,9 @@ class Scheduler:
                 raise
             except Exception as error:  # noqa: BLE001 - a model may raise anything; the caller gets it
                 if isinstance(error, DeviceMemoryError):
-                    budget = self._budgets_tokens.get(model.name, model.batch_tokens)
-                    self._budgets_tokens[model.name] = max(budget // 2, 1)
+                    with self._ready:
+                        budget = self._budgets_tokens.get(model.name, model.batch_tokens)
+                        self._budgets_tokens[model.name] = max(budget // 2, 1)
                     _LOGGER.warning("out of device memory at %s, halving the batch", error)
                 if len(part) > 1:
                     parts += [part[len(part) // 2 :], part[: len(part) // 2]]
@@ -316,11 +336,12 @@ class Scheduler:
     def _account(self, part: list[_Entry], model: Model[object], seconds: float) -> None:
         tokens = sum(each.row.length_tokens for each in part)
         padded_tokens = max(each.row.length_tokens for each in part) * len(part)
-        self._recent_tokens = _RATE_MEMORY * self._recent_tokens + tokens
-        self._recent_seconds = _RATE_MEMORY * self._recent_seconds + seconds
-        if model.name in self._budgets_tokens:  # after a shortage of memory the budget grows back slowly
-            budget = self._budgets_tokens[model.name]
-            self._budgets_tokens[model.name] = min(model.batch_tokens, budget + budget // 64 + 1)
+        with self._ready:
+            self._recent_tokens = _RATE_MEMORY * self._recent_tokens + tokens
+            self._recent_seconds = _RATE_MEMORY * self._recent_seconds + seconds
+            if model.name in self._budgets_tokens:  # after a shortage of memory the budget grows back slowly
+                budget = self._budgets_tokens[model.name]
+                self._budgets_tokens[model.name] = min(model.batch_tokens, budget + budget // 64 + 1)
         self._observe(BatchRecord(model.name, len(part), tokens, padded_tokens, seconds))
 
     def _deliver(self, part: list[_Entry], results: Sequence[object], began: float, seconds: float) -> None:

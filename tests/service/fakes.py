@@ -27,6 +27,7 @@ class FakeModel:
         self.dimension = dimension
         self.limit_tokens = LIMIT_TOKENS
         self.batch_tokens = 512
+        self.pass_tokens = 32
         self.batches: list[int] = []
         self.may_run = threading.Event()
         self.may_run.set()
