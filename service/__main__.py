@@ -97,7 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     add = models.add_parser("add", help="copy a model into the models' directory, with the hashes of its files")
     add.add_argument("name", help="what settings and requests will call it")
     add.add_argument(
-        "--from", dest="source", required=True, help="a folder, package:NAME (installed), or HUB-ID@REVISION"
+        "--from",
+        dest="source",
+        help="a folder, package:NAME (installed), or HUB-ID@REVISION; not needed for all-MiniLM-L6-v2, which a package "
+        "carries, and nli-deberta-v3-base, which comes from the hub",
     )
     add.add_argument("--into", type=Path, help="the models' directory (TRUTHGRAPH_MODELS_DIR)")
     add.set_defaults(command=_models_add)
@@ -267,11 +270,16 @@ def _embed(chosen: argparse.Namespace) -> int:
 
 
 def _models_add(chosen: argparse.Namespace) -> int:
-    from service.models import ModelFolderError, add  # noqa: PLC0415
+    from service.models import KNOWN, ModelFolderError, add  # noqa: PLC0415
+
+    source = chosen.source or KNOWN.get(chosen.name)
+    if source is None:
+        sys.stderr.write(f"--from is needed for {chosen.name}; known without it: {', '.join(KNOWN)}\n")
+        return 2
 
     try:
         settings = Settings.from_environment()
-        folder = add(chosen.into or settings.models_directory, chosen.name, chosen.source, settings.cache_directory)
+        folder = add(chosen.into or settings.models_directory, chosen.name, source, settings.cache_directory)
     except ModelFolderError as error:
         sys.stderr.write(f"{error}\n")
         return 1

