@@ -73,6 +73,12 @@ def compare_images(session: nox.Session) -> None:
     harness(session, "compare")
 
 
+@nox.session(name="time-image", default=False)
+def time_image(session: nox.Session) -> None:
+    """Time builds (`-- TARGET --against phase1`): cold, no-op and after changes, in an engine of its own."""
+    harness(session, "time", groups=("harness", "uv"))
+
+
 @nox.session(default=False)
 def serve(session: nox.Session) -> None:
     """Serve the API on this machine: an embedded PostgreSQL and the real embedding model, nothing else needed."""

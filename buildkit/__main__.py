@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from rich.console import Group
 
-    from buildkit.budget import Verdict
-    from buildkit.build import BuildRecord
+    from buildkit.budget import Budgets, Verdict
     from buildkit.measure import Measurement
-    from buildkit.report.page import Timeline
+    from buildkit.report.builds import Timeline
+    from buildkit.timing.record import Timings
 
 __all__ = ["main"]
 
@@ -37,9 +37,11 @@ def _say(line: str) -> None:
 
 def _engine(arguments: argparse.Namespace) -> int:
     from buildkit import engine, spec
+    from buildkit.timing import scope
 
     private = engine.Private()
     if arguments.action == "stop":
+        scope.remove_own(_say, purge=arguments.purge)  # of a run that was killed
         if not engine.stop(private, _say, purge=arguments.purge):
             _say("no private engine was running")
         return 0
@@ -130,13 +132,13 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _measure(arguments: argparse.Namespace) -> int:
     from buildkit import build, inspection
-    from buildkit.report import terminal
+    from buildkit.report import builds, terminal
 
     timelines: list[Timeline] = []
     name = arguments.image
     if not name:
         record = build.load_record(build.record_path(arguments.project / FOLDER, arguments.target))
-        name, timelines = record.digest, [_timeline(record)]
+        name, timelines = record.digest, [builds.timeline_of(record)]
     _say(f"reading {name}")
     measurement = inspection.obtain(name, **_reading(arguments))
     verdict = _judge(arguments, measurement)
@@ -169,16 +171,67 @@ def _compare(arguments: argparse.Namespace) -> int:
     return _concluded(arguments, tables, verdict)
 
 
-def _timeline(record: BuildRecord) -> Timeline:
-    """When each step of the recorded build ran, for the report's chart."""
-    from buildkit.report.page import Timeline, TimelineStep
+def _time(arguments: argparse.Namespace) -> int:
+    from contextlib import nullcontext
 
-    ran = [(step, step.started) for step in record.steps if step.started is not None]
-    first = min((started for _, started in ran), default=0.0)
-    steps = (
-        TimelineStep(step.stage, step.instruction, started - first, step.seconds, step.cached) for step, started in ran
+    from rich.console import Console
+
+    from buildkit import display, engine, spec
+    from buildkit.timing import record, run, scope
+
+    loaded = spec.load(arguments.project)
+    plan = run.Plan(
+        loaded.target(arguments.target).name,
+        loaded.target(arguments.against).name if arguments.against else None,
+        tuple(arguments.scenarios.split(",")),
+        arguments.runs,
+        arguments.dependency,
     )
-    return Timeline(f"{record.target}, {record.seconds:.0f} s, {record.started[:16]}", tuple(steps))
+    budgets = _budgets_of(arguments.project, plan.target)
+    console = Console(stderr=True, no_color=bool(os.environ.get("NO_COLOR")) or None)
+    kept = arguments.project / FOLDER / "timings.json"
+    with (
+        nullcontext(scope.named(engine.find(os.environ, engine.Private()), arguments.builder))
+        if arguments.builder
+        else scope.own(_say, keep=arguments.keep_downloads)
+    ) as cache_scope:
+        timings = run.time_builds(
+            plan,
+            cache_scope,
+            spec=loaded,
+            environment=os.environ,
+            base_origin=arguments.base_origin,
+            cache=arguments.project / FOLDER / "cache",
+            show=lambda events, title: display.BuildDisplay(console, events, title=title),
+            say=_say,
+            keep=lambda so_far: record.save(so_far, kept),
+        )
+    _say(f"wrote {kept}")
+    return _timed(arguments, timings, budgets)
+
+
+def _timed(arguments: argparse.Namespace, timings: Timings, budgets: Budgets) -> int:
+    """Writes the report of *timings*; 1 where a budget is broken, 3 where a scenario could not be timed."""
+    from datetime import UTC, datetime
+
+    from buildkit import budget, inspection
+    from buildkit.report import builds
+
+    verdict = budget.judge(
+        None,
+        budgets.of_builds(),
+        today=datetime.now(tz=UTC).date(),
+        transfer_bytes=timings.transfer_bytes(timings.target),
+        build_seconds_ratio=timings.seconds_ratio(timings.target),
+        image=timings.target,
+    )
+    tables = []
+    if arguments.format == "terminal":
+        tables = [builds.timings_tables(timings)]
+    else:
+        _write(arguments, inspection.render_timings(arguments.format, timings, verdict=verdict))
+    code = _concluded(arguments, tables, verdict)
+    return code or (3 if timings.not_run else 0)
 
 
 def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -199,20 +252,26 @@ def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _budgets_of(project: Path, target: str) -> Budgets:
+    """The limits of *target* in docker/images.toml; none where it has no table."""
+    from buildkit import budget, spec
+
+    loaded = spec.load(project)
+    return budget.parse_budgets(loaded.budgets.get(loaded.target(target).name, {}), where=f"budgets.{target}")
+
+
 def _judge(
     arguments: argparse.Namespace, measurement: Measurement, baseline: Measurement | None = None
 ) -> Verdict | None:
     """The verdict by the target's budgets in docker/images.toml, or by a .dive-ci file; None without either."""
     from datetime import UTC, datetime
 
-    from buildkit import budget, spec
+    from buildkit import budget
 
     if arguments.dive_rules:
         budgets = budget.parse_dive_rules(arguments.dive_rules.read_text(), where=str(arguments.dive_rules))
     elif arguments.budgets:
-        loaded = spec.load(arguments.project)
-        table = loaded.budgets.get(loaded.target(arguments.budgets).name, {})
-        budgets = budget.parse_budgets(table, where=f"budgets.{arguments.budgets}")
+        budgets = _budgets_of(arguments.project, arguments.budgets)
     else:
         return None
     return budget.judge(measurement, budgets, today=datetime.now(tz=UTC).date(), baseline=baseline)
@@ -306,6 +365,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_report_options(command)
     command.set_defaults(run=_compare)
 
+    _add_time(commands)
     commands.add_parser("diet", help="take out of an installed tree what its GPUs can never run")
 
     command = commands.add_parser("lock", help="resolve pyproject.toml into docker/lock/")
@@ -315,11 +375,34 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_report_options(command: argparse.ArgumentParser) -> None:
+def _add_time(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = commands.add_parser("time", help="how long builds take, cold, warm and after changes, beside a baseline")
+    command.add_argument("target", nargs="?", default="api", help="a target of docker/images.toml (default: api)")
+    command.add_argument("--against", metavar="TARGET", help="a baseline, timed in turn with it in the same run")
+    command.add_argument(
+        "--scenarios",
+        default="cold,no-op,code,dependency",
+        help="separated by commas, of cold-empty, cold, no-op, code, dependency, torch, base (default: %(default)s)",
+    )
+    command.add_argument("--runs", type=int, default=3, help="of each scenario (default: 3)")
+    command.add_argument("--dependency", default="tqdm", help="whose release the dependency scenario changes")
+    command.add_argument("--builder", default="", help="a builder of yours to empty and fill, not an engine of its own")
+    command.add_argument("--keep-downloads", action="store_true", help="keep that engine's downloads for the next run")
+    command.add_argument("--base-origin", choices=["auto", "registry", "debian"], default="auto")
+    _add_output_options(command)
+    command.add_argument("--exit-zero", action="store_true", help="exit 0 even where a budget is broken")
+    command.set_defaults(run=_time)
+
+
+def _add_output_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         *("--format", "-f"), default="terminal", choices=["terminal", "json", "markdown", "html", "junit", "sarif"]
     )
     command.add_argument("--output", "-o", type=Path, help="a file for the report (default: stdout)")
+
+
+def _add_report_options(command: argparse.ArgumentParser) -> None:
+    _add_output_options(command)
     command.add_argument("--platform", help="of an index with several, as linux/amd64")
     command.add_argument("--budgets", metavar="TARGET", help="judge by this target's budgets in docker/images.toml")
     command.add_argument("--dive-rules", type=Path, metavar="FILE", help="judge by a .dive-ci file instead")

@@ -31,6 +31,7 @@ from typing import Final, Literal
 
 from buildkit.errors import UsageError
 from buildkit.measurement import Measurement
+from buildkit.timing.record import SCENARIOS
 
 __all__ = ["Budgets", "Judgement", "Status", "Verdict", "Waiver", "judge", "parse_budgets", "parse_dive_rules"]
 
@@ -52,6 +53,7 @@ _LEAST: Final = ("efficiency_fraction",)
 # dive's README, "CI Integration"; wastes are failed above, efficiency below (cmd/dive/cli/internal/command/ci/rules.go)
 _DIVE: Final = ("lowestEfficiency", "highestWastedBytes", "highestUserWastedPercent")
 _GROUPS: Final = ("growth_fraction", "transfer_bytes", "build_seconds_ratio")
+_OF_BUILDS: Final = ("transfer_bytes.", "build_seconds_ratio.")
 _UNITS: Final = {
     "": 1,
     "b": 1,
@@ -75,6 +77,11 @@ class Budgets:
 
     limits: Mapping[str, float]
     waivers: tuple[Waiver, ...] = ()
+
+    def of_builds(self) -> "Budgets":
+        """Return those that timed builds are judged by."""
+        limits = {name: limit for name, limit in self.limits.items() if name.startswith(_OF_BUILDS)}
+        return Budgets(limits, tuple(waiver for waiver in self.waivers if waiver.budget in limits))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +119,8 @@ def parse_budgets(table: Mapping[str, object], *, where: str = "budgets") -> Bud
             for name, inner in _table(f"{where}.{key}", value).items():
                 if key == "growth_fraction" and name not in _MOST:
                     raise UsageError(f"{where}.{key}.{name}", inner, f"unknown; one of {', '.join(_MOST)}")
+                if key != "growth_fraction" and name not in SCENARIOS:
+                    raise UsageError(f"{where}.{key}.{name}", inner, f"no scenario; one of {', '.join(SCENARIOS)}")
                 limits[f"{key}.{name}"] = _limit(f"{where}.{key}.{name}", inner)
         elif key == "waivers":
             waivers = _waivers(f"{where}.waivers", value)
@@ -150,34 +159,46 @@ def parse_dive_rules(text: str, *, where: str = ".dive-ci") -> Budgets:
 
 
 def judge(
-    measurement: Measurement,
+    measurement: Measurement | None,
     budgets: Budgets,
     *,
     today: dt.date,
     baseline: Measurement | None = None,
     transfer_bytes: Mapping[str, int] | None = None,
     build_seconds_ratio: Mapping[str, float] | None = None,
+    image: str = "",
 ) -> Verdict:
-    """Hold an image against every limit. *transfer_bytes* and *build_seconds_ratio* are by scenario."""
-    totals = {name: float(getattr(measurement.totals, name)) for name in (*_MOST, *_LEAST)}
+    """Hold an image against every limit. *transfer_bytes* and *build_seconds_ratio* are by scenario.
+
+    Without a *measurement* its limits are not judged, and the verdict is on what *image* names.
+    """
     figures: dict[str, float] = {
-        **totals,
-        "lowestEfficiency": measurement.dive.efficiency_fraction,
-        "highestWastedBytes": measurement.dive.wasted_bytes,
-        "highestUserWastedPercent": measurement.dive.wasted_user_fraction,
         **{f"transfer_bytes.{name}": value for name, value in (transfer_bytes or {}).items()},
         **{f"build_seconds_ratio.{name}": value for name, value in (build_seconds_ratio or {}).items()},
     }
-    if baseline is not None:
-        for name in _MOST:
-            figures[f"growth_fraction.{name}"] = _growth(float(getattr(baseline.totals, name)), totals[name])
+    if measurement is not None:
+        figures |= _measured(measurement, baseline)
     waivers = {waiver.budget: waiver for waiver in budgets.waivers}
     return Verdict(
-        measurement.image.name,
+        image or (measurement.image.name if measurement is not None else ""),
         tuple(
             _judged(name, limit, figures.get(name), waivers.get(name), today) for name, limit in budgets.limits.items()
         ),
     )
+
+
+def _measured(measurement: Measurement, baseline: Measurement | None) -> dict[str, float]:
+    totals = {name: float(getattr(measurement.totals, name)) for name in (*_MOST, *_LEAST)}
+    figures = {
+        **totals,
+        "lowestEfficiency": measurement.dive.efficiency_fraction,
+        "highestWastedBytes": measurement.dive.wasted_bytes,
+        "highestUserWastedPercent": measurement.dive.wasted_user_fraction,
+    }
+    if baseline is not None:
+        for name in _MOST:
+            figures[f"growth_fraction.{name}"] = _growth(float(getattr(baseline.totals, name)), totals[name])
+    return figures
 
 
 def _growth(before: float, after: float) -> float:

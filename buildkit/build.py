@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from buildkit.engine import Engine
     from buildkit.spec import ImageSpec, Target
 
-__all__ = ["BuildRecord", "build", "load_record", "record_path"]
+__all__ = ["BuildRecord", "build", "load_record", "record_path", "tag_of"]
 
 SCHEMA_VERSION = 1
 _COMPRESSIONS = {
@@ -88,6 +88,11 @@ def record_path(folder: Path, target: str) -> Path:
     return folder / ("image.json" if target == "api" else f"image-{target}.json")
 
 
+def tag_of(spec: ImageSpec, target: Target) -> str:
+    """The name that points to the last build of *target*: `latest` for the default target `api`."""
+    return f"{spec.name}:{'latest' if target.name == 'api' else target.name}"
+
+
 def load_record(path: Path) -> BuildRecord:
     """Reads a record that a build wrote.
 
@@ -116,11 +121,14 @@ def build(
     show: Callable[[Events], BuildDisplay],
     use_cache: bool = True,
     check_disk: bool = True,
+    builder: str = "",
+    network: Literal["", "host"] = "",
 ) -> BuildRecord:
     """Builds *target* and writes its record below *folder*; the image of the build before stays until this one is done.
 
     Secrets (certificates, package index, credentials) and proxies are taken from *environment*, the caller's own, and
-    reach RUN steps only.
+    reach RUN steps only. *builder* is one of buildx's, instead of the engine's own; *network* "host" gives RUN steps
+    the machine's network, for an engine that has none.
 
     Raises:
         BuildFailed: a step failed.
@@ -135,7 +143,7 @@ def build(
         _check_disk(engine, target, folder, lock_sha256)
     handed_in = HandedIn.of(environment)
     revision, created = _revision(spec.project)
-    tag = f"{spec.name}:{'latest' if target.name == 'api' else target.name}"
+    tag = tag_of(spec, target)
     labels = _labels(spec, base, revision=revision, created=created, lock_sha256=lock_sha256) | _diet_labels(target)
     began, started = time.monotonic(), datetime.now(tz=UTC)
     events = Events()
@@ -161,6 +169,8 @@ def build(
                 provenance=False,  # its time stamps would give every build another digest
                 metadata_file=metadata,
                 cache=use_cache,
+                builder=builder or None,
+                network=network or None,
                 # Any other word than the typed ones is passed on to buildx as it is.
                 progress=cast("Literal['plain']", "rawjson"),
                 stream_logs=True,

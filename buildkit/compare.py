@@ -13,8 +13,9 @@ from typing import Final, Literal
 import msgspec
 
 from buildkit.components import CONCERNS, RemovedComponent, concern_bytes, removed_components
-from buildkit.measurement import FileRecord, ImageDescription, Measurement, schema_of
+from buildkit.measurement import FileRecord, ImageDescription, Measurement
 from buildkit.pairing import FilePair, pair_files, pair_layers
+from buildkit.saved import schema_of
 
 __all__ = [
     "ChangeKind",

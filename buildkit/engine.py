@@ -29,12 +29,14 @@ __all__ = [
     "Engine",
     "Mirror",
     "Private",
+    "at",
     "clean",
     "debian_mirror",
     "docker",
     "ensure",
     "find",
     "install_packages",
+    "start",
     "stop",
     "versions",
 ]
@@ -49,6 +51,16 @@ _DONOR_SUITE = "trixie"
 """Debian 13: the first whose own packages have buildx (docker.io 26.1, docker-buildx 0.13)."""
 _DONOR_RELEASE = 13
 _DEBIAN_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_BESIDE_OTHERS: dict[str, object] = {
+    "iptables": False,
+    "ip6tables": False,
+    "ip-forward": False,
+    "ip-masq": False,
+    "userland-proxy": False,
+}
+"""Settings of dockerd (its reference, "Daemon configuration file") that leave the machine's network as it is."""
+_CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
+"""The engines that this process started: it is the one to wait for them when they are stopped."""
 _ANSWER_SECONDS = 10.0
 _START_SECONDS = 60.0
 _STOP_SECONDS = 30.0
@@ -76,10 +88,16 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Private:
-    """Where the private engine lives. `state` survives, `run` may be lost with a reboot."""
+    """Where a private engine lives. `state` survives, `run` may be lost with a reboot.
+
+    `bridge` names an interface that is there already, for an engine beside others: without it dockerd takes docker0
+    and the firewall for its own. Such an engine touches neither, so its containers reach nothing but each other; its
+    builds take the machine's network.
+    """
 
     state: Path = Path("/var/lib/truthgraph-engine")
     run: Path = Path("/run/truthgraph-engine")
+    bridge: str = ""
 
     @property
     def socket(self) -> Path:
@@ -109,6 +127,7 @@ class Private:
             "exec-root": str(self.run / "exec"),
             "pidfile": str(self.pid_file),
             "features": {"containerd-snapshotter": True},
+            **(_BESIDE_OTHERS | {"bridge": self.bridge} if self.bridge else {}),
         }
 
 
@@ -136,7 +155,7 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", re.split("[+-]", version, maxsplit=1)[0])) or (0,)
 
 
-def _answering(host: str) -> Engine:
+def at(host: str) -> Engine:
     """The engine at *host*.
 
     Raises:
@@ -165,7 +184,7 @@ def find(environment: Mapping[str, str], private: Private) -> Engine:
     reason = ""
     for host in hosts:
         try:
-            return _answering(host)
+            return at(host)
         except CommandFailed as error:
             reason = reason or error.log_tail.splitlines()[0]
     address = environment.get("DOCKER_HOST") or f"the default address or {private.host}"
@@ -213,7 +232,7 @@ def ensure(environment: Mapping[str, str], private: Private, say: Callable[[str]
             raise  # the user named one; another would be a surprise
         if not shutil.which("dockerd") or not shutil.which("docker"):
             _install(_PACKAGES, say)
-        engine = _start(private, say)
+        engine = start(private, say)
     try:
         versions(engine)
     except EngineTooOld:
@@ -389,8 +408,8 @@ def _clear_leftovers(private: Private, say: Callable[[str], None]) -> None:
         subprocess.run(["umount", "--lazy", mount], capture_output=True, check=False)
 
 
-def _start(private: Private, say: Callable[[str], None]) -> Engine:
-    """Starts the private engine and waits until it answers.
+def start(private: Private, say: Callable[[str], None]) -> Engine:
+    """Starts a private engine and waits until it answers; one that runs already is taken as it is.
 
     Raises:
         EngineUnavailable: not root, or it did not come up; the reason holds the end of its log.
@@ -422,9 +441,13 @@ def _start(private: Private, say: Callable[[str], None]) -> Engine:
     while time.monotonic() < deadline:
         if private.socket.exists():
             try:
-                return _answering(private.host)
+                engine = at(private.host)
             except CommandFailed as error:
                 reason = error.log_tail
+            else:
+                if process is not None:
+                    _CHILDREN[process.pid] = process
+                return engine
         if process is not None and process.poll() is not None:
             reason = f"dockerd ended with exit code {process.returncode}"
             break
@@ -454,6 +477,8 @@ def stop(private: Private, say: Callable[[str], None], *, purge: bool = False) -
     if pid is not None:
         say(f"stopping the private engine {pid}")
         end([pid], ask=signal.SIGTERM, patience_seconds=_STOP_SECONDS)
+        if pid in _CHILDREN:
+            _CHILDREN.pop(pid).wait()
     _clear_leftovers(private, say)
     if purge and private.state.exists():
         say(f"removing {private.state}")

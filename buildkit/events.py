@@ -22,11 +22,16 @@ _LOG_LINES = 40
 
 
 class SubStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a step that BuildKit times by itself: "exporting layers", "unpacking to …", "transferring context:"."""
+    """A part of a step that BuildKit times by itself: "exporting layers", "unpacking to …", "transferring context:".
+
+    `started` is in seconds since the Unix epoch, None in records of before it was kept; `total` is what BuildKit
+    counts, bytes where something is transferred.
+    """
 
     name: str
     seconds: float
     total: int
+    started: float | None = None
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,6 +161,7 @@ class Events:
                     name=status.id,
                     seconds=round(_seconds(status.completed) - _seconds(status.started), 3),
                     total=status.current,
+                    started=_seconds(status.started),
                 )
                 for status in self._statuses.get(vertex.digest, {}).values()
                 if status.started and status.completed

@@ -1,4 +1,4 @@
-"""What `measure` and `compare` do between the command line and the files: obtain a measurement, render a report."""
+"""What stands between the command line and the files: obtain a measurement, render a report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +11,13 @@ from buildkit.image.layer_stream import Limits
 from buildkit.image.read import read_image
 from buildkit.measure import measure
 from buildkit.measurement import Measurement, load
+from buildkit.report.builds import Timeline, timings_json, timings_markdown, timings_page
 from buildkit.report.findings import junit, sarif
 from buildkit.report.markdown import comparison_markdown, measurement_markdown, to_json, verdict_markdown
-from buildkit.report.page import Timeline, TrendPoint, page
+from buildkit.report.page import TrendPoint, page
+from buildkit.timing.record import Timings
 
-__all__ = ["FORMATS", "Format", "obtain", "render"]
+__all__ = ["FORMATS", "Format", "obtain", "render", "render_timings"]
 
 Format = Literal["json", "markdown", "html", "junit", "sarif"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
@@ -75,6 +77,22 @@ def render(
                 else comparison_markdown(comparison, before=before, after=after)
             )
             return text if verdict is None else f"{text}\n### Budgets\n\n{verdict_markdown(verdict)}"
+    return _findings(kind, verdict, measurement)
+
+
+def render_timings(kind: Format, timings: Timings, *, verdict: Verdict | None = None) -> str:
+    """Write a report on timed builds in one of `FORMATS`; what `render` says of *verdict* holds here too."""
+    match kind:
+        case "json":
+            return timings_json(timings)
+        case "html":
+            return timings_page(timings, verdict)
+        case "markdown":
+            return timings_markdown(timings, verdict)
+    return _findings(kind, verdict)
+
+
+def _findings(kind: Format, verdict: Verdict | None, measurement: Measurement | None = None) -> str:
     if verdict is None:
         raise UsageError("format", kind, "shows budgets, and none was judged; json, markdown or html need none")
     return junit(verdict) if kind == "junit" else sarif(verdict, measurement)

@@ -28,7 +28,17 @@ if TYPE_CHECKING:
 
     from buildkit.spec import ImageSpec, Layer
 
-__all__ = ["Requirement", "assign", "check_locks", "input_digest", "locked", "parse_requirements", "write_locks"]
+__all__ = [
+    "Requirement",
+    "assign",
+    "check_locks",
+    "input_digest",
+    "locked",
+    "normalize",
+    "parse_requirements",
+    "release_below",
+    "write_locks",
+]
 
 _HEADER = "# Written by `nox -s lock` for Python {python}. Do not edit.\n"
 _INPUTS = "inputs.sha256"
@@ -163,11 +173,24 @@ def _compile(project: Path, python: str, *arguments: str) -> dict[str, Requireme
         raise UsageError("uv", None, "not installed; run through `nox -s lock`, which installs it")
     command = [uv, "pip", "compile", "--no-progress", "--generate-hashes", "--no-header", "--no-annotate"]
     command += ["--no-emit-index-url", "--no-emit-find-links", "--python-version", python]
+    command += ["--no-python-downloads"]  # another Python than ours is resolved for, none is run
     command += ["--python-platform", _PLATFORM, *arguments]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise CommandFailed(command, done.returncode, done.stderr[-4000:])
     return {requirement.name: requirement for requirement in parse_requirements(done.stdout)}
+
+
+def release_below(requirement: Requirement, python: str) -> Requirement:
+    """The newest release of the same distribution below *requirement*, with its hashes. Asks the package index.
+
+    Raises:
+        CommandFailed: there is none, or the index cannot be asked.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = Path(scratch) / "wanted.txt"
+        wanted.write_text(f"{requirement.name}<{requirement.version}\n")
+        return _compile(Path(scratch), python, str(wanted), "--no-deps")[requirement.name]
 
 
 def write_locks(spec: ImageSpec, *, upgrade: bool) -> list[Path]:

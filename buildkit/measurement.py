@@ -10,14 +10,13 @@ Sizes, in bytes:
 The published schema of the saved form is `schemas/measurement.json` beside this module.
 """
 
-import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from buildkit.errors import BuildkitError
+from buildkit import saved
 from buildkit.image.dive import DiveEfficiency
 from buildkit.image.gpu_code import GpuCodeMeasurement
 from buildkit.image.layer_stream import Compression
@@ -36,7 +35,6 @@ __all__ = [
     "LayerMeasurement",
     "LibraryCopy",
     "Measurement",
-    "MeasurementUnreadable",
     "StoredCopy",
     "Totals",
     "TreeRow",
@@ -45,7 +43,6 @@ __all__ = [
     "load",
     "save",
     "schema",
-    "schema_of",
 ]
 
 SCHEMA_VERSION: Final = 1
@@ -236,58 +233,16 @@ class Measurement:
         return replace(self, files=None)
 
 
-@dataclass
-class MeasurementUnreadable(BuildkitError):
-    """*path* holds no measurement that this version can read."""
-
-    path: Path
-    reason: str
-
-    exit_code = 2
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
-
-
 def save(measurement: Measurement, path: Path) -> None:
     """Write as JSON; folders are made, a file is replaced whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(msgspec.json.encode(measurement) + b"\n")
-    part.replace(path)
+    saved.save(measurement, path)
 
 
 def load(path: Path) -> Measurement:
-    """Read what `save` wrote; MeasurementUnreadable where it is anything else."""
-    try:
-        content = path.read_bytes()
-        version = msgspec.json.decode(content, type=_Versioned).schema_version
-        if version != SCHEMA_VERSION:
-            raise MeasurementUnreadable(path, f"schema version {version}, this program reads {SCHEMA_VERSION}")
-        return msgspec.json.decode(content, type=Measurement)
-    except OSError as error:
-        raise MeasurementUnreadable(path, error.strerror or str(error)) from error
-    except msgspec.DecodeError as error:
-        raise MeasurementUnreadable(path, f"not a measurement ({error})") from error
+    """Read what `save` wrote; SavedUnreadable where it is anything else."""
+    return saved.load(path, Measurement, version=SCHEMA_VERSION, what="a measurement")
 
 
 def schema() -> dict[str, object]:
     """Return the JSON Schema (2020-12) of a saved measurement."""
-    return schema_of(Measurement, f"Image measurement, version {SCHEMA_VERSION}")
-
-
-def schema_of(kind: type, title: str) -> dict[str, object]:
-    """Return the JSON Schema (2020-12) of *kind*; the same text on every Python (3.13 dedents docstrings itself)."""
-    described: dict[str, object] = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": title,
-        **msgspec.json.schema(kind),
-    }
-    for definition in described.get("$defs", {}).values():  # type: ignore[attr-defined] # a mapping, by the standard
-        if "description" in definition:
-            definition["description"] = inspect.cleandoc(definition["description"])
-    return described
-
-
-class _Versioned(msgspec.Struct):
-    schema_version: int
+    return saved.schema_of(Measurement, f"Image measurement, version {SCHEMA_VERSION}")

@@ -66,6 +66,7 @@ __all__ = [
     "ImageNotFound",
     "Layer",
     "UnsupportedImage",
+    "layer_blobs",
     "read_image",
 ]
 
@@ -175,6 +176,18 @@ def read_image(
         return reader.from_store(ArchiveStore(archive, name), source="archive")
 
 
+def layer_blobs(reference: str, *, docker: Sequence[str] = ("docker",), cache: Path | None = None) -> dict[str, int]:
+    """Return digest and bytes of each layer of an image of the engine, as the engine stores it.
+
+    Where the engine's store is on this machine only the manifest is read; elsewhere all of the image is.
+
+    Raises:
+        ImageError, LayerError, CommandFailed: as `read_image` does.
+    """
+    reader = _Reader(reference, LayerCache(cache), platform=None, tag=None, limits=Limits(), docker=docker)
+    return reader.blobs_in_engine(reference)
+
+
 class _EngineImage(msgspec.Struct, frozen=True, rename="pascal"):
     id: str
 
@@ -230,18 +243,32 @@ class _Reader:
         self._cache.keep_note(note, identity, msgspec.msgpack.encode(image.chosen))
         return image.image
 
-    def _from_content_store(self, identity: str) -> "_Found | None":
+    def blobs_in_engine(self, reference: str) -> dict[str, int]:
+        """Return digest and bytes of each layer, by the shortest way that works."""
+        identity = self._engine_identity(reference)
+        store = self._content_store(identity)
+        if store is not None:
+            with suppress(_BlobMissing):
+                chosen = self._choose([Descriptor(digest=identity, size=-1)], store)
+                return {layer.digest: layer.size for layer in chosen.layers}
+        return {layer.blob_digest: layer.blob_bytes for layer in self.from_engine(reference).layers}
+
+    def _content_store(self, identity: str) -> FolderStore | None:
+        """Return the engine's blobs where they are on this machine and the image is among them."""
         folder = engine_content_store(self._docker)
-        if folder is None:
-            return None
-        store = FolderStore(folder)
-        root = store.open(self._blob(identity))
+        store = None if folder is None else FolderStore(folder)
+        root = None if store is None else store.open(self._blob(identity))
         if root is None:
             return None
-        with root:
-            size_bytes = root.seek(0, io.SEEK_END)
+        root.close()
+        return store
+
+    def _from_content_store(self, identity: str) -> "_Found | None":
+        store = self._content_store(identity)
+        if store is None:
+            return None
         with suppress(_BlobMissing):
-            chosen = self._choose([Descriptor(digest=identity, size=size_bytes)], store)
+            chosen = self._choose([Descriptor(digest=identity, size=-1)], store)
             return _Found(chosen, self._assemble(chosen, store, source="engine"))
         return None
 

@@ -25,6 +25,7 @@ __all__ = [
     "layer_change",
     "layer_table",
     "layers_not_searched_text",
+    "markdown_table",
     "measurement_markdown",
     "removed_table",
     "shortened",
@@ -86,12 +87,12 @@ def measurement_markdown(measurement: Measurement, *, title: str = "Image measur
     sections = [
         f"## {_cell(title)}\n",
         f"`{_code(image.name)}`, {_cell(image.platform)}, digest `{image.manifest_digest or image.config_digest}`.\n",
-        _table(
+        markdown_table(
             ("Metric", "Value"), ((label, figure_text(name, getattr(totals, name))) for name, label in FIGURES.items())
         ),
         _dive_sentence(measurement),
         "### Layers\n",
-        _table(
+        markdown_table(
             ("#", "Instruction", "Unpacked", "% of total", "Blob", "Seen", "Wasted", "Files"),
             (
                 (
@@ -110,7 +111,7 @@ def measurement_markdown(measurement: Measurement, *, title: str = "Image measur
         "### Tree\n",
         _tree_block(measurement.tree, totals.final_bytes),
         "### Packages\n",
-        _table(
+        markdown_table(
             ("Package", "Version", "Kind", "Size", "Files"),
             [
                 *(
@@ -137,7 +138,7 @@ def measurement_markdown(measurement: Measurement, *, title: str = "Image measur
         *_duplicate_section(measurement),
         *_gpu_section(measurement),
         "### Largest files\n",
-        _table(
+        markdown_table(
             ("File", "Size", "Layer"),
             (
                 (f"`{_code(each.path)}`", human_bytes(each.size_bytes), str(each.layer))
@@ -167,7 +168,7 @@ def _waste_section(measurement: Measurement) -> Iterator[str]:
     if not measurement.waste:
         yield "No byte is stored and not seen.\n"
         return
-    yield _table(
+    yield markdown_table(
         ("Cause", "Size", "Files", "Stored by layer", "By layer", "Instruction that did it", "Largest"),
         (
             (
@@ -187,7 +188,7 @@ def _waste_section(measurement: Measurement) -> Iterator[str]:
 def _duplicate_section(measurement: Measurement) -> Iterator[str]:
     if measurement.duplicate_libraries:
         yield "### Shared libraries more than once\n"
-        yield _table(
+        yield markdown_table(
             ("Library", "Extra", "Copies"),
             (
                 (
@@ -200,7 +201,7 @@ def _duplicate_section(measurement: Measurement) -> Iterator[str]:
         )
     if measurement.duplicates:
         yield "### Equal content\n"
-        yield _table(
+        yield markdown_table(
             ("Extra", "Copies", "Size of each", "For example"),
             (
                 (
@@ -219,11 +220,11 @@ def _gpu_section(measurement: Measurement) -> Iterator[str]:
     if not gpu_code.architectures:
         return
     yield "### GPU code\n"
-    yield _table(
+    yield markdown_table(
         ("Architecture", "Code", "Libraries"),
         ((each.architecture, human_bytes(each.code_bytes), str(each.libraries)) for each in gpu_code.architectures),
     )
-    yield _table(
+    yield markdown_table(
         ("Library", "Code", "Most of it for"),
         (
             (f"`{_code(each.path)}`", human_bytes(each.code_bytes), architectures_text(each))
@@ -259,7 +260,7 @@ def comparison_markdown(comparison: Comparison, *, before: str = "Before", after
         "### Layers\n",
         layer_table(comparison, before=before, after=after),
         "### Tree\n",
-        _table(
+        markdown_table(
             ("Part", before, after, "Change"),
             (
                 (
@@ -277,7 +278,7 @@ def comparison_markdown(comparison: Comparison, *, before: str = "Before", after
     if comparison.packages:
         sections += [
             "### Packages\n",
-            _table(
+            markdown_table(
                 ("Package", "Kind", before, after, "Change"),
                 [
                     *(
@@ -299,7 +300,7 @@ def comparison_markdown(comparison: Comparison, *, before: str = "Before", after
     elif comparison.files:
         sections += [
             "### Files\n",
-            _table(
+            markdown_table(
                 ("File", "Kind", before, after),
                 [
                     *(
@@ -322,7 +323,7 @@ def summary_table(comparison: Comparison, *, before: str = "Before", after: str 
     """Write the table that opens the before/after report: each figure and how it changed."""
     rows = [summary_row(figure) for figure in comparison.figures]
     rows += [_concern_row(concern) for concern in comparison.concerns if concern.before_bytes or concern.after_bytes]
-    return _table(("Metric", before, after, "Change", "% change"), rows)
+    return markdown_table(("Metric", before, after, "Change", "% change"), rows)
 
 
 def summary_row(figure: FigureChange) -> tuple[str, ...]:
@@ -362,7 +363,7 @@ def layer_table(comparison: Comparison, *, before: str = "Before", after: str = 
     def position(number: int | None) -> str:
         return "-" if number is None else str(number)
 
-    return _table(
+    return markdown_table(
         ("#", "Instruction", before, after, "Change", "Cause", "To fetch"),
         (
             (
@@ -406,14 +407,14 @@ def removed_table(comparison: Comparison) -> str:
     rows.append(
         ("**Total**", f"**{human_bytes(total_bytes)}**", f"{sum(each.files for each in comparison.removed):,}", "")
     )
-    return _table(("Component", "Size", "Files", "Reason"), rows)
+    return markdown_table(("Component", "Size", "Files", "Reason"), rows)
 
 
 def verdict_markdown(verdict: Verdict) -> str:
     """Write every limit with its judgement."""
     if not verdict.judgements:
         return "No budget was set.\n"
-    return _table(
+    return markdown_table(
         ("Budget", "Judgement", "Measured and allowed"),
         ((_cell(each.budget), each.status, _cell(each.message)) for each in verdict.judgements),
     )
@@ -438,7 +439,8 @@ def _tree_block(rows: Sequence[TreeRow], total_bytes: int) -> str:
     return "\n".join(["```", *lines, "```", ""])
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table of cells that are Markdown already."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 

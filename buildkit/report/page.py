@@ -1,24 +1,22 @@
 """A measurement, and what changed since another, as one HTML page that needs nothing else: no request, no server.
 
-plotly.js, which draws the charts, is taken from the `plotly` distribution and stands in the page. Everything that a
-chart shows is also in a table or a list of folders that a keyboard and a screen reader can go through; without
-JavaScript only the charts are missing. A content security policy forbids the page to load anything.
+Everything that a chart shows is also in a table or a list of folders that a keyboard and a screen reader can go
+through; without JavaScript only the charts are missing.
 """
 
-import importlib.util
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Final
 
 from buildkit.budget import Verdict
 from buildkit.compare import Comparison
-from buildkit.errors import BuildkitError
 from buildkit.measurement import FolderSize, Measurement, Totals
-from buildkit.report.hypertext import chart, code, script_json, table, text
+from buildkit.report.builds import Timeline, builds_section
+from buildkit.report.document import Section, budget_section, chart_label, document, plotly_text
+from buildkit.report.hypertext import chart, code, table, text
 from buildkit.report.markdown import (
     FIGURES,
     architectures_text,
@@ -31,10 +29,8 @@ from buildkit.report.markdown import (
     summary_row,
 )
 
-__all__ = ["PlotlyMissing", "Timeline", "TimelineStep", "TrendPoint", "page"]
+__all__ = ["TrendPoint", "page"]
 
-_ASSETS: Final = Path(__file__).parent / "assets"
-_LABEL_LETTERS: Final = 44
 _ALMOST_ALL: Final = 0.98
 _DEEPEST_LIST: Final = 40
 _CARDS: Final = (
@@ -56,36 +52,6 @@ _COLORS: Final = (
     (re.compile(r"(usr|etc|var|lib|lib64|bin|sbin|boot|dev|run|srv|mnt|media|tmp)(/.*)?"), "#4d5863"),
 )
 _OTHER_COLOR: Final = "#2a6a8f"
-_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
-
-
-@dataclass
-class PlotlyMissing(BuildkitError):
-    """The plotly distribution, or the script in it, is not installed."""
-
-    exit_code = 3
-
-    def __str__(self) -> str:
-        return "the HTML page needs the plotly distribution: install the `harness` dependency group"
-
-
-@dataclass(frozen=True, slots=True)
-class TimelineStep:
-    """One step of a build; `start_seconds` counts from the build's start."""
-
-    stage: str
-    name: str
-    start_seconds: float
-    seconds: float
-    is_cached: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    """A build and its steps."""
-
-    title: str
-    steps: tuple[TimelineStep, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +79,7 @@ def page(
     """
     sections = [_summary(measurement, comparison, before, after)]
     if verdict is not None:
-        sections.append(_budgets(verdict))
+        sections.append(budget_section(verdict))
     sections += [_places(measurement), _layers(measurement, comparison, before, after)]
     if comparison is not None:
         sections.append(_changes(comparison, before, after))
@@ -121,58 +87,23 @@ def page(
     if measurement.gpu_code.architectures:
         sections.append(_gpu_code(measurement))
     if timelines:
-        sections.append(_builds(timelines))
+        sections.append(builds_section(timelines))
     if trend:
         sections.append(_trend(trend))
-    charts = {name: drawing for section in sections for name, drawing in section.charts.items()}
-    name = measurement.image.name
-    links = "".join(f'<li><a href="#{each.name}">{escape(each.heading)}</a></li>' for each in sections)
-    bodies = "\n".join(
-        f'<section id="{each.name}"><h2>{escape(each.heading)}</h2>{each.body}</section>' for each in sections
-    )
     image = measurement.image
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{escape(name)}: what is in the image</title>
-<style>
-{(_ASSETS / "page.css").read_text()}</style>
-</head>
-<body>
-<a class="skip" href="#main">Skip to the report</a>
-<header>
-<h1>{escape(name)}</h1>
-<p class="muted">{escape(image.platform)}, created {escape(image.created or "at an unknown time")},
-digest <code>{escape(image.manifest_digest or image.config_digest)}</code></p>
-<nav aria-label="Parts of this report"><ul>{links}</ul></nav>
-<button id="theme" type="button" hidden>Switch between light and dark</button>
-</header>
-<main id="main">
-{bodies}
-</main>
-<footer><p>Sizes are decimal: 1 GB is 10<sup>9</sup> bytes. Unpacked: regular files in the layers' archives. Seen: what
-is left of them in the merged file system. Wasted: the difference. Charts: plotly.js (MIT licence).</p></footer>
-<script type="application/json" id="chart-data">{script_json(charts)}</script>
-<script>{_plotly()}</script>
-<script>
-{(_ASSETS / "page.js").read_text()}</script>
-</body>
-</html>
-"""
+    name = image.name
+    return document(
+        title=f"{name}: what is in the image",
+        heading=name,
+        subtitle=f"{escape(image.platform)}, created {escape(image.created or 'at an unknown time')}, "
+        f"digest <code>{escape(image.manifest_digest or image.config_digest)}</code>",
+        sections=sections,
+        footer="Sizes are decimal: 1 GB is 10<sup>9</sup> bytes. Unpacked: regular files in the layers' archives. "
+        "Seen: what is left of them in the merged file system. Wasted: the difference.",
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Section:
-    name: str
-    heading: str
-    body: str
-    charts: dict[str, object]
-
-
-def _summary(measurement: Measurement, comparison: Comparison | None, before: str, after: str) -> _Section:
+def _summary(measurement: Measurement, comparison: Comparison | None, before: str, after: str) -> Section:
     cards = []
     for name in _CARDS:
         change = ""
@@ -197,21 +128,10 @@ def _summary(measurement: Measurement, comparison: Comparison | None, before: st
             f"<p>A node that holds {escape(before)} fetches {human_bytes(comparison.transfer_bytes)} for "
             f"{escape(after)}.</p>"
         )
-    return _Section("summary", "Summary", body, {})
+    return Section("summary", "Summary", body, {})
 
 
-def _budgets(verdict: Verdict) -> _Section:
-    rows = [
-        [text(each.budget), f'<span class="{each.status.replace(" ", "-")}">{each.status}</span>', text(each.message)]
-        for each in verdict.judgements
-    ]
-    failed = sum(each.status == "failed" for each in verdict.judgements)
-    body = f"<p>{failed} of {len(rows)} budgets failed.</p>"
-    body += table("budget-table", "Budgets", ("Budget", "Judgement", "Measured and allowed"), rows)
-    return _Section("budgets", "Budgets", body, {})
-
-
-def _places(measurement: Measurement) -> _Section:
+def _places(measurement: Measurement) -> Section:
     rows = [
         [
             f'<span class="{"indent" if row.parent else ""}">{text(row.label)}</span>',
@@ -226,7 +146,7 @@ def _places(measurement: Measurement) -> _Section:
     drawing = {
         "kind": "treemap",
         "ids": ["/" + each.path for each in folders],
-        "labels": [_plotly_text(each.path.removeprefix(parent_of[each.path]).strip("/") or "/") for each in folders],
+        "labels": [plotly_text(each.path.removeprefix(parent_of[each.path]).strip("/") or "/") for each in folders],
         "parents": ["/" + parent_of[each.path] if each.path else "" for each in folders],
         "values": [each.final_bytes for each in folders],
         "colors": [_color(each.path) for each in folders],
@@ -238,7 +158,7 @@ def _places(measurement: Measurement) -> _Section:
         body += chart("treemap", description)
     body += table("tree-table", "Parts of the image", ("Part", "Size", "% of total", "Files"), rows, numbers=(1, 2, 3))
     body += "<h3>Folders</h3>" + _folder_list(measurement.folders)
-    return _Section("places", "Where the bytes are", body, {"treemap": drawing} if folders else {})
+    return Section("places", "Where the bytes are", body, {"treemap": drawing} if folders else {})
 
 
 def _joined(folders: Sequence[FolderSize]) -> dict[str, str]:
@@ -282,9 +202,9 @@ def _folder_list(folders: Sequence[FolderSize]) -> str:
     return f'<div class="folders">{items("", 0)}</div>'
 
 
-def _layers(measurement: Measurement, comparison: Comparison | None, before: str, after: str) -> _Section:
+def _layers(measurement: Measurement, comparison: Comparison | None, before: str, after: str) -> Section:
     if comparison is None:
-        names = [f"#{layer.position} {_short(layer.instruction)}" for layer in measurement.layers]
+        names = [f"#{layer.position} {chart_label(layer.instruction)}" for layer in measurement.layers]
         series = [
             {"name": "seen", "color": "after", "values": [layer.final_bytes for layer in measurement.layers]},
             {"name": "wasted", "color": "waste", "values": [layer.wasted_bytes for layer in measurement.layers]},
@@ -294,7 +214,7 @@ def _layers(measurement: Measurement, comparison: Comparison | None, before: str
         places = [layer.after if layer.after is not None else layer.before for layer in comparison.layers]
         marks = ["#" if layer.after is not None else "−" for layer in comparison.layers]  # noqa: RUF001 (a minus sign)
         names = [
-            f"{mark}{place} {_short(layer.instruction)}"
+            f"{mark}{place} {chart_label(layer.instruction)}"
             for mark, place, layer in zip(marks, places, comparison.layers, strict=True)
         ]
         series = [
@@ -342,10 +262,10 @@ def _layers(measurement: Measurement, comparison: Comparison | None, before: str
         ],
         numbers=(2, 3, 4, 5, 6, 7),
     )
-    return _Section("layers", "Layers", body, {"layers": drawing})
+    return Section("layers", "Layers", body, {"layers": drawing})
 
 
-def _changes(comparison: Comparison, before: str, after: str) -> _Section:
+def _changes(comparison: Comparison, before: str, after: str) -> Section:
     removed = [[text(each.name), human_bytes(each.removed_bytes), text(each.reason)] for each in comparison.removed]
     packages = [
         [
@@ -375,10 +295,10 @@ def _changes(comparison: Comparison, before: str, after: str) -> _Section:
     else:
         headings = ("File", "Change", before, after)
         body += table("file-changes", "Files that changed", headings, files, numbers=(2, 3), is_filtered=True)
-    return _Section("changes", "What changed", body, {})
+    return Section("changes", "What changed", body, {})
 
 
-def _waste(measurement: Measurement) -> _Section:
+def _waste(measurement: Measurement) -> Section:
     rows = [
         [
             each.cause,
@@ -393,10 +313,10 @@ def _waste(measurement: Measurement) -> _Section:
     headings = ("Cause", "Size", "Files", "Stored by", "Hidden by", "Largest")
     body = f"<p>{human_bytes(measurement.totals.wasted_bytes)} are stored and not seen.</p>"
     body += table("waste-table", "Wasted bytes by cause", headings, rows, numbers=(1, 2, 3))
-    return _Section("waste", "Waste", body, {})
+    return Section("waste", "Waste", body, {})
 
 
-def _packages(measurement: Measurement) -> _Section:
+def _packages(measurement: Measurement) -> Section:
     rows = [
         [text(each.name), text(each.version), each.manager, human_bytes(each.final_bytes), f"{each.files:,}"]
         for each in measurement.packages
@@ -407,10 +327,10 @@ def _packages(measurement: Measurement) -> _Section:
     body = table("package-table", "Packages", headings, rows, numbers=(3, 4), is_filtered=True, limit=len(rows))
     largest = [[code(each.path), human_bytes(each.size_bytes), str(each.layer)] for each in measurement.largest_files]
     body += table("largest-files", "Largest files", ("File", "Size", "Layer"), largest, numbers=(1, 2), limit=25)
-    return _Section("packages", "Packages and files", body, {})
+    return Section("packages", "Packages and files", body, {})
 
 
-def _duplicates(measurement: Measurement) -> _Section:
+def _duplicates(measurement: Measurement) -> Section:
     libraries = [
         [
             text(each.soname) + (" (CUDA)" if each.is_cuda else ""),
@@ -433,10 +353,10 @@ def _duplicates(measurement: Measurement) -> _Section:
     body += table(
         "content-table", "Equal content", ("Extra", "Copies", "For example"), contents, numbers=(0, 1), limit=25
     )
-    return _Section("duplicates", "Duplicates", body, {})
+    return Section("duplicates", "Duplicates", body, {})
 
 
-def _gpu_code(measurement: Measurement) -> _Section:
+def _gpu_code(measurement: Measurement) -> Section:
     gpu_code = measurement.gpu_code
     names = [each.architecture for each in gpu_code.architectures]
     series = [{"name": "code", "color": "after", "values": [each.code_bytes for each in gpu_code.architectures]}]
@@ -453,42 +373,10 @@ def _gpu_code(measurement: Measurement) -> _Section:
     body += table("gpu-libraries", "Libraries with GPU code", headings, libraries, numbers=(1,), limit=25)
     if gpu_code.layers_not_searched:
         body += f"<p>{layers_not_searched_text(gpu_code)}</p>"
-    return _Section("gpu", "GPU code", body, {"gpu-code": drawing})
+    return Section("gpu", "GPU code", body, {"gpu-code": drawing})
 
 
-def _builds(timelines: Sequence[Timeline]) -> _Section:
-    body, charts = "", dict[str, object]()
-    for number, timeline in enumerate(timelines):
-        name = f"timeline-{number}"
-        charts[name] = {
-            "kind": "timeline",
-            "steps": [
-                {
-                    "stage": _plotly_text(step.stage),
-                    "name": _short(step.name),
-                    "start": step.start_seconds,
-                    "seconds": step.seconds,
-                    "cached": step.is_cached,
-                }
-                for step in timeline.steps
-            ],
-        }
-        rows = [
-            [text(step.stage), code(step.name), f"{step.start_seconds:.2f}", f"{step.seconds:.2f}", _cached(step)]
-            for step in timeline.steps
-        ]
-        body += f"<h3>{escape(timeline.title)}</h3>"
-        body += chart(name, f"Timeline of the {len(rows)} steps of {timeline.title}. The table below says the same.")
-        headings = ("Stage", "Step", "Start (s)", "Seconds", "Cache")
-        body += table(f"{name}-table", f"Steps of {timeline.title}", headings, rows, numbers=(2, 3))
-    return _Section("builds", "Builds", body, charts)
-
-
-def _cached(step: TimelineStep) -> str:
-    return "from the cache" if step.is_cached else "run"
-
-
-def _trend(trend: Sequence[TrendPoint]) -> _Section:
+def _trend(trend: Sequence[TrendPoint]) -> Section:
     shown = (("unpacked_bytes", "before"), ("final_bytes", "after"), ("wasted_bytes", "waste"))
     drawing = {
         "kind": "trend",
@@ -504,32 +392,12 @@ def _trend(trend: Sequence[TrendPoint]) -> _Section:
     body = chart("trend", f"Lines: sizes of {len(rows)} kept measurements. The table below says the same.")
     numbers = tuple(range(1, len(FIGURES) + 1))
     body += table("trend-table", "Kept measurements", ("Taken", *FIGURES.values()), rows, numbers=numbers)
-    return _Section("trend", "Trend", body, {"trend": drawing})
+    return Section("trend", "Trend", body, {"trend": drawing})
 
 
 def _position(number: int | None) -> str:
     return "-" if number is None else str(number)
 
 
-def _short(instruction: str | None) -> str:
-    label = shortened(instruction)
-    return _plotly_text(label if len(label) <= _LABEL_LETTERS else label[: _LABEL_LETTERS - 1] + "…")
-
-
-def _plotly_text(label: str) -> str:
-    """Keep a text from being read as markup, which plotly.js does with tags in labels."""
-    return label.replace("&", "&amp;").replace("<", "&lt;")
-
-
 def _color(path: str) -> str:
     return next((color for pattern, color in _COLORS if pattern.fullmatch(path)), _OTHER_COLOR)
-
-
-def _plotly() -> str:
-    """Return plotly.js as the distribution carries it, without importing the distribution, which takes a second."""
-    spec = importlib.util.find_spec("plotly")
-    for folder in (spec.submodule_search_locations if spec is not None else None) or ():
-        script = Path(folder) / "package_data" / "plotly.min.js"
-        if script.is_file():
-            return script.read_text(encoding="utf-8").replace("</script", "<\\/script")
-    raise PlotlyMissing

@@ -161,3 +161,32 @@ def test_a_dive_ci_file_is_read_and_judged_by_dives_figures(image: Measurement) 
 def test_a_dive_ci_file_of_another_form_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_dive_rules(text)
+
+
+def test_a_budget_for_a_scenario_that_is_not_timed_is_refused() -> None:
+    with pytest.raises(UsageError, match="no scenario; one of cold-empty, cold") as caught:
+        budgets("transfer_bytes.wram = '1 MB'")
+
+    assert caught.value.field.endswith("transfer_bytes.wram")
+
+
+def test_timed_builds_are_judged_without_an_image() -> None:
+    limits = budgets(
+        "layers = 3\ntransfer_bytes.code = '1 MB'\nbuild_seconds_ratio.cold = 0.3\ntransfer_bytes.torch = 1"
+    )
+
+    verdict = judge(
+        None,
+        limits.of_builds(),
+        today=TODAY,
+        transfer_bytes={"code": 1_000_001},
+        build_seconds_ratio={"cold": 0.3},
+        image="api",
+    )
+
+    assert verdict.image == "api"
+    assert {each.budget: each.status for each in verdict.judgements} == {
+        "transfer_bytes.code": "failed",
+        "build_seconds_ratio.cold": "passed",
+        "transfer_bytes.torch": "not judged",
+    }

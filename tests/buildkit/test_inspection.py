@@ -9,7 +9,8 @@ from buildkit.budget import Judgement, Verdict
 from buildkit.compare import compare
 from buildkit.errors import UsageError
 from buildkit.inspection import FORMATS, obtain, render
-from buildkit.measurement import MeasurementUnreadable, save
+from buildkit.measurement import save
+from buildkit.saved import SavedUnreadable
 from tests.buildkit.image_maker import LayerMaker, make_image, oci_files, write_folder
 
 VERDICT = Verdict("example", (Judgement("layers", "passed", 3, 1, "layers is 1"),))
@@ -27,7 +28,7 @@ def test_an_image_and_its_saved_measurement_are_the_same(image: str, tmp_path: P
     save(measurement, path)
     assert obtain(str(path)) == measurement
     path.write_text("{}")
-    with pytest.raises(MeasurementUnreadable):
+    with pytest.raises(SavedUnreadable):
         obtain(str(path))
 
 

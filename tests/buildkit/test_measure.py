@@ -11,7 +11,8 @@ import pytest
 from buildkit import measurement as measurement_module
 from buildkit.image.read import read_image
 from buildkit.measure import measure
-from buildkit.measurement import Measurement, MeasurementUnreadable, load, save, schema
+from buildkit.measurement import Measurement, load, save, schema
+from buildkit.saved import SavedUnreadable
 from tests.buildkit.image_maker import Compression, LayerMaker, make_image, oci_files, write_folder
 
 SITE = "usr/local/lib/python3.13/site-packages"
@@ -172,7 +173,7 @@ def test_files_that_hold_no_measurement_are_refused(tmp_path: Path, content: byt
     path = tmp_path / "x.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(MeasurementUnreadable, match=reason) as raised:
+    with pytest.raises(SavedUnreadable, match=reason) as raised:
         load(path)
     assert raised.value.exit_code == 2
     assert raised.value.path == path

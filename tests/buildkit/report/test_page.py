@@ -14,7 +14,9 @@ from buildkit.compare import compare
 from buildkit.image.read import read_image
 from buildkit.measure import measure
 from buildkit.measurement import Measurement
-from buildkit.report.page import PlotlyMissing, Timeline, TimelineStep, TrendPoint, page
+from buildkit.report.builds import Timeline, TimelineStep
+from buildkit.report.document import PlotlyMissing
+from buildkit.report.page import TrendPoint, page
 from tests.buildkit.image_maker import LayerMaker, make_image, oci_files, write_folder
 
 SITE = "opt/venv/lib/python3.13/site-packages"

@@ -1,0 +1,152 @@
+"""What a scenario changes between two builds, made in a copy of the project and never in the user's own tree."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from buildkit import engine as engines
+from buildkit import spec as specs
+from buildkit.errors import UsageError
+from buildkit.layers import Requirement, normalize, parse_requirements, release_below, write_locks
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from buildkit.base import Base
+    from buildkit.engine import Engine
+    from buildkit.spec import ImageSpec
+
+__all__ = [
+    "CODE_FILE",
+    "base_tag",
+    "change_base",
+    "change_code",
+    "change_dependency",
+    "change_torch",
+    "copy_project",
+    "lower",
+]
+
+CODE_FILE: Final = "service/app.py"
+_PIN: Final = re.compile(r'"torch==(?P<version>[^"\s;]+)"')
+_NOT_COPIED: Final = shutil.ignore_patterns(".git", "build", ".venv", ".nox", "__pycache__", ".*_cache", "*.egg-info")
+_MARKER: Final = "etc/truthgraph-timing"
+
+
+def copy_project(project: Path, copy: Path) -> None:
+    """Make *copy* a copy of what git knows of *project* and has not ignored; of everything outside a checkout.
+
+    An older copy is replaced. Builds of a copy have no revision, so that their labels are the same.
+    """
+    shutil.rmtree(copy, ignore_errors=True)
+    listed = subprocess.run(
+        ["git", "-C", str(project), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode or not listed.stdout:
+        shutil.copytree(project, copy, ignore=_NOT_COPIED, symlinks=True)
+        return
+    for name in filter(None, listed.stdout.split("\0")):
+        source, target = project / name, copy / name
+        if source.is_file() or source.is_symlink():  # not one that was deleted and is still in the index
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target, follow_symlinks=False)
+
+
+def change_code(copy: Path, run: int) -> str:
+    """Add a line to the application, another one in each *run*; returns what changed.
+
+    Raises:
+        UsageError: the project has no such file.
+    """
+    path = copy / CODE_FILE
+    if not path.is_file():
+        raise UsageError("scenario", "code", f"the project has no {CODE_FILE} to change")
+    path.write_text(f"{path.read_text()}\nTIMED_RUN = {run}\n")
+    return f"one line more in {CODE_FILE}"
+
+
+def lower(spec: ImageSpec, name: str, steps: int) -> list[Requirement]:
+    """Return the *steps* newest releases of the locked distribution *name* below the locked one, the newest first.
+
+    Raises:
+        UsageError: no lock file names it.
+        CommandFailed: the index has no such release.
+    """
+    _, requirement = _locked(spec, name)
+    found = []
+    for _ in range(steps):
+        requirement = release_below(requirement, spec.python)
+        found.append(requirement)
+    return found
+
+
+def change_dependency(spec: ImageSpec, requirement: Requirement) -> str:
+    """Put *requirement* into the lock in the place of another release of the same; returns what changed.
+
+    Only the lock changes, as it does when a dependency of a dependency is raised.
+    """
+    path, before = _locked(spec, requirement.name)
+    path.write_text(path.read_text().replace(before.text, requirement.text))
+    return f"{requirement.name} {before.version} to {requirement.version}"
+
+
+def _locked(spec: ImageSpec, name: str) -> tuple[Path, Requirement]:
+    """Return the lock file that holds *name*, and what it says."""
+    for layer in spec.layers:
+        path = spec.lock_folder / f"{layer.name}.txt"
+        for requirement in parse_requirements(path.read_text()) if path.exists() else ():
+            if requirement.name == normalize(name):
+                return path, requirement
+    raise UsageError("dependency", name, f"in no lock file of {spec.lock_folder}")
+
+
+def change_torch(copy: Path) -> str:
+    """Pin the release of torch before this one in pyproject.toml and resolve the lock again; returns what changed.
+
+    Raises:
+        UsageError: pyproject.toml does not pin torch, or a layer names a distribution that the other one does not need.
+        CommandFailed: the index cannot be asked, or nothing can be resolved.
+    """
+    path = copy / "pyproject.toml"
+    text = path.read_text()
+    pin = _PIN.search(text)
+    if pin is None:
+        raise UsageError("scenario", "torch", 'pyproject.toml has no "torch==VERSION" to change')
+    spec = specs.load(copy)
+    (before,) = lower(spec, "torch", 1)
+    path.write_text(text.replace(pin[0], f'"torch=={before.version}"'))
+    changed = write_locks(specs.load(copy), upgrade=False)
+    files = ", ".join(sorted(each.name for each in changed if each.suffix == ".txt"))
+    return f"torch {pin['version']} to {before.version} (changes {files})"
+
+
+def base_tag(run: int) -> str:
+    """Return the name of the changed base of *run*."""
+    return f"truthgraph-timing-base:run{run}"
+
+
+def change_base(engine: Engine, base: Base, run: int, scratch: Path) -> Base:
+    """Return a base in the engine with one small layer more, another one in each *run*.
+
+    What a real update of a base changes in its own layers a node fetches too; that is not in it.
+    """
+    context = scratch / f"base-{run}"
+    context.mkdir(exist_ok=True)
+    (context / "marker").write_text(f"{run}\n")
+    (context / "Dockerfile").write_text(f"FROM {base.local}\nCOPY marker /{_MARKER}\n")
+    local = base_tag(run)
+    engines.docker(
+        engine.host,
+        *("buildx", "build", "--quiet", "--provenance=false"),
+        *("--output", f"type=image,name={local},compression=uncompressed"),
+        str(context),
+        seconds=300.0,
+    )
+    return replace(base, local=local)

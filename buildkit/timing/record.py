@@ -1,0 +1,350 @@
+"""Timed builds as one value that is saved and loaded: each build with its phases, stages and steps, and the medians.
+
+Seconds are wall time. A build's phases come from BuildKit's own events and may overlap (a stage can start while the
+context is still sent):
+    context  the Dockerfile, .dockerignore and the files of the context are read and sent
+    resolve  base images and named contexts are looked up
+    steps    the Dockerfile's instructions run, from all stages at once
+    export   layers, configuration and manifest are written, compressed or not
+    unpack   the image's layers are unpacked, so that containers can start
+`seconds` of a phase is the time in which at least one of its steps ran. What is left of a build's `seconds` is starting
+the client and waiting for the builder.
+
+The published schema of the saved form is `schemas/timings.json` of this package's parent.
+"""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from buildkit import saved
+from buildkit.events import Step
+
+__all__ = [
+    "SCENARIOS",
+    "SCHEMA_VERSION",
+    "BuildTiming",
+    "Machine",
+    "NotRun",
+    "Phase",
+    "PhaseName",
+    "Scenario",
+    "StageTiming",
+    "StepTiming",
+    "Summary",
+    "Timings",
+    "load",
+    "phases_of",
+    "save",
+    "schema",
+    "stages_of",
+    "steps_of",
+    "summaries_of",
+]
+
+SCHEMA_VERSION: Final = 1
+
+Scenario = Literal["cold-empty", "cold", "no-op", "code", "dependency", "torch", "base"]
+SCENARIOS: Final[tuple[Scenario, ...]] = get_args(Scenario)
+PhaseName = Literal["context", "resolve", "steps", "export", "unpack"]
+CacheState = Literal["empty", "warm"]
+
+_CONTEXT: Final = ("load build definition", "load .dockerignore", "load build context")  # BuildKit, dockerui/config.go
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A part of a build; `start_seconds` counts from the build's start.
+
+    `written_bytes` is what the engine's processes handed to the file system between the phase's start and end, a
+    container's at the moment it ended; None where they cannot be seen or the phase never ran.
+    """
+
+    name: PhaseName
+    start_seconds: float
+    seconds: float
+    steps: int
+    cached: int
+    written_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageTiming:
+    """One stage of the Dockerfile: the time in which at least one of its steps ran, and how many were cached."""
+
+    stage: str
+    seconds: float
+    steps: int
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepTiming:
+    """One step, or a part of the export that BuildKit times by itself."""
+
+    stage: str
+    instruction: str
+    start_seconds: float
+    seconds: float
+    is_cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BuildTiming:
+    """One timed build.
+
+    Attributes:
+        run: counts from 1; runs of one number were made one after the other.
+        change: what differs from the full build before, "" for nothing.
+        layer_cache: whether the builder knew any step's result.
+        download_cache: whether the cache mounts (packages, wheels) held what the target had needed before.
+        started: RFC 3339, UTC.
+        load_average: of the last minute when it started, this run's own builds included.
+        written_bytes: handed to the file system by the engine's processes, all in all; None where they are not seen.
+        transfer_bytes: blobs of the image that a node holding the full build's image lacks, all of them for a cold
+            build; None where the engine's store cannot be read.
+    """
+
+    target: str
+    scenario: Scenario
+    run: int
+    change: str
+    layer_cache: CacheState
+    download_cache: CacheState
+    started: str
+    load_average: float
+    seconds: float
+    digest: str
+    written_bytes: int | None
+    transfer_bytes: int | None
+    phases: tuple[Phase, ...]
+    stages: tuple[StageTiming, ...]
+    steps: tuple[StepTiming, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All builds of one target and scenario; `ratio` is its median to the baseline's, None for the baseline itself."""
+
+    target: str
+    scenario: Scenario
+    seconds: tuple[float, ...]
+    median_seconds: float
+    median_written_bytes: int | None
+    median_transfer_bytes: int | None
+    ratio: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NotRun:
+    """A scenario that was asked for and could not be timed."""
+
+    target: str
+    scenario: Scenario
+    run: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where it was measured."""
+
+    system: str
+    processor: str
+    cpus: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """A series of timed builds, in the order in which they were made.
+
+    Attributes:
+        started: RFC 3339, UTC.
+        versions: of engine, client, buildx, BuildKit and this harness.
+        cache_scope: whose cache was emptied and filled, in words.
+        base_origin: where the base image came from: "registry" or "debian".
+        against: the baseline that ratios are to; None without one.
+    """
+
+    schema_version: int
+    started: str
+    machine: Machine
+    versions: dict[str, str]
+    cache_scope: str
+    base_origin: str
+    target: str
+    against: str | None
+    runs: int
+    summaries: tuple[Summary, ...]
+    builds: tuple[BuildTiming, ...]
+    not_run: tuple[NotRun, ...]
+
+    def transfer_bytes(self, target: str) -> dict[str, int]:
+        """Return the medians of *target* by scenario, for `budget.judge`."""
+        return {
+            each.scenario: each.median_transfer_bytes
+            for each in self.summaries
+            if each.target == target and each.median_transfer_bytes is not None
+        }
+
+    def seconds_ratio(self, target: str) -> dict[str, float]:
+        """Return the ratios of *target* to the baseline by scenario, for `budget.judge`."""
+        ratios = {each.scenario: each.ratio for each in self.summaries if each.target == target}
+        return {name: ratio for name, ratio in ratios.items() if ratio is not None}
+
+    def typical(self, target: str, scenario: Scenario) -> BuildTiming | None:
+        """Return the build whose time is nearest to the median, the earlier of two; None where there is none."""
+        builds = [each for each in self.builds if (each.target, each.scenario) == (target, scenario)]
+        if not builds:
+            return None
+        median = statistics.median(each.seconds for each in builds)
+        return min(builds, key=lambda each: abs(each.seconds - median))
+
+
+def summaries_of(builds: Sequence[BuildTiming], *, against: str | None) -> tuple[Summary, ...]:
+    """Sum *builds* up by target and scenario, in the order in which they first appear."""
+    groups: dict[tuple[str, Scenario], list[BuildTiming]] = {}
+    for each in builds:
+        groups.setdefault((each.target, each.scenario), []).append(each)
+    medians = {key: statistics.median(each.seconds for each in group) for key, group in groups.items()}
+    found = []
+    for (target, scenario), group in groups.items():
+        baseline = medians.get((against, scenario)) if against is not None and target != against else None
+        median = medians[target, scenario]
+        found.append(
+            Summary(
+                target=target,
+                scenario=scenario,
+                seconds=tuple(each.seconds for each in group),
+                median_seconds=round(median, 3),
+                median_written_bytes=_median(each.written_bytes for each in group),
+                median_transfer_bytes=_median(each.transfer_bytes for each in group),
+                ratio=round(median / baseline, 4) if baseline else None,
+            )
+        )
+    return tuple(found)
+
+
+def _median(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.median(known)) if known else None
+
+
+def phases_of(steps: Iterable[Step], began: float, written: Sequence[tuple[float, int]] = ()) -> tuple[Phase, ...]:
+    """Divide a build's *steps* into phases; *began* is its start in seconds since the epoch.
+
+    *written* are samples in order of time: seconds since the epoch, and bytes written until then.
+    """
+    intervals: dict[PhaseName, list[tuple[float, float]]] = {name: [] for name in get_args(PhaseName)}
+    cached = dict.fromkeys(intervals, 0)
+    for step in steps:
+        if step.started is None:
+            continue
+        phase = _phase(step)
+        cached[phase] += step.cached
+        if phase != "export":
+            intervals[phase].append((step.started, step.started + step.seconds))
+            continue
+        unpacking = [
+            (part.started, part.started + part.seconds)
+            for part in step.parts
+            if part.name.startswith("unpacking") and part.started is not None
+        ]
+        intervals["unpack"] += unpacking
+        # what is not unpacked is exported; BuildKit unpacks at the end
+        end = min((start for start, _ in unpacking), default=step.started + step.seconds)
+        intervals["export"].append((step.started, end))
+    found = []
+    for name, spans in intervals.items():
+        start = min((first for first, _ in spans), default=began)
+        end = max((last for _, last in spans), default=began)
+        found.append(
+            Phase(
+                name=name,
+                start_seconds=round(start - began, 3),
+                seconds=round(_covered(spans), 3),
+                steps=len(spans),
+                cached=cached[name],
+                written_bytes=_between(written, start, end) if spans and written else None,
+            )
+        )
+    return tuple(found)
+
+
+def _phase(step: Step) -> PhaseName:
+    if step.stage == "export":
+        return "export"
+    if step.stage == "internal" and step.instruction.startswith(_CONTEXT):
+        return "context"
+    if step.stage in {"internal", "context", "auth"}:
+        return "resolve"
+    return "steps"
+
+
+def stages_of(steps: Iterable[Step]) -> tuple[StageTiming, ...]:
+    """Return the Dockerfile's stages in the order in which they started."""
+    spans: dict[str, list[tuple[float, float]]] = {}
+    cached: dict[str, int] = {}
+    for step in steps:
+        if step.started is not None and _phase(step) == "steps":
+            spans.setdefault(step.stage, []).append((step.started, step.started + step.seconds))
+            cached[step.stage] = cached.get(step.stage, 0) + step.cached
+    return tuple(
+        StageTiming(stage=stage, seconds=round(_covered(each), 3), steps=len(each), cached=cached[stage])
+        for stage, each in spans.items()
+    )
+
+
+def steps_of(steps: Iterable[Step], began: float) -> tuple[StepTiming, ...]:
+    """Return the steps that ran or were cached, the parts of the export each by itself."""
+    found = []
+    for step in steps:
+        if step.started is None:
+            continue
+        parts = [part for part in step.parts if step.stage == "export" and part.started is not None]
+        if not parts:
+            start = step.started - began
+            found.append(
+                StepTiming(step.stage, step.instruction, round(start, 3), round(step.seconds, 3), is_cached=step.cached)
+            )
+        for part in parts:
+            start = (part.started or 0.0) - began
+            name = part.name.split(" sha256")[0]
+            found.append(StepTiming(step.stage, name, round(start, 3), round(part.seconds, 3), is_cached=False))
+    return tuple(sorted(found, key=lambda each: each.start_seconds))
+
+
+def _covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Return the time that at least one of *spans* covers."""
+    covered, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        covered += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return covered
+
+
+def _between(written: Sequence[tuple[float, int]], start: float, end: float) -> int:
+    """Return the bytes written from *start* to *end*, by the last sample at or before either."""
+
+    def until(moment: float) -> int:
+        return next((count for time, count in reversed(written) if time <= moment), written[0][1])
+
+    return max(0, until(end) - until(start))
+
+
+def save(timings: Timings, path: Path) -> None:
+    """Write as JSON; folders are made, a file is replaced whole."""
+    saved.save(timings, path, indent=1)
+
+
+def load(path: Path) -> Timings:
+    """Read what `save` wrote; SavedUnreadable where it is anything else."""
+    return saved.load(path, Timings, version=SCHEMA_VERSION, what="timings")
+
+
+def schema() -> dict[str, object]:
+    """Return the JSON Schema (2020-12) of saved timings."""
+    return saved.schema_of(Timings, f"Build timings, version {SCHEMA_VERSION}")

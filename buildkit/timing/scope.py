@@ -1,0 +1,193 @@
+"""Whose cache a timed build empties and fills: never the one that the user's other builds need.
+
+Without a name it is an engine of its own, started beside all others and thrown away afterwards. It has a bridge of its
+own, which nothing is connected to: RUN steps take the machine's network, so no firewall rule is made or needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from buildkit import engine as engines
+from buildkit.engine import Engine, Private
+from buildkit.errors import CommandFailed, EngineUnavailable, UsageError
+from buildkit.image.read import layer_blobs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["TIMING", "CacheScope", "named", "own", "remove_own"]
+
+TIMING: Final = Private(Path("/var/lib/truthgraph-engine-timing"), Path("/run/truthgraph-engine-timing"), "tgtiming0")
+_RANGES: Final = tuple(ipaddress.IPv4Network(f"10.{second}.77.0/29") for second in (213, 199, 187, 171, 155, 139))
+_DOWNLOADS: Final = "exec.cachemount"
+_LAYERS: Final = ("regular", "source.local", "internal", "frontend")
+"""Kinds of records in BuildKit's cache (client/diskusage.go); cache mounts are the one besides, `_DOWNLOADS`."""
+_DOWNLOADED: Final = "downloaded"
+_PRUNE_SECONDS: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class CacheScope:
+    """An engine, or one of buildx's builders at it, whose cache may be emptied.
+
+    Attributes:
+        engine: where the images go.
+        builder: buildx's name for it, "" for the engine's own.
+        network: what RUN steps need to reach a package index.
+        description: in words, for the report.
+        private: where the engine lives if it is ours alone: nobody else's cache is in it, and what its processes write
+            can be seen; None for the user's.
+    """
+
+    engine: Engine
+    builder: str
+    network: Literal["", "host"]
+    description: str
+    private: Private | None
+
+    @property
+    def _downloaded(self) -> Path | None:
+        return self.private.state / _DOWNLOADED if self.private else None
+
+    def empty(self, *, downloads: bool) -> None:
+        """Forget the result of every step, with *downloads* the cache mounts too."""
+        for kind in (*_LAYERS, *((_DOWNLOADS,) if downloads else ())):
+            builder = ("--builder", self.builder) if self.builder else ()
+            command = ("buildx", "prune", *builder, "--all", "--force", "--filter", f"type={kind}")
+            engines.docker(self.engine.host, *command, seconds=_PRUNE_SECONDS)
+        if downloads and self._downloaded:
+            self._downloaded.unlink(missing_ok=True)
+
+    def downloaded(self) -> set[str]:
+        """Return what `remember` was told since the cache mounts were empty, by a kept engine's earlier runs too."""
+        if self._downloaded is None or not self._downloaded.exists():
+            return set()
+        return set(self._downloaded.read_text().splitlines())
+
+    def remember(self, build: str) -> None:
+        """Note that the cache mounts hold all that *build*, a target with its lock, needs."""
+        if self._downloaded:
+            self._downloaded.write_text("\n".join(sorted(self.downloaded() | {build})))
+
+    def remove_image(self, tag: str) -> None:
+        """Remove an image; one that is not there is fine."""
+        with contextlib.suppress(CommandFailed):
+            engines.docker(self.engine.host, "image", "rm", "--force", tag, seconds=_PRUNE_SECONDS)
+
+    def blobs(self, digest: str) -> dict[str, int]:
+        """Return digest and bytes of each layer of an image as the engine stores it."""
+        host = ("--host", self.engine.host) if self.engine.host else ()
+        return layer_blobs(digest, docker=("docker", *host))
+
+    def free_bytes(self) -> int | None:
+        """Return the room where the engine stores, None for another machine's."""
+        return shutil.disk_usage(self.engine.root).free if self.engine.root else None
+
+    def written_bytes(self) -> int | None:
+        """Return what the private engine's processes and their ended children wrote so far (proc(5), write_bytes)."""
+        if self.private is None:
+            return None
+        count = 0
+        for pid in (self.private.pid_file, self.private.run / "exec" / "containerd" / "containerd.pid"):
+            try:
+                lines = Path(f"/proc/{int(pid.read_text())}/io").read_text().splitlines()
+            except (OSError, ValueError):
+                return None
+            count += next(int(line.partition(":")[2]) for line in lines if line.startswith("write_bytes:"))
+        return count
+
+
+@contextlib.contextmanager
+def own(say: Callable[[str], None], *, keep: bool, private: Private = TIMING) -> Iterator[CacheScope]:
+    """An engine of its own for the length of the block, removed with all that it stored; *keep* leaves its downloads.
+
+    Raises:
+        EngineUnavailable: it cannot be started here; `commands` says what can be done instead.
+    """
+    if shutil.which("dockerd") is None or shutil.which("ip") is None:
+        missing = "dockerd" if shutil.which("dockerd") is None else "ip (Debian's iproute2)"
+        advice = ["nox -s engine", "nox -s time-image -- --builder NAME"]
+        raise EngineUnavailable(private.host, f"{missing} is not installed", advice)
+    try:
+        say("starting an engine of its own for the timed builds")
+        _make_bridge(private.bridge)
+        engine = engines.start(private, say)
+        yield CacheScope(
+            engine,
+            builder="",
+            network="host",
+            description="an engine of its own, started for this run, with no cache of any other build",
+            private=private,
+        )
+    finally:
+        remove_own(say, purge=not keep, private=private)
+
+
+def remove_own(say: Callable[[str], None], *, purge: bool, private: Private = TIMING) -> None:
+    """Stop the engine of an earlier run and remove its bridge; *purge* removes all that it stored."""
+    engines.stop(private, say, purge=purge)
+    if Path(f"/sys/class/net/{private.bridge}").exists():
+        subprocess.run(["ip", "link", "delete", private.bridge], capture_output=True, check=False)
+
+
+def named(engine: Engine, builder: str) -> CacheScope:
+    """The builder that the user calls *builder*, whose cache is emptied.
+
+    Raises:
+        UsageError: buildx knows no such builder, or it cannot give its images to the engine.
+    """
+    try:
+        inspected = engines.docker(engine.host, "buildx", "inspect", builder, seconds=60.0)
+    except CommandFailed as error:
+        raise UsageError("builder", builder, f"unknown to buildx ({error.log_tail})") from error
+    driver = next((line.split()[-1] for line in inspected.splitlines() if line.startswith("Driver:")), "")
+    if driver != "docker":
+        fix = f"its driver is {driver!r}, and its images stay with it; name one of an engine (`docker context create`)"
+        raise UsageError("builder", builder, fix)
+    context = json.loads(engines.docker(engine.host, "context", "inspect", builder))[0]
+    found = engines.at(str(context["Endpoints"]["docker"].get("Host", "")))
+    return CacheScope(found, builder, "", f"the builder {builder}, emptied for this run", private=None)
+
+
+def _make_bridge(name: str) -> None:
+    """Create the interface *name* with addresses that no route of this machine leads to, unless it is there.
+
+    Raises:
+        CommandFailed: it cannot be created.
+        EngineUnavailable: every candidate range is in use.
+    """
+    if Path(f"/sys/class/net/{name}").exists():
+        return
+    free = _free_range(list(_routes(Path("/proc/net/route").read_text())))
+    for arguments in (
+        ("link", "add", name, "type", "bridge"),
+        ("address", "add", f"{next(free.hosts())}/{free.prefixlen}", "dev", name),
+        ("link", "set", name, "up"),
+    ):
+        done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CommandFailed(["ip", *arguments], done.returncode, done.stderr.strip())
+
+
+def _free_range(routes: Sequence[ipaddress.IPv4Network]) -> ipaddress.IPv4Network:
+    for candidate in _RANGES:
+        if not any(candidate.overlaps(route) for route in routes):
+            return candidate
+    raise EngineUnavailable("the machine's network", "every candidate address range is routed somewhere", [])
+
+
+def _routes(table: str) -> Iterator[ipaddress.IPv4Network]:
+    """Read the destinations of /proc/net/route without the default: fields 2 and 8, hexadecimal, little-endian."""
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        target, mask = (int.from_bytes(bytes.fromhex(fields[place]), "little") for place in (1, 7))
+        if mask:
+            yield ipaddress.IPv4Network((target, mask.bit_count()))

@@ -1,0 +1,209 @@
+"""Timed builds with the real builder, in an engine of its own beside the one that is there."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+
+from buildkit import spec as specs
+from buildkit.display import BuildDisplay
+from buildkit.engine import Private
+from buildkit.errors import DiskTooFull, UsageError
+from buildkit.timing import scope as scopes
+from buildkit.timing.run import Plan, time_builds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from buildkit.timing.record import Timings
+    from buildkit.timing.scope import CacheScope
+
+PROJECT = Path(__file__).resolve().parents[3]
+IMAGES = """
+schema_version = 1
+layers = []
+
+[image]
+name = "truthgraph-test-timing"
+title = "t"
+description = "d"
+licenses = "Apache-2.0"
+python = "3.13"
+base = "python:3.13-slim-trixie"
+venv = "/opt/venv"
+app = "/app"
+model = "m"
+cuda_targets = []
+
+[[targets]]
+name = "small"
+dockerfile = "docker/Dockerfile"
+stage = "runtime"
+disk_bytes = 1000
+
+[[targets]]
+name = "other"
+dockerfile = "docker/Dockerfile"
+stage = "runtime"
+disk_bytes = 1000
+"""
+DOCKERFILE = """
+ARG PYTHON_IMAGE
+FROM ${PYTHON_IMAGE} AS python
+FROM python AS maker
+RUN --mount=type=cache,target=/cache head -c 5000000 /dev/urandom >/made && touch /cache/x
+FROM python AS runtime
+COPY --from=maker /made /made
+COPY service /app/service
+"""
+
+
+@pytest.fixture(scope="module")
+def own(docker: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[CacheScope]:
+    """An engine of its own, gone at the end; nothing of it was ever in the firewall, and the other engine goes on."""
+    if os.geteuid() != 0 or not all(map(shutil.which, ("dockerd", "iptables-save", "ip"))):
+        pytest.skip("only root can start an engine, with dockerd, iptables and iproute2")
+    run = Path(tempfile.mkdtemp(prefix="tgt", dir="/run"))  # a socket's path has 107 letters at most
+    private = Private(tmp_path_factory.mktemp("engine"), run, "tgtest0")
+    docker0 = Path("/sys/class/net/docker0").exists()
+    with scopes.own(print, keep=False, private=private) as scope:
+        show = ["ip", "-brief", "address", "show", "tgtest0"]
+        address = subprocess.run(show, capture_output=True, text=True, check=True).stdout.split()[2]
+        assert not mentioned_in_firewall("tgtest0", address)
+        yield scope
+    assert not mentioned_in_firewall("tgtest0", address)
+    assert Path("/sys/class/net/docker0").exists() == docker0
+    assert not private.state.exists()
+    assert not Path("/sys/class/net/tgtest0").exists()
+    assert subprocess.run([*docker, "info"], capture_output=True, check=False).returncode == 0
+    shutil.rmtree(run)
+
+
+def mentioned_in_firewall(*words: str) -> list[str]:
+    saved = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
+    return [line for line in saved.splitlines() if any(word in line for word in words)]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    for folder in ("docker/lock", "service"):
+        (tmp_path / "project" / folder).mkdir(parents=True)
+    (tmp_path / "project/docker/images.toml").write_text(IMAGES)
+    (tmp_path / "project/docker/Dockerfile").write_text(DOCKERFILE)
+    (tmp_path / "project/service/app.py").write_text("VALUE = 1\n")
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path / "project")
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def timed(own: CacheScope, project: Path) -> Callable[[Plan], list[Timings]]:
+    """Times a plan; returns what was kept after each build, the whole last."""
+
+    def call(plan: Plan) -> list[Timings]:
+        kept: list[Timings] = []
+        whole = time_builds(
+            plan,
+            own,
+            spec=specs.load(project),
+            environment={},
+            base_origin="auto",
+            cache=PROJECT / "build" / "cache",
+            show=lambda events, title: BuildDisplay(Console(file=io.StringIO()), events, title=title),
+            say=print,
+            keep=kept.append,
+        )
+        return [*kept, whole]
+
+    return call
+
+
+def plan(**changed: object) -> Plan:
+    whole: dict[str, object] = {
+        "target": "small",
+        "against": None,
+        "scenarios": ("cold", "no-op", "code", "base"),
+        "runs": 1,
+        "dependency": "tqdm",
+    }
+    return Plan(**(whole | changed))  # type: ignore[arg-type] # the fields are those of Plan
+
+
+def test_each_scenario_is_what_it_says(timed: Callable[[Plan], list[Timings]], project: Path) -> None:
+    *kept, whole = timed(plan())
+
+    builds = {build.scenario: build for build in whole.builds}
+    assert list(builds) == ["cold-empty", "cold", "no-op", "code", "base"]  # the first filled the downloads
+    assert [len(each.builds) for each in kept] == [1, 2, 3, 4, 5]
+    steps = {
+        scenario: next(phase for phase in build.phases if phase.name == "steps") for scenario, build in builds.items()
+    }
+    assert steps["cold"].cached == 0
+    assert steps["no-op"].cached == steps["no-op"].steps > 0
+    assert 0 < steps["code"].cached < steps["code"].steps
+    assert builds["no-op"].transfer_bytes == 0
+    assert 0 < (builds["code"].transfer_bytes or 0) < 5_000_000 < (builds["cold"].transfer_bytes or 0)
+    assert builds["no-op"].digest == builds["cold"].digest != builds["code"].digest
+    assert (builds["cold"].written_bytes or 0) >= 5_000_000
+    assert {stage.stage for stage in builds["cold"].stages} == {"python", "maker", "runtime"} - {"python"}
+    assert all(phase.seconds <= builds["cold"].seconds for phase in builds["cold"].phases)
+    assert (project / "service/app.py").read_text() == "VALUE = 1\n"
+
+
+def test_targets_take_turns_and_leave_no_layer_behind(timed: Callable[[Plan], list[Timings]], own: CacheScope) -> None:
+    whole = timed(plan(against="other", scenarios=("cold", "no-op"), runs=2))[-1]
+
+    order = [(build.target, build.run) for build in whole.builds if build.scenario == "no-op"]
+    assert order == [("small", 1), ("other", 1), ("small", 2), ("other", 2)]
+    assert set(whole.seconds_ratio("small")) >= {"cold", "no-op"}
+    host = ["docker", "--host", own.engine.host]
+    images = subprocess.run([*host, "images", "-q", "truthgraph-test-timing"], capture_output=True, check=True).stdout
+    assert images == b""
+    for kind, is_left in (("regular", False), ("exec.cachemount", True)):
+        command = [*host, "buildx", "du", "--filter", f"type={kind}"]
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert ("ID" in found) == is_left, kind
+
+
+def test_a_change_without_room_is_listed_and_the_rest_is_timed(
+    timed: Callable[[Plan], list[Timings]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rooms = iter([9 * 10**9, 2 * 10**9, 9 * 10**9, 2 * 10**9])  # before and after each of the full builds: 7 GB each
+
+    def free(_scope: CacheScope) -> int:
+        return next(rooms, 10**9)  # later: for the application, not for more
+
+    monkeypatch.setattr(scopes.CacheScope, "free_bytes", free)
+
+    whole = timed(plan(scenarios=("no-op", "base")))[-1]
+
+    changed = [build.scenario for build in whole.builds if build.scenario not in {"cold", "cold-empty"}]
+    assert changed == ["no-op"]
+    assert [(each.target, each.scenario, each.run) for each in whole.not_run] == [("small", "base", 1)]
+    assert "1.0 GB are free" in whole.not_run[0].reason
+
+
+def test_no_room_for_a_full_build_is_an_error(timed: Callable[[Plan], list[Timings]], project: Path) -> None:
+    path = project / "docker/images.toml"
+    path.write_text(IMAGES.replace("disk_bytes = 1000", "disk_bytes = 900_000_000_000_000"))
+
+    with pytest.raises(DiskTooFull):
+        timed(plan())
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [({"runs": 0}, "runs"), ({"against": "small"}, "against"), ({"scenarios": ("warm",)}, "scenario")],
+)
+def test_a_plan_that_cannot_be_timed_is_refused(changed: dict[str, object], field: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        plan(**changed)
+
+    assert caught.value.field == field
