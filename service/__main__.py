@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -144,11 +145,16 @@ def _serve_on(chosen: argparse.Namespace, settings: Settings) -> tuple[int, bool
     application = create_app(settings)
 
     class Server(uvicorn.Server):
-        """Tells readiness before it stops listening."""
+        """Tells readiness, and goes on listening for a while where it was told to, before it stops listening."""
 
         def handle_exit(self, sig: int, frame: "FrameType | None") -> None:
+            if settings.linger_seconds and not application.health.is_draining:
+                later = threading.Timer(settings.linger_seconds, super().handle_exit, (sig, None))
+                later.daemon = True
+                later.start()
+            else:
+                super().handle_exit(sig, frame)
             application.health.is_draining = True
-            super().handle_exit(sig, frame)
 
     configuration = uvicorn.Config(
         application.asgi,
@@ -264,7 +270,8 @@ def _embed(chosen: argparse.Namespace) -> int:
 
     settings = Settings.from_environment()
     placement = place(chosen.device, chosen.dtype, compute_threads=settings.compute_threads)
-    model = load_embedder(check(settings.models_directory, settings.embedding_model), placement)
+    name = settings.embedding_model
+    model = load_embedder(check(settings.models_directory_of(name), name), placement)
     _print([vector.values() for vector in model.forward(model.prepare(chosen.texts, truncate=True))])
     return 0
 

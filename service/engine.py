@@ -125,7 +125,7 @@ class Engine:
         if not slot.is_loading or slot.name is None:
             return
         try:
-            slot.fill(load(check(self._settings.models_directory, slot.name)))
+            slot.fill(load(check(self._settings.models_directory_of(slot.name), slot.name)))
         except Exception as error:  # noqa: BLE001 - the thread's edge
             self._failed(slot, error)
 

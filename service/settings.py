@@ -37,12 +37,17 @@ class Settings:
     port: int = 8000
     drain_seconds: float = 8.0
     """Docker sends SIGKILL ten seconds after SIGTERM; we are gone before that."""
+    linger_seconds: float = 0.0
+    """How long after SIGTERM new connections are still taken, before draining begins: whoever sends requests here
+    learns of the end by readiness or from a name server, a moment late. Another signal ends it."""
 
     database_url: str | None = None
     database_pool_connections: int = 10
     database_timeout_seconds: float = 5.0
 
     models_directory: Path = Path("/opt/models")
+    added_models_directory: Path | None = None
+    """Where models lie that are not in the image, a volume; of two with one name the image's own is taken."""
     cache_directory: Path | None = None
     """Where downloads of `models add` are kept; None is the hub client's own place. Serving writes nothing."""
     embedding_model: str = "all-MiniLM-L6-v2"
@@ -83,10 +88,12 @@ class Settings:
             host=reader.text("HOST") or defaults.host,
             port=reader.integer("PORT", defaults.port, lowest=0, highest=65_535),
             drain_seconds=reader.seconds("DRAIN_SECONDS", defaults.drain_seconds),
+            linger_seconds=reader.seconds("LINGER_SECONDS", defaults.linger_seconds),
             database_url=reader.database_url(),
             database_pool_connections=reader.integer("DATABASE_POOL_CONNECTIONS", defaults.database_pool_connections),
             database_timeout_seconds=reader.seconds("DATABASE_TIMEOUT_SECONDS", defaults.database_timeout_seconds),
             models_directory=Path(reader.text("MODELS_DIR") or defaults.models_directory),
+            added_models_directory=Path(added) if (added := reader.text("ADDED_MODELS_DIR")) else None,
             cache_directory=Path(cache) if (cache := reader.text("CACHE_DIR")) else None,
             embedding_model=reader.text("EMBEDDING_MODEL") or defaults.embedding_model,
             entailment_model=reader.text("ENTAILMENT_MODEL"),
@@ -110,6 +117,13 @@ class Settings:
             opentelemetry=reader.truth("OPENTELEMETRY", default=defaults.opentelemetry),
         )
         return replace(settings, unknown=reader.unknown())
+
+    def models_directory_of(self, name: str) -> Path:
+        """The one of the two directories of models to look for the model `name` in."""
+        added = self.added_models_directory
+        if added is None or (self.models_directory / name).is_dir() or not (added / name).is_dir():
+            return self.models_directory
+        return added
 
 
 class _Reader:

@@ -204,6 +204,25 @@ def test_a_signal_ends_the_process_with_0_within_the_deadline(number: signal.Sig
         assert running.popen.wait(WAIT_SECONDS) == 0
 
 
+def test_after_a_signal_it_lingers_not_ready_and_still_takes_new_connections() -> None:
+    with process("-c", WITHOUT_TORCH, LINGER_SECONDS="3", DRAIN_SECONDS="3") as running:
+        running.popen.send_signal(signal.SIGTERM)
+        until(lambda: "process" in httpx.get(f"{running.client.base_url}/readyz").json()["reasons"], "it says so")
+        assert httpx.get(f"{running.client.base_url}/livez").status_code == 200
+        assert running.popen.poll() is None
+        running.client.close()
+        assert running.popen.wait(WAIT_SECONDS) == 0
+
+
+def test_a_second_signal_ends_the_lingering() -> None:
+    with process("-c", WITHOUT_TORCH, LINGER_SECONDS="1000") as running:
+        running.popen.send_signal(signal.SIGTERM)
+        until(lambda: "process" in running.client.get("/readyz").json()["reasons"], "it lingers")
+        running.client.close()
+        running.popen.send_signal(signal.SIGTERM)
+        assert running.popen.wait(WAIT_SECONDS) == 0
+
+
 def test_a_slow_client_does_not_outlive_the_drain_deadline() -> None:
     with process("-c", WITHOUT_TORCH, DRAIN_SECONDS="1") as running, connection(running) as slow:
         slow.sendall(b"POST /api/v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")

@@ -53,6 +53,16 @@ def test_an_unusable_value_is_refused_by_its_name(name: str, value: str) -> None
     assert caught.value.field == f"TRUTHGRAPH_{name}"
 
 
+def test_a_model_on_the_volume_is_found_and_the_images_own_comes_first(tmp_path: Path) -> None:
+    own, added = tmp_path / "own", tmp_path / "added"
+    for folder in (own / "both", added / "both", added / "volume"):
+        folder.mkdir(parents=True)
+    settings = Settings.from_environment({"TRUTHGRAPH_MODELS_DIR": str(own), "TRUTHGRAPH_ADDED_MODELS_DIR": str(added)})
+    assert settings.models_directory_of("both") == own
+    assert settings.models_directory_of("volume") == added
+    assert settings.models_directory_of("neither") == own
+
+
 def test_an_empty_value_counts_as_absent() -> None:
     assert Settings.from_environment({"TRUTHGRAPH_PORT": "", "TRUTHGRAPH_DATABASE_URL": " "}) == Settings()
 
