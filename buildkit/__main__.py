@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from buildkit.budget import Budgets, Verdict
+    from buildkit.image.layer_stream import Limits
     from buildkit.measure import Measurement
     from buildkit.report.builds import Timeline
     from buildkit.timing.record import Timings
@@ -29,6 +30,7 @@ __all__ = ["main"]
 
 FOLDER = Path("build")
 INTERRUPTED = 130
+_FORMATS = ("terminal", "json", "markdown", "html", "junit", "sarif")
 
 
 def _say(line: str) -> None:
@@ -97,7 +99,7 @@ def _build(arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from buildkit import build, engine, spec, verify
+    from buildkit import build, engine, inspection, spec, verify
     from buildkit.handed_in import HandedIn
 
     loaded = spec.load(arguments.project)
@@ -126,27 +128,39 @@ def _verify(arguments: argparse.Namespace) -> int:
         cache=folder / "cache" / "layers",
         handed_in=handed_in.plain(),
     )
-    Console(no_color=bool(os.environ.get("NO_COLOR")) or None).print(verify.table(result))
+    if arguments.format == "terminal":
+        Console(no_color=bool(os.environ.get("NO_COLOR")) or None).print(verify.table(result))
+    else:
+        _write(arguments, inspection.render_checks(arguments.format, result.results, required=arguments.require))
     return 0 if arguments.exit_zero and result.exit_code == 1 else result.exit_code
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    from buildkit import build, inspection
+    from datetime import UTC, datetime
+
+    from buildkit import build, inspection, kept
     from buildkit.report import builds, terminal
 
     timelines: list[Timeline] = []
-    name = arguments.image
+    name, series = arguments.image, arguments.image
     if not name:
         record = build.load_record(build.record_path(arguments.project / FOLDER, arguments.target))
-        name, timelines = record.digest, [builds.timeline_of(record)]
+        name, series, timelines = record.digest, record.target, [builds.timeline_of(record)]
     _say(f"reading {name}")
     measurement = inspection.obtain(name, **_reading(arguments))
+    if not arguments.image:
+        measurement = measurement.called(record.tags[0])
+    if arguments.keep:
+        _say(f"kept {kept.keep(measurement, _kept(arguments), series=series, taken=datetime.now(tz=UTC))}")
+    trend = kept.series_in(_kept(arguments), series)
     verdict = _judge(arguments, measurement)
     if arguments.format == "terminal":
         tables = [terminal.measurement_tables(measurement)]
     else:
         tables = []
-        _write(arguments, inspection.render(arguments.format, measurement, verdict=verdict, timelines=timelines))
+        timelines += _timelines(arguments)
+        text = inspection.render(arguments.format, measurement, verdict=verdict, timelines=timelines, trend=trend)
+        _write(arguments, text)
     return _concluded(arguments, tables, verdict)
 
 
@@ -159,15 +173,15 @@ def _compare(arguments: argparse.Namespace) -> int:
         _say(f"reading {name}")
         measurements.append(inspection.obtain(name, **_reading(arguments)))
     before, after = measurements
-    comparison = compare.compare(before, after)
+    comparison = compare.compare(before, after, base_layers=arguments.base_layers)
     verdict = _judge(arguments, after, before)
     names = {"before": arguments.before, "after": arguments.after}
     if arguments.format == "terminal":
         tables = [terminal.comparison_tables(comparison, **names)]
     else:
         tables = []
-        text = inspection.render(arguments.format, after, comparison=comparison, verdict=verdict, **names)
-        _write(arguments, text)
+        shown: dict[str, Any] = {"comparison": comparison, "verdict": verdict, "timelines": _timelines(arguments)}
+        _write(arguments, inspection.render(arguments.format, after, **shown, **names))
     return _concluded(arguments, tables, verdict)
 
 
@@ -248,8 +262,37 @@ def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "cache": arguments.project / FOLDER / "cache" / "layers",
         "platform": arguments.platform,
+        "tag": arguments.tag,
+        "limits": _limits(arguments),
         "docker": docker,
     }
+
+
+def _limits(arguments: argparse.Namespace) -> Limits:
+    """How much an image may hold before it is refused: the defaults, or what the caller named."""
+    from buildkit import budget
+    from buildkit.image.layer_stream import Limits
+
+    named: dict[str, int] = {}
+    if arguments.most_entries is not None:
+        named["entries"] = arguments.most_entries
+    if arguments.most_layer_bytes is not None:
+        named["unpacked_bytes"] = round(budget.parse_size("--most-layer-bytes", arguments.most_layer_bytes))
+    return Limits(**named)
+
+
+def _kept(arguments: argparse.Namespace) -> Path:
+    """Where measurements are kept."""
+    folder: Path = arguments.kept or arguments.project / FOLDER / "measurements"
+    return folder
+
+
+def _timelines(arguments: argparse.Namespace) -> list[Timeline]:
+    """The timed builds that the caller named."""
+    from buildkit.report import builds
+    from buildkit.timing import record
+
+    return list(builds.timelines_of(record.load(arguments.timings))) if arguments.timings else []
 
 
 def _budgets_of(project: Path, target: str) -> Budgets:
@@ -267,6 +310,7 @@ def _judge(
     from datetime import UTC, datetime
 
     from buildkit import budget
+    from buildkit.timing import record
 
     if arguments.dive_rules:
         budgets = budget.parse_dive_rules(arguments.dive_rules.read_text(), where=str(arguments.dive_rules))
@@ -274,7 +318,16 @@ def _judge(
         budgets = _budgets_of(arguments.project, arguments.budgets)
     else:
         return None
-    return budget.judge(measurement, budgets, today=datetime.now(tz=UTC).date(), baseline=baseline)
+    timings = record.load(arguments.timings) if arguments.timings else None
+    target = arguments.budgets or (timings.target if timings else "")
+    return budget.judge(
+        measurement,
+        budgets,
+        today=datetime.now(tz=UTC).date(),
+        baseline=baseline,
+        transfer_bytes=timings.transfer_bytes(target) if timings else None,
+        build_seconds_ratio=timings.seconds_ratio(target) if timings else None,
+    )
 
 
 def _write(arguments: argparse.Namespace, text: str) -> None:
@@ -350,6 +403,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--require", action="append", default=[], metavar="TIER", help="static or device: not verified is a finding"
     )
+    _add_output_options(command, "terminal", "json", "markdown", "junit", "sarif")
     command.add_argument("--exit-zero", action="store_true", help="exit 0 even with findings")
     command.set_defaults(run=_verify)
 
@@ -357,12 +411,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("image", nargs="?", help="in the engine, an OCI layout, an archive, or a saved measurement")
     command.add_argument("--target", default="api", help="whose last build to measure where no image is named")
     _add_report_options(command)
+    command.add_argument("--keep", action="store_true", help="keep this measurement, for the trend in the HTML page")
+    command.add_argument("--kept", type=Path, metavar="FOLDER", help="where they are (default: build/measurements)")
     command.set_defaults(run=_measure)
 
     command = commands.add_parser("compare", help="what changed between two images, and what a node must fetch")
     command.add_argument("before")
     command.add_argument("after")
     _add_report_options(command)
+    command.add_argument(
+        "--base-layers", type=int, metavar="N", help="how many lowest layers are the base's (default: by their labels)"
+    )
     command.set_defaults(run=_compare)
 
     _add_time(commands)
@@ -394,16 +453,18 @@ def _add_time(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command.set_defaults(run=_time)
 
 
-def _add_output_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        *("--format", "-f"), default="terminal", choices=["terminal", "json", "markdown", "html", "junit", "sarif"]
-    )
+def _add_output_options(command: argparse.ArgumentParser, *formats: str) -> None:
+    command.add_argument("--format", "-f", default="terminal", choices=formats or _FORMATS)
     command.add_argument("--output", "-o", type=Path, help="a file for the report (default: stdout)")
 
 
 def _add_report_options(command: argparse.ArgumentParser) -> None:
     _add_output_options(command)
     command.add_argument("--platform", help="of an index with several, as linux/amd64")
+    command.add_argument("--tag", help="which image of an archive with several")
+    command.add_argument("--most-entries", type=int, metavar="N", help="refuse an image with more files and folders")
+    command.add_argument("--most-layer-bytes", metavar="SIZE", help='refuse a larger layer, unpacked ("300 GB")')
+    command.add_argument("--timings", type=Path, metavar="FILE", help="timed builds to show and to judge, of `time`")
     command.add_argument("--budgets", metavar="TARGET", help="judge by this target's budgets in docker/images.toml")
     command.add_argument("--dive-rules", type=Path, metavar="FILE", help="judge by a .dive-ci file instead")
     command.add_argument("--exit-zero", action="store_true", help="exit 0 even where a budget is broken")

@@ -69,12 +69,14 @@ class Base:
         digest: of the image in the engine, `sha256:…`.
         origin: where it came from.
         local: the engine's own reference for it, by digest where it has one.
+        layers: how many it has; the lowest ones of every image on top of it.
     """
 
     reference: str
     digest: str
     origin: Literal["registry", "debian"]
     local: str
+    layers: int
 
     def site_packages(self, python: str) -> str:
         """Where this base's own interpreter installs to; Debian's has a folder of its own name (Python Policy)."""
@@ -105,11 +107,11 @@ def obtain(
         UsageError: made from Debian's packages, but no Debian release has this Python.
     """
     local = f"truthgraph-base:python{python}-{_recipe(python)[:12]}"
-    if origin != "registry" and (digest := _digest(engine, local)):
-        return Base(reference, digest, "debian", local)
+    if origin != "registry" and (base := _held(engine, reference, "debian", local)):
+        return base
     if origin != "debian":
-        if digest := _digest(engine, reference):
-            return Base(reference, digest, "registry", reference)
+        if base := _held(engine, reference, "registry", reference):
+            return base
         try:
             return _pull(engine, reference, say)
         except CommandFailed as error:
@@ -120,20 +122,21 @@ def obtain(
     if not archive.exists():
         _make(python, archive, say)
     _load(engine, archive, local)
-    digest = _digest(engine, local)
-    if digest is None:
+    base = _held(engine, reference, "debian", local)
+    if base is None:
         raise BaseUnavailable(local, "the engine took it and does not show it")
-    return Base(reference, digest, "debian", local)
+    return base
 
 
-def _digest(engine: Engine, reference: str) -> str | None:
-    """The digest of *reference* in the engine, None where it has none."""
+def _held(engine: Engine, reference: str, origin: Literal["registry", "debian"], local: str) -> Base | None:
+    """The base that the engine holds as *local*, None where it has none."""
     try:
-        inspected = json.loads(engines.docker(engine.host, "image", "inspect", reference))[0]
+        inspected = json.loads(engines.docker(engine.host, "image", "inspect", local))[0]
     except CommandFailed:
         return None
     repository_digests: list[str] = inspected.get("RepoDigests") or []
-    return repository_digests[0].partition("@")[2] if repository_digests else str(inspected["Id"])
+    digest = repository_digests[0].partition("@")[2] if repository_digests else str(inspected["Id"])
+    return Base(reference, digest, origin, local, len(inspected["RootFS"].get("Layers") or ()))
 
 
 def _pull(engine: Engine, reference: str, say: Callable[[str], None]) -> Base:
@@ -141,10 +144,10 @@ def _pull(engine: Engine, reference: str, say: Callable[[str], None]) -> Base:
     engines.docker(engine.host, "buildx", "imagetools", "inspect", "--raw", reference, seconds=_REACH_SECONDS)
     say(f"pulling {reference}")
     engines.docker(engine.host, "pull", "--quiet", reference, seconds=_PULL_SECONDS)
-    digest = _digest(engine, reference)
-    if digest is None:
+    base = _held(engine, reference, "registry", reference)
+    if base is None:
         raise CommandFailed(["docker", "pull", reference], 0, "pulled, but the engine does not show it")
-    return Base(reference, digest, "registry", reference)
+    return base
 
 
 def _recipe(python: str) -> str:

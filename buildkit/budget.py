@@ -33,7 +33,17 @@ from buildkit.errors import UsageError
 from buildkit.measurement import Measurement
 from buildkit.timing.record import SCENARIOS
 
-__all__ = ["Budgets", "Judgement", "Status", "Verdict", "Waiver", "judge", "parse_budgets", "parse_dive_rules"]
+__all__ = [
+    "Budgets",
+    "Judgement",
+    "Status",
+    "Verdict",
+    "Waiver",
+    "judge",
+    "parse_budgets",
+    "parse_dive_rules",
+    "parse_size",
+]
 
 Status = Literal["passed", "failed", "waived", "not judged"]
 
@@ -114,14 +124,14 @@ def parse_budgets(table: Mapping[str, object], *, where: str = "budgets") -> Bud
     waivers: tuple[Waiver, ...] = ()
     for key, value in table.items():
         if key in _MOST or key in _LEAST or key in _DIVE:
-            limits[key] = _limit(f"{where}.{key}", value)
+            limits[key] = parse_size(f"{where}.{key}", value)
         elif key in _GROUPS:
             for name, inner in _table(f"{where}.{key}", value).items():
                 if key == "growth_fraction" and name not in _MOST:
                     raise UsageError(f"{where}.{key}.{name}", inner, f"unknown; one of {', '.join(_MOST)}")
                 if key != "growth_fraction" and name not in SCENARIOS:
                     raise UsageError(f"{where}.{key}.{name}", inner, f"no scenario; one of {', '.join(SCENARIOS)}")
-                limits[f"{key}.{name}"] = _limit(f"{where}.{key}.{name}", inner)
+                limits[f"{key}.{name}"] = parse_size(f"{where}.{key}.{name}", inner)
         elif key == "waivers":
             waivers = _waivers(f"{where}.waivers", value)
         else:
@@ -154,8 +164,25 @@ def parse_dive_rules(text: str, *, where: str = ".dive-ci") -> Budgets:
         if name not in _DIVE:
             raise UsageError(f"{where}:{number}", name, f"unknown rule; one of {', '.join(_DIVE)}")
         if value != "disabled":
-            limits[name] = _limit(f"{where}:{number}", value)
+            limits[name] = parse_size(f"{where}:{number}", value)
     return Budgets(limits)
+
+
+def parse_size(where: str, value: object) -> float:
+    """Read a number, or a size with a unit; UsageError names *where* it stands.
+
+    "5.5 GB" is 5.5 times 10^9 bytes, "5.5 GiB" 5.5 times 2^30.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise UsageError(where, value, 'a number, or a size as "1.5 GB"')
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+        if match is None or match[2].lower() not in _UNITS:
+            raise UsageError(where, value, 'a number, or a size as "1.5 GB" (10^9 bytes) or "1.5 GiB" (2^30)')
+        return float(match[1]) * float(_UNITS[match[2].lower()])
+    if value < 0:
+        raise UsageError(where, value, "a limit is not negative")
+    return float(value)
 
 
 def judge(
@@ -227,20 +254,6 @@ def _shown(name: str, value: float) -> str:
     if "fraction" in name or "ratio" in name or name in {"lowestEfficiency", "highestUserWastedPercent"}:
         return f"{value:.4f}"
     return f"{value:,.0f}" + (" bytes" if "ytes" in name else "")
-
-
-def _limit(where: str, value: object) -> float:
-    """Read a number or a size with a unit."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise UsageError(where, value, 'a number, or a size as "1.5 GB"')
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
-        if match is None or match[2].lower() not in _UNITS:
-            raise UsageError(where, value, 'a number, or a size as "1.5 GB" (10^9 bytes) or "1.5 GiB" (2^30)')
-        return float(match[1]) * float(_UNITS[match[2].lower()])
-    if value < 0:
-        raise UsageError(where, value, "a limit is not negative")
-    return float(value)
 
 
 def _table(where: str, value: object) -> Mapping[str, object]:

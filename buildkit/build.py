@@ -24,6 +24,7 @@ from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
 from buildkit import engine as engines
+from buildkit.compare import BASE_LAYERS_LABEL
 from buildkit.errors import BuildFailed, CommandFailed, DiskTooFull, UsageError
 from buildkit.events import Events, Step
 from buildkit.handed_in import HandedIn
@@ -254,6 +255,7 @@ def _labels(spec: ImageSpec, base: Base, *, revision: str, created: str, lock_sh
         "org.opencontainers.image.base.name": base.reference,
         "org.opencontainers.image.base.digest": base.digest,
         "io.truthgraph.base.origin": base.origin,
+        BASE_LAYERS_LABEL: str(base.layers),
         "io.truthgraph.lock.sha256": lock_sha256,
     }
 

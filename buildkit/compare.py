@@ -18,6 +18,7 @@ from buildkit.pairing import FilePair, pair_files, pair_layers
 from buildkit.saved import schema_of
 
 __all__ = [
+    "BASE_LAYERS_LABEL",
     "ChangeKind",
     "Comparison",
     "FigureChange",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = 1
+BASE_LAYERS_LABEL: Final = "io.truthgraph.base.layers"
 
 ChangeKind = Literal["same", "added", "removed", "grown", "shrunk", "changed", "moved", "metadata only"]
 LayerCause = Literal["base", "instruction", "input", "metadata only"]
@@ -146,8 +148,13 @@ def schema() -> dict[str, object]:
     return schema_of(Comparison, f"Image comparison, version {SCHEMA_VERSION}")
 
 
-def compare(before: Measurement, after: Measurement, *, base_layers: int = 1) -> Comparison:
-    """Compare two images; *base_layers* says how many of the lowest layers belong to the base image."""
+def compare(before: Measurement, after: Measurement, *, base_layers: int | None = None) -> Comparison:
+    """Compare two images; *base_layers* says how many of the lowest layers belong to the base image.
+
+    Without it the images' own labels say so (`BASE_LAYERS_LABEL`), the larger of two; without a label it is one.
+    """
+    if base_layers is None:
+        base_layers = max(_base_layers(before), _base_layers(after))
     has_files = before.files is not None and after.files is not None
     pairs = tuple(pair_files(before, after)) if has_files else ()
     files = tuple(_files(pairs, before, after)) if has_files else None
@@ -168,6 +175,11 @@ def compare(before: Measurement, after: Measurement, *, base_layers: int = 1) ->
         concerns=() if files is None else tuple(_concerns(before, after)),
         removed=removed_components(pairs, before, after),
     )
+
+
+def _base_layers(measurement: Measurement) -> int:
+    label = measurement.image.labels.get(BASE_LAYERS_LABEL, "")
+    return min(int(label), len(measurement.layers)) if label.isdecimal() else 1
 
 
 def _kind(before_bytes: int, after_bytes: int) -> ChangeKind:

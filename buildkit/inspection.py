@@ -1,8 +1,10 @@
 """What stands between the command line and the files: obtain a measurement, render a report."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, Literal, get_args
+
+import msgspec
 
 from buildkit.budget import Verdict
 from buildkit.compare import Comparison
@@ -12,12 +14,19 @@ from buildkit.image.read import read_image
 from buildkit.measure import measure
 from buildkit.measurement import Measurement, load
 from buildkit.report.builds import Timeline, timings_json, timings_markdown, timings_page
-from buildkit.report.findings import junit, sarif
-from buildkit.report.markdown import comparison_markdown, measurement_markdown, to_json, verdict_markdown
+from buildkit.report.findings import checks_junit, checks_sarif, junit, sarif
+from buildkit.report.markdown import (
+    checks_markdown,
+    comparison_markdown,
+    measurement_markdown,
+    to_json,
+    verdict_markdown,
+)
 from buildkit.report.page import TrendPoint, page
 from buildkit.timing.record import Timings
+from checks.verdicts import Results
 
-__all__ = ["FORMATS", "Format", "obtain", "render", "render_timings"]
+__all__ = ["FORMATS", "Format", "obtain", "render", "render_checks", "render_timings"]
 
 Format = Literal["json", "markdown", "html", "junit", "sarif"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
@@ -49,13 +58,14 @@ def render(
     comparison: Comparison | None = None,
     verdict: Verdict | None = None,
     timelines: Sequence[Timeline] = (),
-    trend: Sequence[TrendPoint] = (),
+    trend: Sequence[Measurement] = (),
     before: str = "Before",
     after: str = "After",
 ) -> str:
     """Write a report in one of `FORMATS`: of *comparison* where there is one, of *measurement* else.
 
-    JUnit and SARIF show *verdict*, so they are refused without one; Markdown and HTML show it where there is one.
+    *trend* are kept measurements, the oldest first. JUnit and SARIF show *verdict*, so they are refused without one;
+    Markdown and HTML show it where there is one.
     """
     match kind:
         case "json":
@@ -66,7 +76,7 @@ def render(
                 comparison=comparison,
                 verdict=verdict,
                 timelines=timelines,
-                trend=trend,
+                trend=[TrendPoint(each.taken or "", each.totals) for each in trend],
                 before=before,
                 after=after,
             )
@@ -90,6 +100,20 @@ def render_timings(kind: Format, timings: Timings, *, verdict: Verdict | None = 
         case "markdown":
             return timings_markdown(timings, verdict)
     return _findings(kind, verdict)
+
+
+def render_checks(kind: Format, results: Results, *, required: Iterable[str] = ()) -> str:
+    """Write a report on the checks of an image in one of `FORMATS` but HTML; *required* are tiers, as in `verify`."""
+    match kind:
+        case "json":
+            return msgspec.json.format(msgspec.json.encode(results), indent=2).decode() + "\n"
+        case "markdown":
+            return checks_markdown(results)
+        case "junit":
+            return checks_junit(results, required=required)
+        case "sarif":
+            return checks_sarif(results, required=required)
+    raise UsageError("format", kind, "checks are shown as json, markdown, junit or sarif; `measure` writes HTML")
 
 
 def _findings(kind: Format, verdict: Verdict | None, measurement: Measurement | None = None) -> str:

@@ -209,7 +209,10 @@ class DuplicateLibrary:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """An image, measured. `files` is None in the short form, for keeping; comparing files needs the long one."""
+    """An image, measured. `files` is None in the short form, for keeping; comparing files needs the long one.
+
+    `taken` is set for those that are kept: RFC 3339, UTC.
+    """
 
     schema_version: int
     image: ImageDescription
@@ -227,6 +230,11 @@ class Measurement:
     duplicate_libraries: tuple[DuplicateLibrary, ...]
     gpu_code: GpuCodeMeasurement
     files: tuple[FileRecord, ...] | None = None
+    taken: str | None = None
+
+    def called(self, name: str) -> "Measurement":
+        """Return the same under another name, as a tag for what was read by its digest."""
+        return replace(self, image=replace(self.image, name=name))
 
     def without_files(self) -> "Measurement":
         """Return the short form."""

@@ -14,7 +14,7 @@ from buildkit.budget import Verdict
 from buildkit.build import BuildRecord
 from buildkit.report.document import Section, budget_section, chart_label, document, plotly_text
 from buildkit.report.hypertext import chart, code, table, text
-from buildkit.report.markdown import human_bytes, markdown_table, shortened, verdict_markdown
+from buildkit.report.markdown import as_cell, as_instruction, human_bytes, markdown_table, verdict_markdown
 from buildkit.timing.record import Summary, Timings
 
 __all__ = [
@@ -133,24 +133,28 @@ def timings_markdown(timings: Timings, verdict: Verdict | None = None) -> str:
     parts = [
         heading + "\n",
         _circumstances(timings) + "\n",
-        markdown_table(_SUMMARY_HEADINGS, _summary_rows(timings)),
+        _table(_SUMMARY_HEADINGS, _summary_rows(timings)),
         _LEGEND + "\n",
         "### Phases\n",
         "Of the build nearest to the median, in seconds. Written: while layers were exported and unpacked.\n",
-        markdown_table(_PHASE_HEADINGS, _phase_rows(timings)),
+        _table(_PHASE_HEADINGS, _phase_rows(timings)),
         "### Slowest steps\n",
         *(
             f"{title}\n\n{markdown_table(('Stage', 'Step', 'Start (s)', 'Seconds'), rows)}"
             for title, rows in _slowest(timings)
         ),
         "### Every build\n",
-        markdown_table(_BUILD_HEADINGS, _build_rows(timings)),
+        _table(_BUILD_HEADINGS, _build_rows(timings)),
     ]
     if timings.not_run:
-        parts += ["### Not timed\n", "".join(f"- {line}\n" for line in _not_run(timings))]
+        parts += ["### Not timed\n", "".join(f"- {as_cell(line)}\n" for line in _not_run(timings))]
     if verdict is not None:
         parts += ["### Budgets\n", verdict_markdown(verdict)]
     return "\n".join(parts)
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return markdown_table(headings, ([as_cell(cell) for cell in row] for row in rows))
 
 
 def timings_tables(timings: Timings) -> Group:
@@ -270,7 +274,7 @@ def _slowest(timings: Timings) -> Iterable[tuple[str, list[tuple[str, ...]]]]:
         rows: list[tuple[str, ...]] = [
             (
                 each.stage,
-                f"`{shortened(each.instruction).replace('|', chr(92) + '|')}`",
+                as_instruction(each.instruction),
                 f"{each.start_seconds:.1f}",
                 f"{each.seconds:.1f}",
             )

@@ -14,10 +14,14 @@ from buildkit.budget import Verdict
 from buildkit.compare import Comparison, FigureChange, LayerChange, PartChange
 from buildkit.image.gpu_code import GpuCodeMeasurement, GpuLibrary
 from buildkit.measurement import Measurement, TreeRow
+from checks.verdicts import Results
 
 __all__ = [
     "FIGURES",
     "architectures_text",
+    "as_cell",
+    "as_instruction",
+    "checks_markdown",
     "comparison_markdown",
     "figure_text",
     "human_bytes",
@@ -59,6 +63,7 @@ _CONCERNS: Final = {
 _UNITS: Final = (("GB", 10**9, 2), ("MB", 10**6, 1), ("kB", 10**3, 1))
 _INSTRUCTION_LETTERS: Final = 90
 _ROWS: Final = 20
+_FOUND: Final = 5
 
 
 def human_bytes(size_bytes: float) -> str:
@@ -85,8 +90,8 @@ def measurement_markdown(measurement: Measurement, *, title: str = "Image measur
     """Write what is in an image: totals, layers, tree, packages, waste, duplicates, largest files."""
     totals, image = measurement.totals, measurement.image
     sections = [
-        f"## {_cell(title)}\n",
-        f"`{_code(image.name)}`, {_cell(image.platform)}, digest `{image.manifest_digest or image.config_digest}`.\n",
+        f"## {as_cell(title)}\n",
+        f"`{_code(image.name)}`, {as_cell(image.platform)}, digest `{image.manifest_digest or image.config_digest}`.\n",
         markdown_table(
             ("Metric", "Value"), ((label, figure_text(name, getattr(totals, name))) for name, label in FIGURES.items())
         ),
@@ -97,7 +102,7 @@ def measurement_markdown(measurement: Measurement, *, title: str = "Image measur
             (
                 (
                     str(layer.position),
-                    _instruction(layer.instruction),
+                    as_instruction(layer.instruction),
                     human_bytes(layer.unpacked_bytes),
                     _share(layer.unpacked_bytes, totals.unpacked_bytes),
                     human_bytes(layer.blob_bytes),
@@ -116,8 +121,8 @@ def measurement_markdown(measurement: Measurement, *, title: str = "Image measur
             [
                 *(
                     (
-                        _cell(each.name),
-                        _cell(each.version),
+                        as_cell(each.name),
+                        as_cell(each.version),
                         each.manager,
                         human_bytes(each.final_bytes),
                         f"{each.files:,}",
@@ -160,7 +165,7 @@ def _dive_sentence(measurement: Measurement) -> str:
 def _transfer_sentence(comparison: Comparison, before: str, after: str) -> str:
     whole = human_bytes(comparison.figure("blob_bytes").after)
     part = human_bytes(comparison.transfer_bytes)
-    return f"A node that holds {_cell(before)} fetches {part} of {whole} for {_cell(after)}.\n"
+    return f"A node that holds {as_cell(before)} fetches {part} of {whole} for {as_cell(after)}.\n"
 
 
 def _waste_section(measurement: Measurement) -> Iterator[str]:
@@ -177,7 +182,7 @@ def _waste_section(measurement: Measurement) -> Iterator[str]:
                 f"{each.files:,}",
                 str(each.stored_by),
                 str(each.caused_by),
-                _instruction(each.instruction),
+                as_instruction(each.instruction),
                 f"`{_code(each.largest[0].path)}`",
             )
             for each in measurement.waste[:_ROWS]
@@ -192,7 +197,7 @@ def _duplicate_section(measurement: Measurement) -> Iterator[str]:
             ("Library", "Extra", "Copies"),
             (
                 (
-                    _cell(each.soname) + (" (CUDA)" if each.is_cuda else ""),
+                    as_cell(each.soname) + (" (CUDA)" if each.is_cuda else ""),
                     human_bytes(each.extra_bytes),
                     "<br>".join(f"`{_code(copy.path)}`" for copy in each.copies),
                 )
@@ -250,11 +255,10 @@ def layers_not_searched_text(gpu_code: GpuCodeMeasurement) -> str:
 def comparison_markdown(comparison: Comparison, *, before: str = "Before", after: str = "After") -> str:
     """Write the summary, the layers, the tree, what was removed and the changes of packages and files."""
     if comparison.is_empty:
-        return (
-            f"## {_cell(before)} and {_cell(after)}\n\nThe images are identical: no layer, package or file differs.\n"
-        )
+        heading = f"## {as_cell(before)} and {as_cell(after)}\n"
+        return f"{heading}\nThe images are identical: no layer, package or file differs.\n"
     sections = [
-        f"## {_cell(before)} and {_cell(after)}\n",
+        f"## {as_cell(before)} and {as_cell(after)}\n",
         summary_table(comparison, before=before, after=after),
         _transfer_sentence(comparison, before, after),
         "### Layers\n",
@@ -283,10 +287,10 @@ def comparison_markdown(comparison: Comparison, *, before: str = "Before", after
                 [
                     *(
                         (
-                            f"{_cell(each.name)} ({each.manager})",
+                            f"{as_cell(each.name)} ({each.manager})",
                             each.kind,
-                            _cell(each.before_version) or "-",
-                            _cell(each.after_version) or "-",
+                            as_cell(each.before_version) or "-",
+                            as_cell(each.after_version) or "-",
                             human_change(each.before_bytes, each.after_bytes),
                         )
                         for each in comparison.packages[:_ROWS]
@@ -368,7 +372,7 @@ def layer_table(comparison: Comparison, *, before: str = "Before", after: str = 
         (
             (
                 f"{position(layer.before)} → {position(layer.after)}",
-                _instruction(layer.instruction),
+                as_instruction(layer.instruction),
                 human_bytes(layer.before_bytes),
                 human_bytes(layer.after_bytes),
                 layer_change(layer),
@@ -390,7 +394,7 @@ def layer_change(layer: LayerChange) -> str:
 def removed_table(comparison: Comparison) -> str:
     """Write what the image no longer holds, the largest first, with the sum of all."""
     rows = [
-        (_cell(each.name), human_bytes(each.removed_bytes), f"{each.files:,}", each.reason)
+        (as_cell(each.name), human_bytes(each.removed_bytes), f"{each.files:,}", each.reason)
         for each in comparison.removed[:_ROWS]
     ]
     rest = comparison.removed[_ROWS:]
@@ -416,8 +420,28 @@ def verdict_markdown(verdict: Verdict) -> str:
         return "No budget was set.\n"
     return markdown_table(
         ("Budget", "Judgement", "Measured and allowed"),
-        ((_cell(each.budget), each.status, _cell(each.message)) for each in verdict.judgements),
+        ((as_cell(each.budget), each.status, as_cell(each.message)) for each in verdict.judgements),
     )
+
+
+def checks_markdown(results: Results) -> str:
+    """Write what the checks of an image found, what was not verified, and how many passed."""
+    counts: dict[str, int] = {}
+    for each in results.checks:
+        counts[each.outcome] = counts.get(each.outcome, 0) + 1
+    summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    rows = []
+    for each in results.checks:
+        if each.outcome in {"fail", "error", "not verified"}:
+            fix = [f"fix: {each.fix}"] if each.fix else []
+            said = "<br>".join(map(as_cell, [*each.found[:_FOUND], *fix, each.reason]))
+            rows.append((as_cell(each.title), each.outcome.upper(), said))
+    parts = [
+        f"## Checks of {as_cell(results.target)}\n",
+        f"`{_code(results.image)}`: {summary}; {results.seconds:.1f} s.\n",
+        *([markdown_table(("Check", "Result", "Found"), rows)] if rows else []),
+    ]
+    return "\n".join(parts)
 
 
 def _tree_block(rows: Sequence[TreeRow], total_bytes: int) -> str:
@@ -470,11 +494,12 @@ def shortened(instruction: str | None) -> str:
     return text if len(text) <= _INSTRUCTION_LETTERS else text[: _INSTRUCTION_LETTERS - 1] + "…"
 
 
-def _instruction(instruction: str | None) -> str:
+def as_instruction(instruction: str | None) -> str:
+    """Write an instruction for a cell, shortened."""
     return f"`{_code(shortened(instruction))}`"
 
 
-def _cell(text: str) -> str:
+def as_cell(text: str) -> str:
     """Escape what Markdown would read as its own, or as HTML."""
     return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
 

@@ -149,4 +149,4 @@ def change_base(engine: Engine, base: Base, run: int, scratch: Path) -> Base:
         str(context),
         seconds=300.0,
     )
-    return replace(base, local=local)
+    return replace(base, local=local, layers=base.layers + 1)

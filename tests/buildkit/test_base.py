@@ -44,7 +44,8 @@ def obtain(cache: Path, origin: bases.Origin = "auto", python: str = "3.13") -> 
 
 
 def inspected(digest: str) -> str:
-    return f"echo '{json.dumps([{'Id': digest, 'RepoDigests': [f'python@{digest}']}])}'; exit 0"
+    image = {"Id": digest, "RepoDigests": [f"python@{digest}"], "RootFS": {"Layers": ["a", "b", "c"]}}
+    return f"echo '{json.dumps([image])}'; exit 0"
 
 
 def test_a_base_that_the_engine_holds_is_taken_without_asking_a_registry(calls: Path) -> None:
@@ -61,7 +62,7 @@ def test_a_base_made_here_before_is_not_made_again(calls: Path) -> None:
 
     found = obtain(calls)
 
-    assert (found.origin, found.digest) == ("debian", DIGEST)
+    assert (found.origin, found.digest, found.layers) == ("debian", DIGEST, 3)
     assert found.local.startswith("truthgraph-base:python3.13-")
 
 
@@ -83,6 +84,6 @@ def test_another_recipe_is_another_base() -> None:
 
 @pytest.mark.parametrize(("origin", "folder"), [("debian", "dist-packages"), ("registry", "site-packages")])
 def test_each_origin_installs_to_its_own_folder(origin: str, folder: str) -> None:
-    base = bases.Base(REFERENCE, DIGEST, "debian" if origin == "debian" else "registry", REFERENCE)
+    base = bases.Base(REFERENCE, DIGEST, "debian" if origin == "debian" else "registry", REFERENCE, 1)
 
     assert f"/usr/local/lib/python3.13/{folder}" == base.site_packages("3.13")

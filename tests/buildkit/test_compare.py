@@ -1,6 +1,7 @@
 """Two images: what changed, why, and what a node must fetch."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -8,7 +9,7 @@ import msgspec
 import pytest
 
 from buildkit import compare as compare_module
-from buildkit.compare import Comparison, compare, schema
+from buildkit.compare import BASE_LAYERS_LABEL, Comparison, compare, schema
 from buildkit.image.read import read_image
 from buildkit.measure import measure
 from buildkit.measurement import Measurement
@@ -222,3 +223,23 @@ def test_a_comparison_fits_the_published_schema(comparison: Comparison) -> None:
 def test_figures_are_found_by_name(comparison: Comparison) -> None:
     figure = comparison.figure("layers")
     assert (figure.before, figure.after) == (5, 5)
+
+
+def test_the_images_own_label_says_how_many_layers_are_the_bases(tmp_path: Path) -> None:
+    def image(folder: Path, version: str) -> Measurement:
+        layers = [("ADD one", LayerMaker().file("one", version)), ("ADD two", LayerMaker().file("two", version * 2))]
+        made = measured(folder, [*layers, ("COPY app", LayerMaker().file("app", "a"))])
+        return replace(made, image=replace(made.image, labels={BASE_LAYERS_LABEL: "2"}))
+
+    before, after = image(tmp_path / "b", "1"), image(tmp_path / "a", "2")
+
+    assert [each.cause for each in compare(before, after).layers] == ["base", "base", None]
+    assert [each.cause for each in compare(before, after, base_layers=1).layers] == ["base", "input", None]
+
+
+@pytest.mark.parametrize(("label", "layers"), [("nonsense", 1), ("", 1), ("99", 1), ("0", 0)])
+def test_a_label_that_cannot_be_true_is_not_believed(label: str, layers: int, tmp_path: Path) -> None:
+    made = measured(tmp_path, [("ADD one", LayerMaker().file("one", "1"))])
+    labelled = replace(made, image=replace(made.image, labels={BASE_LAYERS_LABEL: label}))
+
+    assert compare_module._base_layers(labelled) == layers
