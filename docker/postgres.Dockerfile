@@ -35,7 +35,7 @@ VOLUME ["/var/lib/postgresql/data"]
 EXPOSE 5432
 # PostgreSQL's word for: end the sessions, write everything down, stop. SIGTERM would wait for the API to hang up first.
 STOPSIGNAL SIGINT
-HEALTHCHECK --interval=5s --timeout=5s --retries=6 --start-period=120s \
+HEALTHCHECK --interval=2s --timeout=5s --retries=15 --start-period=120s \
     CMD ["pg_isready", "--quiet"]
 CMD ["serve"]
 USER 999:999

@@ -20,7 +20,7 @@ COPY --link --chmod=0755 docker/proxy/serve /usr/local/bin/serve
 EXPOSE 8080
 # nginx's word for: take nothing new, answer what was accepted, stop. SIGTERM would cut answers short.
 STOPSIGNAL SIGQUIT
-HEALTHCHECK --interval=5s --timeout=3s --retries=3 --start-period=15s \
+HEALTHCHECK --interval=2s --timeout=3s --retries=5 --start-period=15s \
     CMD ["curl", "--fail", "--silent", "--show-error", "--output", "/dev/null", "http://127.0.0.1:8081/"]
 CMD ["serve"]
 USER 998:998
