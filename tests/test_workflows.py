@@ -1,0 +1,126 @@
+"""The workflows of .github: each command exists with its options, actions are pinned, and no token may do too much."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from buildkit.__main__ import _parser
+
+PROJECT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
+# The only job that may write, and what.
+WRITERS = {("comment.yml", "comment", "pull-requests")}
+
+
+def load(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text())
+    return loaded
+
+
+def jobs() -> list[tuple[str, str, dict[str, Any]]]:
+    return [(path.name, name, job) for path in WORKFLOWS for name, job in load(path)["jobs"].items()]
+
+
+def steps() -> list[tuple[str, dict[str, Any]]]:
+    return [(f"{file}: {name}", step) for file, name, job in jobs() for step in job["steps"]]
+
+
+def sessions() -> dict[str, str | None]:
+    """Each session of noxfile.py, with the command of the harness that it runs, if it runs one."""
+    found: dict[str, str | None] = {}
+    for node in ast.parse((PROJECT / "noxfile.py").read_text()).body:
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        for decorator in node.decorator_list:
+            call = decorator if isinstance(decorator, ast.Call) else None
+            if ast.unparse(call.func if call else decorator) != "nox.session":
+                continue
+            names = {word.arg: ast.literal_eval(word.value) for word in (call.keywords if call else ())}
+            commands = re.findall(r"harness\(session, '([a-z-]+)'", ast.unparse(node))
+            found[str(names.get("name", node.name))] = commands[0] if commands else None
+    return found
+
+
+def nox_calls(script: str) -> list[list[str]]:
+    """The words of each call of nox in *script*, without `nox`."""
+    joined = script.replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in map(str.strip, joined.splitlines()) if line.startswith("nox ")]
+
+
+def faults_of(call: list[str]) -> list[str]:
+    """What is wrong with a call of nox: a session that there is not, an option that its command does not take."""
+    split = call.index("--") if "--" in call else len(call)
+    (flag, *names), given = call[:split], call[split + 1 :]
+    if flag != "-s":
+        return [f"expected -s, found {flag}"]
+    known = sessions()
+    faults = [f"no session {name}" for name in names if name not in known]
+    for command in (known.get(name) for name in names):
+        if command is not None:
+            try:
+                _parser().parse_args([command, *given])
+            except (SystemExit, argparse.ArgumentError):
+                faults.append(f"python -m buildkit {command} does not take {given}")
+    return faults
+
+
+def test_there_are_workflows_and_they_call_nox() -> None:
+    assert [path.name for path in WORKFLOWS] == ["ci.yml", "comment.yml"]
+    called = {
+        name for _, step in steps() for call in nox_calls(step.get("run", "")) for name in call if name in sessions()
+    }
+    assert called >= {"lint", "types", "tests", "build-image", "verify-image", "measure-image", "compare-images"}
+
+
+@pytest.mark.parametrize(("place", "step"), steps())
+def test_every_command_exists_with_its_options(place: str, step: dict[str, Any]) -> None:
+    assert [fault for call in nox_calls(step.get("run", "")) for fault in faults_of(call)] == [], place
+
+
+@pytest.mark.parametrize(("place", "step"), steps())
+def test_every_script_is_one_that_the_shell_can_read(place: str, step: dict[str, Any]) -> None:
+    done = subprocess.run(["bash", "-n"], input=step.get("run", ""), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{place}: {done.stderr}"
+
+
+@pytest.mark.parametrize(
+    "call", ["-s tset", "-s measure-image -- --formt html", "-s compare-images -- one.json", "measure-image"]
+)
+def test_a_command_that_does_not_exist_is_found(call: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert faults_of(call.split())
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("place", "step"), steps())
+def test_actions_are_pinned_by_commit_and_scripts_take_nothing_from_a_request(place: str, step: dict[str, Any]) -> None:
+    if "uses" in step:
+        assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", step["uses"]), place
+        text = next(path.read_text() for path in WORKFLOWS if place.startswith(path.name))
+        assert re.search(rf"{re.escape(step['uses'])} # v\d+\.\d+\.\d+$", text, re.MULTILINE), place
+    assert "${{" not in step.get("run", ""), "hand it over in `env`, or a title becomes a command"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_no_token_may_do_more_than_its_job_needs(path: Path) -> None:
+    workflow = load(path)
+    assert workflow["permissions"] == {}
+    assert "pull_request_target" not in path.read_text()
+    for name, job in workflow["jobs"].items():
+        assert job["timeout-minutes"] <= 60
+        for scope, access in job["permissions"].items():
+            assert access == "read" or (path.name, name, scope) in WRITERS, (name, scope)
+
+
+def test_whoever_may_write_checks_nothing_out() -> None:
+    for file, name, job in jobs():
+        if "write" in job["permissions"].values():
+            assert not [step for step in job["steps"] if "uses" in step], (file, name)
