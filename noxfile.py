@@ -80,6 +80,36 @@ def time_image(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def stage(session: nox.Session) -> None:
+    """Release the verified image to staging; `-- --local` needs nothing but this machine."""
+    harness(session, "stage")
+
+
+@nox.session(name="stage-status", default=False)
+def stage_status(session: nox.Session) -> None:
+    """Show what runs in staging, how it is, and which releases are kept."""
+    harness(session, "stage-status")
+
+
+@nox.session(default=False)
+def rollback(session: nox.Session) -> None:
+    """Go back to the release before, or to another kept one: `-- RELEASE`."""
+    harness(session, "rollback")
+
+
+@nox.session(name="stage-down", default=False)
+def stage_down(session: nox.Session) -> None:
+    """Take staging down; its database stays, unless `-- --purge`."""
+    harness(session, "stage-down")
+
+
+@nox.session(default=False)
+def watch(session: nox.Session) -> None:
+    """Watch staging: `-- --hours 24`, and `--rollback` to go back by itself."""
+    harness(session, "watch")
+
+
+@nox.session(default=False)
 def serve(session: nox.Session) -> None:
     """Serve the API on this machine: an embedded PostgreSQL and the real embedding model, nothing else needed."""
     install(session, "embedded", "model", extras=("", "ml"))

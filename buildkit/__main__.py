@@ -31,6 +31,16 @@ __all__ = ["main"]
 FOLDER = Path("build")
 INTERRUPTED = 130
 _FORMATS = ("terminal", "json", "markdown", "html", "junit", "sarif")
+_STAGING = {
+    "stage": "release the verified image: push, migrate, update, check, record",
+    "stage-status": "what runs in staging, how it is, and which releases are kept",
+    "rollback": "go back to an earlier release",
+    "stage-down": "take staging down",
+    "watch": "look at staging for hours",
+    "backup": "write staging's database into a file",
+    "restore": "put a backup in the place of staging's database",
+}
+"""They have a command line of their own, in buildkit/staging/__main__.py."""
 
 
 def _say(line: str) -> None:
@@ -426,6 +436,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_time(commands)
     commands.add_parser("diet", help="take out of an installed tree what its GPUs can never run")
+    for name, text in _STAGING.items():
+        commands.add_parser(name, help=text)
 
     command = commands.add_parser("lock", help="resolve pyproject.toml into docker/lock/")
     command.add_argument("--upgrade", action="store_true", help="take the newest versions allowed")
@@ -481,6 +493,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from buildkit.diet.__main__ import main as diet  # has a command line of its own, which runs without this one
 
         return diet(words[1:])
+    if words and words[0] in _STAGING:
+        from buildkit.staging.__main__ import main as staging
+
+        return staging(words)
     arguments = _parser().parse_args(words)
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: whoever starts us in the background has it ignored
         signal.signal(number, _interrupt)

@@ -46,7 +46,14 @@ SCHEMA_VERSION = 1
 _COMPRESSIONS = {
     "uncompressed": {"compression": "uncompressed"},
     "gzip": {"compression": "gzip"},
-    "zstd": {"compression": "zstd", "compression-level": "1"},
+    # Forced: layers that an earlier build left in another compression would be kept as they are. zstd has a media type
+    # in OCI's image-spec only.
+    "zstd": {
+        "compression": "zstd",
+        "compression-level": "1",
+        "force-compression": "true",
+        "oci-mediatypes": "true",
+    },
 }
 """Attributes of BuildKit's image exporter."""
 

@@ -7,7 +7,10 @@
     ├── CommandFailed             3   a program that the harness needs failed
     ├── BaseUnavailable           3   no base image, from a registry or made here
     ├── DiskTooFull               3   less room than the build needs
-    └── BuildFailed               1   a stage of the Dockerfile failed
+    ├── RegistryFailed            3   a registry did not take or give what it was asked
+    ├── Busy                      3   another process holds the lock that this one needs
+    ├── BuildFailed               1   a stage of the Dockerfile failed
+    └── ReleaseFailed             1   a step of a release found a reason to stop
 
 Exit codes: 0 fine, 1 findings (the image is at fault), 2 usage or configuration, 3 could not do it (the environment is
 at fault). Only ``buildkit/__main__.py`` turns an error into an exit.
@@ -25,10 +28,13 @@ __all__ = [
     "BaseUnavailable",
     "BuildFailed",
     "BuildkitError",
+    "Busy",
     "CommandFailed",
     "DiskTooFull",
     "EngineTooOld",
     "EngineUnavailable",
+    "RegistryFailed",
+    "ReleaseFailed",
     "UsageError",
 ]
 
@@ -141,3 +147,40 @@ class BuildFailed(BuildkitError):
             f"{self.target} failed in stage {self.stage}{code} at\n    {self.instruction}\n"
             f"last lines of its log:\n{self.log_tail}"
         )
+
+
+@dataclass
+class RegistryFailed(BuildkitError):
+    """*registry* did not do what was asked; what it has already is not sent again by the next try."""
+
+    registry: str
+    reason: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return f"registry {self.registry}: {self.reason}" + (f"\n{self.fix}" if self.fix else "")
+
+
+@dataclass
+class Busy(BuildkitError):
+    """*holder* (process, user and command) does what must not be done twice at once."""
+
+    what: str
+    holder: str
+
+    def __str__(self) -> str:
+        return f"{self.what} is in use by {self.holder}; wait until it is done"
+
+
+@dataclass
+class ReleaseFailed(BuildkitError):
+    """A release stopped at *step*; *serving* says what serves now."""
+
+    step: str
+    reason: str
+    serving: str = ""
+
+    exit_code: ClassVar[int] = 1
+
+    def __str__(self) -> str:
+        return f"stopped at {self.step}: {self.reason}" + (f"\n{self.serving}" if self.serving else "")

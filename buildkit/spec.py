@@ -11,7 +11,7 @@ import msgspec
 
 from buildkit.errors import UsageError
 
-__all__ = ["ImageSpec", "Layer", "Target", "load"]
+__all__ = ["ImageSpec", "Layer", "Staging", "StagingBudget", "Target", "load"]
 
 SCHEMA_VERSION = 1
 PYTHONS = ("3.12", "3.13", "3.14")
@@ -62,6 +62,51 @@ class Target(_Table, frozen=True):
     compression: Literal["uncompressed", "gzip", "zstd"] = "uncompressed"
 
 
+class StagingBudget(_Table, frozen=True):
+    """What staging may do wrong, per window: one load of a release, or one poll of a watch.
+
+    Attributes:
+        p95_seconds: of any route.
+        p95_growth_ratio: p95 over that of the release before.
+        p95_noise_seconds: a growth of less than this counts as none.
+        error_fraction: answers 5xx of all answers.
+        retried_fraction: requests that had to be sent again, of all.
+        memory_bytes: of one replica.
+        restarts: of all replicas together, in an hour.
+        minutes: how long a watch lets the budget be broken.
+    """
+
+    p95_seconds: float = 2.0
+    p95_growth_ratio: float = 2.0
+    p95_noise_seconds: float = 0.25
+    error_fraction: float = 0.0
+    retried_fraction: float = 0.02
+    memory_bytes: int = 6_000_000_000
+    restarts: int = 0
+    minutes: float = 5.0
+
+
+class Staging(_Table, frozen=True):
+    """How releases are made.
+
+    Attributes:
+        name: of the stack.
+        registry: host[:port][/path] to push to.
+        keep_releases: how many are kept for rollback.
+        update_seconds: how long a rolling update or a first start may take.
+        load_seconds: how long the load lasts whose metrics are compared.
+        load_workers: how many requests at a time it sends.
+    """
+
+    name: str = "truthgraph"
+    registry: str = ""
+    keep_releases: int = 3
+    update_seconds: float = 600.0
+    load_seconds: float = 20.0
+    load_workers: int = 4
+    budget: StagingBudget = StagingBudget()
+
+
 class _Image(_Table, frozen=True):
     name: str
     title: str
@@ -82,6 +127,7 @@ class _File(_Table, frozen=True):
     targets: tuple[Target, ...]
     left_out: dict[str, str] = {}
     budgets: dict[str, dict[str, object]] = {}
+    staging: Staging = Staging()
 
 
 class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +138,7 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
         cuda_targets: compute capabilities that the image must run on, as `sm_90`.
         left_out: distributions that are locked and in no image, each with the reason.
         budgets: limits per target, judged by `budget.judge`, which knows the keys.
+        staging: how releases are made, and what they are judged by.
     """
 
     project: Path
@@ -109,6 +156,7 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     targets: tuple[Target, ...]
     left_out: dict[str, str]
     budgets: dict[str, dict[str, object]]
+    staging: Staging
 
     @property
     def lock_folder(self) -> Path:
@@ -152,6 +200,7 @@ def load(project: Path, *, base: str | None = None, python: str | None = None) -
         targets=file.targets,
         left_out=file.left_out,
         budgets=file.budgets,
+        staging=file.staging,
         **{
             **msgspec.structs.asdict(file.image),
             **({"base": base} if base else {}),
@@ -178,3 +227,15 @@ def _check(spec: ImageSpec) -> None:
                 raise UsageError(f"targets.{target.name}.layers", name, f"expected one of {', '.join(sorted(known))}")
     for name in spec.budgets:
         spec.target(name)
+    _check_staging(spec.staging)
+
+
+def _check_staging(staging: Staging) -> None:
+    if not re.fullmatch(r"[a-z][a-z0-9_-]*", staging.name):
+        raise UsageError("staging.name", staging.name, "expected lower-case letters, digits, hyphens, underscores")
+    for field in ("keep_releases", "update_seconds", "load_seconds", "load_workers"):
+        if getattr(staging, field) <= 0:
+            raise UsageError(f"staging.{field}", getattr(staging, field), "must be positive")
+    for field in StagingBudget.__struct_fields__:
+        if getattr(staging.budget, field) < 0:
+            raise UsageError(f"staging.budget.{field}", getattr(staging.budget, field), "must not be negative")

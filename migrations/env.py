@@ -8,6 +8,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from service.schema import note_serves, refuse_losses
 from service.settings import Settings
 
 
@@ -18,10 +19,12 @@ def database_url() -> URL | None:
 
 
 def migrate(connection: Connection) -> None:
-    """Run the versions in one transaction: all of them or none."""
+    """Run the versions in one transaction: all of them or none. Going down, nothing is lost, or nothing is done."""
+    refuse_losses(connection, context.config.attributes.get("down_revisions", ()))
     context.configure(connection=connection)
     with context.begin_transaction():
         context.run_migrations()
+    note_serves(connection)
 
 
 async def migrate_online(url: URL) -> None:

@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(command=_serve)
 
     migrate = commands.add_parser("migrate", help="bring the database to the schema that this code needs")
+    migrate.add_argument("--to", default="head", metavar="REVISION", help="another revision; refused if it loses data")
+    migrate.add_argument("--plan", action="store_true", help="only print the way there and what it would lose, as JSON")
     migrate.set_defaults(command=_migrate)
 
     keys = commands.add_parser("keys", help="make, list and revoke API keys").add_subparsers(
@@ -178,10 +180,18 @@ def _serve_on(chosen: argparse.Namespace, settings: Settings) -> tuple[int, bool
     return (0 if server.started else 1), application.engine.is_busy
 
 
-def _migrate(_chosen: argparse.Namespace) -> int:
+def _migrate(chosen: argparse.Namespace) -> int:
     from service.database import migrate  # noqa: PLC0415
+    from service.schema import SchemaError, plan  # noqa: PLC0415
 
-    migrate(_database_url())
+    try:
+        if chosen.plan:
+            _print(asdict(plan(_database_url(), chosen.to)))
+        else:
+            migrate(_database_url(), chosen.to)
+    except SchemaError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Final
 
 import asyncpg
 
+from service.schema import SERVES, plan
 from service.telemetry import note_stage
 
 __all__ = [
@@ -141,8 +142,11 @@ class Database:
         """What keeps the database from being used with `space`, or None."""
         try:
             async with self.connection() as connection:
-                revision = await connection.fetchval("SELECT version_num FROM alembic_version")
-                if revision != SCHEMA_REVISION:
+                revision, comment = await connection.fetchrow(
+                    "SELECT version_num, obj_description('alembic_version'::regclass) FROM alembic_version"
+                ) or (None, None)
+                # A newer schema may say that it serves this code too: so it does while a release replaces another.
+                if revision != SCHEMA_REVISION and SCHEMA_REVISION not in (comment or "").removeprefix(SERVES).split():
                     return f"the database is at migration {revision}, this code needs {SCHEMA_REVISION}"
                 stored = await stored_space(connection)
         except DatabaseUnavailableError as error:
@@ -168,7 +172,10 @@ def mismatch(stored: EmbeddingSpace, ours: EmbeddingSpace) -> str | None:
 
 
 def migrate(url: str, revision: str = "head") -> None:
-    """Bring the database at `url` to `revision`; it blocks, and needs the folder migrations/ beside this package."""
+    """Bring the database at `url` to `revision`; it blocks, and needs the folder migrations/ beside this package.
+
+    Going down to an older revision is refused with `SchemaError` where it would lose data; to "base" it never is.
+    """
     from alembic import command  # noqa: PLC0415 - half a second to import, and the service itself does without
     from alembic.config import Config  # noqa: PLC0415
 
@@ -176,6 +183,9 @@ def migrate(url: str, revision: str = "head") -> None:
     configuration.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
     configuration.attributes["database_url"] = url
     if revision == "base":
+        command.downgrade(configuration, revision)
+    elif (way := plan(url, revision)).direction == "down":
+        configuration.attributes["down_revisions"] = way.revisions
         command.downgrade(configuration, revision)
     else:
         command.upgrade(configuration, revision)

@@ -1,0 +1,350 @@
+"""`python -m buildkit stage` and its sisters: releases, their state, the way back, watching, backup and restore."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from rich.console import Console
+
+from buildkit import engine as engines
+from buildkit import spec as specs
+from buildkit.errors import BuildkitError, UsageError
+from buildkit.processes import end_children
+from buildkit.staging import release, releases, swarm
+from buildkit.staging.registry import LocalRegistry, Registry
+from buildkit.staging.swarm import Stack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from buildkit.spec import ImageSpec
+    from buildkit.staging.releases import Release
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS: Final = ("stage", "stage-status", "rollback", "stage-down", "watch", "backup", "restore")
+INTERRUPTED: Final = 130
+_NOT_SETTINGS: Final = re.compile(r"TRUTHGRAPH_(?:[A-Z]+_IMAGE|SECRETS|STACK|BIND|TLS_FILE)$")
+"""Variables of the stack file that a release fills in itself, or that only compose reads, or that point to a secret."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs one of `COMMANDS`; the exit code, as of `python -m buildkit`."""
+    arguments = _parser().parse_args(words)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    try:
+        return run(arguments)
+    except BuildkitError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        end_children()
+        sys.stderr.write("interrupted; what was begun was taken back, and what served before serves\n")
+        return INTERRUPTED
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"· {line}\n")
+    sys.stderr.flush()
+
+
+# ---- what all commands need -----------------------------------------------------------------------------------------
+
+
+class _Place:
+    """The engine, the records and the stack that the arguments point to."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.spec: ImageSpec = specs.load(arguments.project)
+        self.state = releases.folder_of(arguments.state, Path.home())
+        self.engine = engines.find(os.environ, engines.Private())
+        self.local = LocalRegistry(self.state / "registry", arguments.registry_port)
+        file = self.spec.project / "docker" / "stack.yaml"
+        self.stack = Stack(
+            engine=self.engine,
+            name=arguments.name or self.spec.staging.name,
+            file=file,
+            settings=_settings(file),
+            secrets=self.state / "secrets",
+        )
+
+    @property
+    def certificate(self) -> str | None:
+        """The certificate that the proxy was given."""
+        return os.environ.get("TRUTHGRAPH_TLS_FILE") or None
+
+    def base(self, stack: Stack) -> str:
+        """The proxy's address on this machine."""
+        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{stack.port}"
+
+
+def _settings(file: Path) -> dict[str, str]:
+    """Those of the environment's variables that the stack file names, without the images and the secrets' places."""
+    named = set(re.findall(r"\$\{(TRUTHGRAPH_[A-Z_]+)", file.read_text()))
+    return {name: os.environ[name] for name in sorted(named) if name in os.environ and not _NOT_SETTINGS.match(name)}
+
+
+def _make_secrets(place: _Place) -> None:
+    """Has docker/make-secrets make what is missing; the folder is its owner's alone."""
+    program = place.spec.project / "docker" / "make-secrets"
+    done = subprocess.run(["sh", program, place.state / "secrets"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise UsageError("secrets", str(place.state / "secrets"), done.stderr.strip())
+
+
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+
+def _stage(arguments: argparse.Namespace) -> int:
+    place = _Place(arguments)
+    console = Console(stderr=True)
+    with releases.locked(place.state, f"stage {place.stack.name}"):
+        registry = _registry(arguments, place)
+        swarm.join(place.engine, place.state, is_local=arguments.local, tell=_say)
+        _make_secrets(place)
+        folder = place.spec.project / "build"
+        context = _context(arguments, place, repository=f"{registry}/{place.spec.name}", console=console)
+        done = release.stage(context)
+        _tidy(place, registry)
+    _tell_release(done, place, folder)
+    return 0
+
+
+def _registry(arguments: argparse.Namespace, place: _Place) -> str:
+    """The registry's address with its path; the local one is started.
+
+    Raises:
+        UsageError: none is named.
+    """
+    if arguments.local:
+        place.local.ensure(_say)
+        return place.local.address
+    named: str = arguments.registry or place.spec.staging.registry
+    if not named:
+        advice = "name one with --registry or in docker/images.toml, or stage on this machine alone with --local"
+        raise UsageError("registry", "", advice)
+    return named.rstrip("/")
+
+
+def _context(
+    arguments: argparse.Namespace, place: _Place, *, repository: str, console: Console | None = None
+) -> release.Stage:
+    from buildkit import build  # noqa: PLC0415 - with python-on-whales, half a second
+    from buildkit.staging import parts  # noqa: PLC0415
+
+    folder = place.spec.project / "build"
+    return release.Stage(
+        spec=place.spec,
+        engine=place.engine,
+        build_path=getattr(arguments, "build", None) or build.record_path(folder, "api"),
+        verify_path=getattr(arguments, "verify", None) or folder / "verify.json",
+        state=place.state,
+        stack=place.stack,
+        repository=repository,
+        tell=_say,
+        base=place.base(place.stack),
+        authority=place.certificate,
+        part=partial(
+            parts.obtain,
+            place.spec,
+            engine=place.engine,
+            folder=folder,
+            environment=os.environ,
+            console=console or Console(stderr=True),
+            say=_say,
+        ),
+        allows_gap=getattr(arguments, "allow_gap", False),
+        keeps_schema=getattr(arguments, "keep_schema", False),
+    )
+
+
+def _tidy(place: _Place, registry: str) -> None:
+    from buildkit.staging import retention  # noqa: PLC0415
+
+    local = place.local if registry == place.local.address else None
+    freed = retention.tidy(
+        place.engine, place.stack, place.state, keep=place.spec.staging.keep_releases, local=local, tell=_say
+    )
+    for image in freed.images:
+        _say(f"removed {image}")
+    if freed.images:
+        in_engine, in_registry = freed.engine_bytes / 1e6, freed.registry_bytes / 1e6
+        _say(f"freed {in_engine:,.1f} MB in the engine, {in_registry:,.1f} MB in the registry")
+
+
+def _tell_release(done: Release, place: _Place, folder: Path) -> None:
+    del folder
+    console = Console()
+    console.print(f"{done.name} serves at {place.base(place.stack)}")
+    console.print(f"{done.image}", soft_wrap=True)
+    console.print(f"recorded in {place.state / 'releases.json'}", soft_wrap=True)
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    place = _Place(arguments)
+    with releases.locked(place.state, f"rollback {place.stack.name}"):
+        if place.local.program.exists():
+            place.local.ensure(_say)
+        done = release.roll_back(_context(arguments, place, repository=""), arguments.release)
+    _tell_release(done, place, place.state)
+    return 0
+
+
+def _down(arguments: argparse.Namespace) -> int:
+    place = _Place(arguments)
+    with releases.locked(place.state, f"stage-down {place.stack.name}"):
+        if place.stack.exists("api") or place.stack.exists("database"):
+            place.stack.remove(volumes=arguments.purge, tell=_say)
+        known = releases.load(place.state)
+        releases.save(place.state, releases.Releases(releases=known.retired("replaced")))
+        swarm.leave(place.engine, place.state, tell=_say)
+        place.local.stop(_say, purge=arguments.purge)
+        if not arguments.purge:
+            _say("the database's volume, the secrets and the releases stay; --purge removes them")
+    if arguments.purge:
+        releases.forget(place.state)
+        _say(f"removed {place.state}")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from buildkit.staging import status  # noqa: PLC0415
+
+    place = _Place(arguments)
+    known = releases.load(place.state)
+    seen = status.look(place.stack)
+    console = Console(no_color=bool(os.environ.get("NO_COLOR")) or None)
+    for table in status.tables(seen, known):
+        console.print(table)
+    if not Registry(place.local.address).answers() and place.local.program.exists():
+        _say("the local registry does not run; `nox -s stage -- --local` and `nox -s rollback` start it")
+    return 0 if seen.is_fine else 1
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from buildkit.staging import watch  # noqa: PLC0415
+
+    place = _Place(arguments)
+    plan = watch.Plan(
+        stack=place.stack,
+        budget=place.spec.staging.budget,
+        seconds=arguments.hours * 3600,
+        every_seconds=arguments.every,
+        minutes=place.spec.staging.budget.minutes if arguments.minutes is None else arguments.minutes,
+        record=arguments.record or place.state / "watch.jsonl",
+    )
+    broken = watch.watch(plan, Console(no_color=bool(os.environ.get("NO_COLOR")) or None))
+    if broken and arguments.rollback:
+        _say("rolling back: " + "; ".join(broken))
+        arguments.release = None
+        _rollback(arguments)
+    return 1 if broken else 0
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    """Writes beside the file and renames: a backup that broke off leaves the one before."""
+    place = _Place(arguments)
+    path: Path = arguments.file
+    container = place.stack.container("database")
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        part.chmod(0o600)
+        _pipe(place, [container, "backup"], stdout=file)
+    part.replace(path)
+    _say(f"{path.stat().st_size / 1e6:,.1f} MB in {path}")
+    return 0
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    place = _Place(arguments)
+    container = place.stack.container("database")
+    with releases.locked(place.state, f"restore {place.stack.name}"), arguments.file.open("rb") as file:
+        _pipe(place, [container, "restore", *(["--replace"] if arguments.replace else [])], stdin=file)
+    _say(f"{arguments.file} is the database now")
+    return 0
+
+
+def _pipe(place: _Place, command: list[str], *, stdin: object = None, stdout: object = None) -> None:
+    from buildkit.errors import CommandFailed  # noqa: PLC0415
+
+    line = ["docker", *(("--host", place.engine.host) if place.engine.host else ()), "exec", "--interactive", *command]
+    done = subprocess.run(
+        line,
+        stdin=stdin or subprocess.DEVNULL,  # type: ignore[call-overload] # a file
+        stdout=stdout or subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise CommandFailed(line, done.returncode, done.stderr.decode(errors="replace").strip()[-2000:])
+
+
+# ---- the command line -----------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m buildkit", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    everywhere = argparse.ArgumentParser(add_help=False)
+    everywhere.add_argument(
+        "--project", type=Path, default=Path.cwd(), help="the folder that holds docker/ (default: .)"
+    )
+    everywhere.add_argument("--name", default="", help="of the stack (default: docker/images.toml)")
+    everywhere.add_argument("--state", type=Path, help="where releases.json lies (default: a folder of this machine)")
+    everywhere.add_argument("--registry-port", type=int, default=5055, help="of the local registry (default: 5055)")
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, parents=[everywhere])
+        made.set_defaults(run=run)
+        return made
+
+    made = command("stage", _stage, "release the verified image: push, migrate, update, check, record")
+    where = made.add_mutually_exclusive_group()
+    where.add_argument("--local", action="store_true", help="this machine alone: own registry, own swarm, own secrets")
+    where.add_argument("--registry", default="", help="host[:port][/path] to push to (default: docker/images.toml)")
+    made.add_argument("--build", type=Path, help="the build record (default: build/image.json)")
+    made.add_argument("--verify", type=Path, help="the verification record (default: build/verify.json)")
+    made.add_argument("--allow-gap", action="store_true", help="migrate even if the serving release then stops")
+
+    command("stage-status", _status, "what runs, how it is, and which releases are kept")
+
+    made = command("rollback", _rollback, "go back to the release before, or to RELEASE, its schema included")
+    made.add_argument("release", nargs="?", help="a name of stage-status")
+    made.add_argument("--keep-schema", action="store_true", help="take the code alone back")
+
+    made = command("stage-down", _down, "take the stack down; what is stored stays")
+    made.add_argument("--purge", action="store_true", help="remove the volumes, the secrets, the registry, the records")
+
+    made = command("watch", _watch, "look at replicas and metrics for hours; 1 where the budget was broken")
+    made.add_argument("--hours", type=float, default=24.0, help="(default: 24)")
+    made.add_argument("--every", type=float, default=15.0, metavar="SECONDS", help="between two looks (default: 15)")
+    made.add_argument("--minutes", type=float, help="broken for this long ends it (default: docker/images.toml)")
+    made.add_argument(
+        "--record", type=Path, metavar="FILE", help="JSON lines, one a look (default: beside releases.json)"
+    )
+    made.add_argument("--rollback", action="store_true", help="and go back to the release before")
+
+    made = command("backup", _backup, "write the whole database into a file")
+    made.add_argument("file", type=Path)
+    made = command("restore", _restore, "put a backup in the place of the database")
+    made.add_argument("file", type=Path)
+    made.add_argument("--replace", action="store_true", help="even where there are tables already")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""Which images of old releases go, and what room that gives back. What runs is never touched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from buildkit import engine as engines
+from buildkit.errors import CommandFailed, RegistryFailed
+from buildkit.staging import releases
+from buildkit.staging.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from buildkit.engine import Engine
+    from buildkit.staging.registry import LocalRegistry
+    from buildkit.staging.swarm import Stack
+
+__all__ = ["Freed", "tidy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What went.
+
+    Attributes:
+        images: by repository and digest.
+        engine_bytes: that the engine counts less of (`docker system df`).
+        registry_bytes: that the local registry's folder takes less; 0 for another registry, whose cleaning is its own.
+    """
+
+    images: tuple[str, ...]
+    engine_bytes: int
+    registry_bytes: int
+
+
+def tidy(
+    engine: Engine, stack: Stack, state: Path, *, keep: int, local: LocalRegistry | None, tell: Callable[[str], None]
+) -> Freed:
+    """Removes the images of releases beyond the newest *keep* and the last good one, except those that run."""
+    known = releases.load(state)
+    running = _running(stack)
+    gone = [each for each in releases.expendable(known, keep) if each.digest not in running]
+    names = _names(engine)
+    before_bytes = _image_bytes(engine)
+    removed: list[str] = []
+    for release in gone:
+        repository = release.image.partition("@")[0]
+        for name in (name for name, digest in names.items() if digest == release.digest):
+            if name.startswith(f"{repository}:"):
+                with contextlib.suppress(CommandFailed):  # a container that has ended may still name it
+                    engines.docker(engine.host, "image", "rm", name)
+                    removed.append(release.image)
+        if local is not None and repository.startswith(f"{local.address}/"):
+            with contextlib.suppress(RegistryFailed):
+                if Registry(local.address).delete(repository.partition("/")[2], release.digest):
+                    removed.append(release.image)
+    if not removed:
+        return Freed((), 0, 0)
+    registry_bytes = local.collect(tell) if local is not None else 0
+    return Freed(tuple(dict.fromkeys(removed)), max(0, before_bytes - _image_bytes(engine)), registry_bytes)
+
+
+def _running(stack: Stack) -> set[str]:
+    """The digests that any replica of the stack has or shall have."""
+    parts = [part for part in ("api", "database", "proxy", "candidate") if stack.exists(part)]
+    return {replica.digest for part in parts for replica in stack.replicas(part)}
+
+
+def _names(engine: Engine) -> dict[str, str]:
+    """Repository and tag -> digest, of all images in the engine."""
+    lines = engines.docker(
+        engine.host, "image", "ls", "--digests", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.Digest}}"
+    ).splitlines()
+    return {name: digest for name, _, digest in (line.partition(" ") for line in lines)}
+
+
+def _image_bytes(engine: Engine) -> int:
+    """Bytes of all images, as the engine counts them."""
+    for line in engines.docker(engine.host, "system", "df", "--format", "{{json .}}", seconds=120).splitlines():
+        row = json.loads(line)
+        if row["Type"] == "Images":
+            return _bytes(row["Size"])
+    return 0
+
+
+def _bytes(text: str) -> int:
+    """Bytes of docker's own way to write sizes: decimal units, as `1.2GB`."""
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("B", 1)):
+        if text.endswith(unit):
+            return round(float(text.removesuffix(unit)) * factor)
+    return 0
