@@ -230,7 +230,7 @@ class _Running:
 
     def migrate(self, image: str, revision: str = "head") -> None:
         """Runs the migration job to *revision*."""
-        words = f"{_COMMAND} --wait-seconds 120" + ("" if revision == "head" else f" --to {revision}")
+        words = f"{_COMMAND}" + ("" if revision == "head" else f" --to {revision}")
         self.new.run_job(
             "migrate", image, seconds=_STARTED_SECONDS * 2, step="migrated", tell=self.context.tell, words=words
         )

@@ -232,7 +232,8 @@ class Stack:
                 tell(told := states)
             attempts = 1 + int(self.inspect(part)["Spec"]["TaskTemplate"]["RestartPolicy"].get("MaxAttempts", 0))
             failures = len(failed)
-            if failures >= attempts:
+            # The first task of a job counts as one of the attempts in some engines: nothing that still runs decides.
+            if failures >= attempts or (failures and len(failed) == len(tasks) and failures >= attempts - 1):
                 raise ReleaseFailed(step, f"{part} failed: {self.tail(part, failed[-1].task)}")
             time.sleep(_POLL_SECONDS)
         reason = f"{part} was not done within {seconds:.0f} s"
@@ -297,8 +298,9 @@ class Stack:
         spec = self.inspect("api")["Spec"]["TaskTemplate"]["ContainerSpec"]
         flags: list[str] = []
         for entry in spec.get("Env", ()):
-            if not entry.startswith("TRUTHGRAPH_TASK_WORKERS="):
-                flags += ["--env", entry]
+            variable, _, value = entry.partition("=")
+            if variable != "TRUTHGRAPH_TASK_WORKERS":
+                flags += ["--env", f"{variable}={self.settings.get(variable, value)}"]
         for mount in spec.get("Mounts", ()):
             flags += ["--mount", _mount(mount)]
         for secret in spec.get("Secrets", ()):
