@@ -64,13 +64,18 @@ def parse(text: str, *, replica: str, at_seconds: float) -> Scrape:
 
 
 def window(before: Iterable[Scrape], after: Iterable[Scrape]) -> Window:
-    """What happened between *before* and *after*, over all replicas that are in *after*; a new one counts from zero."""
+    """What happened between *before* and *after*, over all replicas that are in *after*.
+
+    One that is new counts from zero, and so does one whose counters fell: another process has its address.
+    """
     earlier = {scrape.replica: scrape for scrape in before}
     later = list(after)
     requests = errors = 0.0
     buckets: dict[str, dict[float, float]] = {}
     for scrape in later:
         origin = earlier.get(scrape.replica)
+        if origin and any(scrape.requests.get(key, 0.0) < count for key, count in origin.requests.items()):
+            origin = None
         for key, value in scrape.requests.items():
             if key[0] in _PROBES:
                 continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from typing import TYPE_CHECKING
 
 from buildkit import base, build
@@ -34,19 +36,22 @@ def obtain(
     console: Console,
     say: Callable[[str], None],
 ) -> str:
-    """The digest of *part*'s image in the engine: the one of its build record, built now where there is none.
+    """The digest of *part*'s image in the engine: the last one built, as long as what it is made from is the same.
+
+    Building it anew for each release would give it another label, and restart the database for nothing.
 
     Raises:
         BuildFailed: it does not build.
     """
     path = build.record_path(folder, part)
-    try:
-        digest = build.load_record(path).digest
-        engines.docker(engine.host, "image", "inspect", "--format", "{{.Id}}", digest)
-    except (UsageError, CommandFailed):
-        say(f"building {part}")
-    else:
-        return digest
+    mark = folder / f"image-{part}.inputs"
+    inputs = _inputs(spec, part)
+    if mark.exists() and mark.read_text() == inputs:
+        with contextlib.suppress(UsageError, CommandFailed):
+            digest = build.load_record(path).digest
+            engines.docker(engine.host, "image", "inspect", "--format", "{{.Id}}", digest)
+            return digest
+    say(f"building {part}")
 
     def show(events: Events) -> BuildDisplay:
         return BuildDisplay(console, events, title=f"building {part}")
@@ -54,7 +59,7 @@ def obtain(
     origin = base.obtain(
         engine, reference=spec.base, python=spec.python, origin="auto", cache=folder / "cache", say=say
     )
-    return build.build(
+    record = build.build(
         spec,
         spec.target(part),
         engine=engine,
@@ -62,4 +67,17 @@ def obtain(
         environment=environment,
         folder=folder,
         show=show,
-    ).digest
+    )
+    mark.write_text(inputs)
+    return record.digest
+
+
+def _inputs(spec: ImageSpec, part: str) -> str:
+    """SHA-256 (hex) over the names and contents of all that *part* is built from, the base's name included."""
+    docker = spec.project / "docker"
+    sources = [docker / f"{part}.Dockerfile", docker / "apt-install", *sorted((docker / part).rglob("*"))]
+    seen = hashlib.sha256(spec.base.encode())
+    for path in sources:
+        if path.is_file():
+            seen.update(f"{path.relative_to(docker)} {path.stat().st_mode & 0o777:o}\n".encode() + path.read_bytes())
+    return seen.hexdigest()

@@ -230,7 +230,7 @@ class _Running:
 
     def migrate(self, image: str, revision: str = "head") -> None:
         """Runs the migration job to *revision*."""
-        words = f"{_COMMAND}" + ("" if revision == "head" else f" --to {revision}")
+        words = _COMMAND if revision == "head" else f"{_COMMAND} --to {revision}"
         self.new.run_job(
             "migrate", image, seconds=_STARTED_SECONDS * 2, step="migrated", tell=self.context.tell, words=words
         )
@@ -322,7 +322,8 @@ def _push(context: Stage, run: _Running) -> Pushed:
         done = push(context.engine, digest=digest, repository=repository, tag=tag, tell=context.tell)
         images[part] = done.reference
         pushed.append(done)
-    run.new = replace(context.stack, images=images)
+    settings = {**context.stack.settings, "TRUTHGRAPH_RELEASE": run.name}
+    run.new = replace(context.stack, images=images, settings=settings)
     return replace(
         pushed[0],
         bytes_sent=sum(done.bytes_sent for done in pushed),

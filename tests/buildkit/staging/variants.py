@@ -52,6 +52,10 @@ def downgrade() -> None:
 _TO_0002 = ("service/database.py", 'SCHEMA_REVISION: Final = "0001"', 'SCHEMA_REVISION: Final = "0002"')
 
 
+_SICK = """message="running") if __import__("os").environ["TRUTHGRAPH_TASK_WORKERS"] == "0" else \\
+            Condition("process", Level.DEGRADED, is_ready=False, message="sick")"""
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A release: files that are added (path below /app -> text), and texts that are replaced (path, old, new)."""
@@ -89,8 +93,7 @@ VARIANTS: Mapping[str, Variant] = {
             (
                 "service/health.py",
                 'message="running")',
-                'message="running") if __import__("os").environ["TRUTHGRAPH_TASK_WORKERS"] == "0" else '
-                'Condition("process", Level.DEGRADED, is_ready=False, message="sick")',
+                _SICK,
             ),
         ),
     ),
@@ -110,7 +113,9 @@ def make(docker: Sequence[str], name: str, *, base: str, build_record: Path, fol
     with tempfile.TemporaryDirectory() as scratch:
         context = Path(scratch)
         (context / "tiny.py").write_text(TINY_NLI)
-        (context / "files.json").write_text(json.dumps({"files": dict(variant.files), "changes": list(variant.changes)}))
+        (context / "files.json").write_text(
+            json.dumps({"files": dict(variant.files), "changes": list(variant.changes)})
+        )
         (context / "apply.py").write_text(_APPLY)
         (context / "Dockerfile").write_text(_DOCKERFILE.format(base=base))
         metadata = context / "metadata.json"
@@ -128,7 +133,7 @@ def make(docker: Sequence[str], name: str, *, base: str, build_record: Path, fol
 
 
 _APPLY = """
-import json, pathlib, shutil
+import json, pathlib, py_compile
 given = json.load(open("/tmp/files.json"))
 app = pathlib.Path("/app")
 for name, text in given["files"].items():
@@ -138,9 +143,9 @@ for name, old, new in given["changes"]:
     text = path.read_text()
     assert old in text, (name, old)
     path.write_text(text.replace(old, new))
-    # Bytecode is not checked against the source in this image.
-    for compiled in (path.parent / "__pycache__").glob(path.stem + ".*"):
-        compiled.unlink()
+    # Bytecode is not checked against the source in this image: it must be made anew.
+    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    py_compile.compile(str(path), dfile=f"/app/{name}", doraise=True, invalidation_mode=unchecked)
 """
 
 _DOCKERFILE = """
