@@ -123,6 +123,13 @@ def eval_retrieval(session: nox.Session) -> None:
     with_model(session, "evaluate", *session.posargs, "--embedded", "build/evaluation")
 
 
+@nox.session(name="bench-serving", default=False)
+def bench_serving(session: nox.Session) -> None:
+    """Measure how fast the API answers on this machine, beside another server if there is one (`-- --against`)."""
+    install(session, "bench", extras=("", "ml"))
+    session.run("python", "-m", "tests.service.benchmark", *session.posargs)
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style and formatting with ruff."""
