@@ -129,14 +129,12 @@ def build(
     show: Callable[[Events], BuildDisplay],
     use_cache: bool = True,
     check_disk: bool = True,
-    builder: str = "",
     network: Literal["", "host"] = "",
 ) -> BuildRecord:
     """Builds *target* and writes its record below *folder*; the image of the build before stays until this one is done.
 
     Secrets (certificates, package index, credentials) and proxies are taken from *environment*, the caller's own, and
-    reach RUN steps only. *builder* is one of buildx's, instead of the engine's own; *network* "host" gives RUN steps
-    the machine's network, for an engine that has none.
+    reach RUN steps only. *network* "host" gives RUN steps the machine's network, for an engine that has none.
 
     Raises:
         BuildFailed: a step failed.
@@ -177,7 +175,6 @@ def build(
                 provenance=False,  # its time stamps would give every build another digest
                 metadata_file=metadata,
                 cache=use_cache,
-                builder=builder or None,
                 network=network or None,
                 # Any other word than the typed ones is passed on to buildx as it is.
                 progress=cast("Literal['plain']", "rawjson"),

@@ -294,7 +294,6 @@ class _Bench:
                 folder=self._folder / "records",
                 show=lambda events: self._show(events, f"{target.name}, {scenario}, run {run}"),
                 check_disk=is_full,
-                builder=self._scope.builder,
                 network=self._scope.network,
             )
         self._versions = record.versions

@@ -36,11 +36,10 @@ _PRUNE_SECONDS: Final = 600.0
 
 @dataclass(frozen=True, slots=True)
 class CacheScope:
-    """An engine, or one of buildx's builders at it, whose cache may be emptied.
+    """An engine whose builder's cache may be emptied.
 
     Attributes:
         engine: where the images go.
-        builder: buildx's name for it, "" for the engine's own.
         network: what RUN steps need to reach a package index.
         description: in words, for the report.
         private: where the engine lives if it is ours alone: nobody else's cache is in it, and what its processes write
@@ -48,7 +47,6 @@ class CacheScope:
     """
 
     engine: Engine
-    builder: str
     network: Literal["", "host"]
     description: str
     private: Private | None
@@ -60,8 +58,7 @@ class CacheScope:
     def empty(self, *, downloads: bool) -> None:
         """Forget the result of every step, with *downloads* the cache mounts too."""
         for kind in (*_LAYERS, *((_DOWNLOADS,) if downloads else ())):
-            builder = ("--builder", self.builder) if self.builder else ()
-            command = ("buildx", "prune", *builder, "--all", "--force", "--filter", f"type={kind}")
+            command = ("buildx", "prune", "--all", "--force", "--filter", f"type={kind}")
             engines.docker(self.engine.host, *command, seconds=_PRUNE_SECONDS)
         if downloads and self._downloaded:
             self._downloaded.unlink(missing_ok=True)
@@ -122,7 +119,6 @@ def own(say: Callable[[str], None], *, keep: bool, private: Private = TIMING) ->
         engine = engines.start(private, say)
         yield CacheScope(
             engine,
-            builder="",
             network="host",
             description="an engine of its own, started for this run, with no cache of any other build",
             private=private,
@@ -139,7 +135,7 @@ def remove_own(say: Callable[[str], None], *, purge: bool, private: Private = TI
 
 
 def named(engine: Engine, builder: str) -> CacheScope:
-    """The builder that the user calls *builder*, whose cache is emptied.
+    """The builder that the user calls *builder*, whose cache is emptied: an engine's own, by the name of its context.
 
     Raises:
         UsageError: buildx knows no such builder, or it cannot give its images to the engine.
@@ -154,7 +150,7 @@ def named(engine: Engine, builder: str) -> CacheScope:
         raise UsageError("builder", builder, fix)
     context = json.loads(engines.docker(engine.host, "context", "inspect", builder))[0]
     found = engines.at(str(context["Endpoints"]["docker"].get("Host", "")))
-    return CacheScope(found, builder, "", f"the builder {builder}, emptied for this run", private=None)
+    return CacheScope(found, "", f"the builder {builder}, emptied for this run", private=None)
 
 
 def _make_bridge(name: str) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,15 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def users_builder(own: CacheScope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CacheScope:
+    """The same engine as a builder that a user has a name for: a context of docker's client."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "client"))
+    command = ["docker", "context", "create", "mine", "--docker", f"host={own.engine.host}"]
+    subprocess.run(command, capture_output=True, check=True)
+    return scopes.named(own.engine, "mine")
+
+
+@pytest.fixture
 def timed(own: CacheScope, project: Path) -> Callable[[Plan], list[Timings]]:
     """Times a plan; returns what was kept after each build, the whole last."""
 
@@ -188,6 +198,28 @@ def test_a_change_without_room_is_listed_and_the_rest_is_timed(
     assert changed == ["no-op"]
     assert [(each.target, each.scenario, each.run) for each in whole.not_run] == [("small", "base", 1)]
     assert "1.0 GB are free" in whole.not_run[0].reason
+
+
+def test_a_builder_that_the_user_named_is_emptied_and_filled(
+    users_builder: CacheScope, project: Path, own: CacheScope
+) -> None:
+    whole = time_builds(
+        plan(scenarios=("no-op",)),
+        replace(users_builder, network="host"),  # this engine has no network of its own
+        spec=specs.load(project),
+        environment={},
+        base_origin="auto",
+        cache=PROJECT / "build" / "cache",
+        show=lambda events, title: BuildDisplay(Console(file=io.StringIO()), events, title=title),
+        say=print,
+        keep=lambda _: None,
+    )
+
+    assert users_builder.engine.host == own.engine.host
+    assert [build.scenario for build in whole.builds] == ["cold", "no-op"]  # what its downloads held is not known
+    assert whole.builds[0].written_bytes is None
+    assert whole.builds[0].transfer_bytes
+    assert "the builder mine" in whole.cache_scope
 
 
 def test_no_room_for_a_full_build_is_an_error(timed: Callable[[Plan], list[Timings]], project: Path) -> None:
