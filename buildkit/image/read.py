@@ -390,11 +390,14 @@ class _Reader:
                 missing.append(descriptor)
                 continue
             choices[digest] = (str(_platform_of(config, self._image)), manifest, config)
-        digest = self._choose_platform({key: value[0] for key, value in choices.items()}, missing)
+        names = {root.digest: root.names[0] for root in roots if root.names}
+        digest = self._choose_platform({key: value[0] for key, value in choices.items()}, missing, names)
         _, manifest, config = choices[digest]
         return _Chosen(manifest_digest=digest, config=config, layers=manifest.layers or ())
 
-    def _choose_platform(self, platforms: Mapping[str, str], missing: Sequence[Descriptor]) -> str:
+    def _choose_platform(
+        self, platforms: Mapping[str, str], missing: Sequence[Descriptor], names: Mapping[str, str]
+    ) -> str:
         wanted = self._platform
         if wanted is None and len(platforms) > 1:
             wanted = _host_platform()
@@ -412,7 +415,7 @@ class _Reader:
             raise ImageNotFound(self._image, f"no image for {wanted} in it, only for {there}")
         if not found:
             raise UnsupportedImage(self._image, "no image manifest in it")
-        raise AmbiguousImage(self._image, [f"{platforms[digest]} ({digest})" for digest in found])
+        raise AmbiguousImage(self._image, [f"{platforms[digest]} ({names.get(digest, digest)})" for digest in found])
 
     def _manifests(self, descriptors: Iterable[Descriptor], store: BlobStore, *, depth: int) -> Iterator[Descriptor]:
         """Walk down indexes to the manifests of images, leaving attestations out."""

@@ -1,0 +1,129 @@
+"""The command line of measure, compare and time: what its options do, and which exit code says what."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from buildkit.timing import record
+from tests.buildkit.image_maker import LayerMaker, make_image, oci_files, write_folder
+from tests.buildkit.timing.test_record import BUILDS, timings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """An OCI layout with two images, a:1 of one file and b:2 of three."""
+    one = make_image([LayerMaker().file("a", "1").tar()])
+    two = make_image([LayerMaker().file("a", "1").file("b", "2" * 5000).file("c", "3").tar()])
+    files = oci_files(one, tag="a:1") | oci_files(two, tag="b:2")
+    entries = [
+        json.loads(oci_files(made, tag=tag)["index.json"])["manifests"][0] for made, tag in ((one, "a:1"), (two, "b:2"))
+    ]
+    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+    return write_folder(files, tmp_path / "image")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the harness with a project folder of its own (where the cache lies), or with ours for its budgets."""
+
+    def call(*words: object, project: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "buildkit", "--project", str(project), *map(str, words)]
+        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+
+    return call
+
+
+def test_a_tag_chooses_the_image_of_an_archive_with_several(
+    run: Callable[..., subprocess.CompletedProcess[str]], image: Path
+) -> None:
+    undecided = run("measure", image)
+    done = run("measure", image, "--tag", "b:2", "--format", "json")
+
+    assert undecided.returncode != 0
+    assert "a:1" in undecided.stderr
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["totals"]["files"] == 3
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--most-entries", "2", "2 entries"),
+        ("--most-layer-bytes", "4 kB", "4000 bytes"),
+        ("--most-layer-bytes", "four", "--most-layer-bytes"),
+    ],
+)
+def test_an_image_over_a_limit_is_refused_by_name(
+    run: Callable[..., subprocess.CompletedProcess[str]], image: Path, option: str, value: str, said: str
+) -> None:
+    done = run("measure", image, "--tag", "b:2", option, value)
+
+    assert done.returncode in {2, 3}
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert said in done.stderr
+    assert done.stdout == ""
+
+
+def test_what_was_kept_is_the_trend_of_the_page(
+    run: Callable[..., subprocess.CompletedProcess[str]], image: Path, tmp_path: Path
+) -> None:
+    words = ("measure", image, "--tag", "a:1", "--keep", "--kept", tmp_path / "kept")
+    first = run(*words)
+    page = run(*words, "--format", "html", "--output", tmp_path / "page.html")
+
+    assert (first.returncode, page.returncode) == (0, 0)
+    assert "kept " in first.stderr
+    kept = list((tmp_path / "kept").rglob("*.json"))
+    assert kept
+    text = (tmp_path / "page.html").read_text()
+    assert 'data-chart="trend"' in text
+    assert text.count('<th scope="row">2') >= len(kept)
+
+
+def test_timed_builds_are_shown_and_judged_with_the_image(
+    run: Callable[..., subprocess.CompletedProcess[str]], image: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "timings.json"
+    record.save(timings(*BUILDS), path)  # a code change after which nothing but 7 bytes are fetched, and a ratio of 0.5
+    words = ("measure", image, "--tag", "a:1", "--timings", path, "--budgets", "api", "--kept", tmp_path / "kept")
+
+    fine = run(*words, "--format", "html", "--output", tmp_path / "page.html", project=PROJECT)
+    slow = tmp_path / "slow.json"
+    slow.write_text(path.read_text().replace('"ratio": 0.5', '"ratio": 0.9'))
+    broken = run(*words[:5], slow, *words[6:], project=PROJECT)
+
+    assert fine.returncode == 0, fine.stderr
+    assert "api, cold, run 1: 30.0 s" in (tmp_path / "page.html").read_text()
+    assert broken.returncode == 1
+    assert "build_seconds_ratio.cold is 0.9000" in " ".join(broken.stdout.split())
+    assert run(*words[:5], slow, *words[6:], "--exit-zero", project=PROJECT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("time", "nothing"), "target = 'nothing'"),
+        (("time", "api", "--against", "api"), "against = 'api'"),
+        (("time", "api", "--scenarios", "cold,warm"), "scenario = 'warm'"),
+        (("time", "api", "--runs", "0"), "runs = 0"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused_before_an_engine_is_started(
+    run: Callable[..., subprocess.CompletedProcess[str]], words: tuple[str, ...], said: str
+) -> None:
+    done = run(*words, project=PROJECT)
+
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "engine" not in done.stderr
