@@ -73,8 +73,6 @@ def _plan(connection: "Connection", target: str) -> Plan:
         known = scripts.get_revision(current) if current else None
     except CommandError as error:
         raise SchemaError(f"this code does not know the way from {current} to {target}: {error}") from error
-    if wanted is None or (current and known is None):
-        raise SchemaError(f"this code does not know the way from {current} to {target}")
     if current == wanted.revision:
         return Plan(current, wanted.revision, "none", (), is_served=True, losses=())
     below = [each.revision for each in scripts.walk_revisions("base", wanted.revision)]
@@ -110,8 +108,7 @@ def note_serves(connection: "Connection") -> None:
     current = MigrationContext.configure(connection).get_current_revision()
     if current is None:
         return
-    revision = _scripts().get_revision(current)
-    serves = _said_serves(revision.module) if revision else ()
+    serves = _said_serves(_scripts().get_revision(current).module)
     connection.execute(text(f"COMMENT ON TABLE alembic_version IS '{SERVES}{' '.join(serves)}'"))
 
 
@@ -132,8 +129,7 @@ def _losses(connection: "Connection", scripts: "ScriptDirectory", revisions: tup
 
 
 def _said_losses(scripts: "ScriptDirectory", revision: str) -> dict[str, str] | None:
-    script = scripts.get_revision(revision)
-    losses: dict[str, str] | None = getattr(script.module, "losses", None) if script else None
+    losses: dict[str, str] | None = getattr(scripts.get_revision(revision).module, "losses", None)
     return losses
 
 

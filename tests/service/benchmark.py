@@ -103,7 +103,8 @@ def main(arguments: list[str]) -> int:
     with _served() as ours:
         servers = [ours]
         if chosen.against:
-            servers.append(Server(*chosen.against, process=chosen.process))
+            name, url, model = chosen.against
+            servers.append(Server(name, url, model, chosen.process))
         for cell in CELLS:
             for _ in range(chosen.runs):
                 for server in servers:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 import tokenizers
+import transformers
 
-from service import torch_models
 from service.models import KNOWN, MANIFEST, ModelFolderError, add, check
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def test_a_tokenizer_that_cuts_differently_is_refused(
 ) -> None:
     empty = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))  # noqa: S106 - no password
     made = SimpleNamespace(backend_tokenizer=empty)
-    monkeypatch.setattr(torch_models.AutoTokenizer, "from_pretrained", lambda *_, **__: made)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: made)
     with pytest.raises(ModelFolderError, match=r"spm\.model could not be converted.*with SentencePiece"):
         add(tmp_path, "m", str(sentencepiece_origin))
 
