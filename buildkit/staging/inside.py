@@ -108,7 +108,7 @@ def plan(stack: Stack, container: str, target: str = "head") -> SchemaPlan:
     try:
         said = stack.execute(container, "python", "-m", "service", "migrate", "--plan", "--to", target)
     except CommandFailed as error:
-        raise ReleaseFailed("migrated", error.log_tail.splitlines()[-1] if error.log_tail else str(error)) from error
+        raise ReleaseFailed("planned", error.log_tail.splitlines()[-1] if error.log_tail else str(error)) from error
     return msgspec.json.decode(said, type=SchemaPlan)
 
 

@@ -147,21 +147,32 @@ class _Running:
         self.new.remove(volumes=False, tell=self.context.tell)
         return "the stack was removed again; its volumes stay"
 
-    def update(self, key: Key, load: Load) -> Report:
+    @property
+    def changes_parts(self) -> bool:
+        """Whether PostgreSQL or the proxy have another image than what runs."""
+        return self.old is not None and {**self.old.images, "api": ""} != {**self.new.images, "api": ""}
+
+    def update_parts(self) -> None:
+        """New images of PostgreSQL and the proxy: there is one of each, so requests are sent again meanwhile."""
+        if self.old is None:
+            return
+        replace(self.new, images={**self.new.images, "api": self.old.images["api"]}).deploy()
+        for part in ("database", "proxy", "api"):
+            self.new.settle(part, began="", seconds=_STARTED_SECONDS * 2, tell=self.context.tell, step="parts")
+
+    def update(self, load: Load) -> Report:
         """The engine's rolling update under a small load of our own, which must notice nothing."""
         began = self.new.update_began("api")
         with load:
             self.new.deploy()
-            for part in ("database", "proxy", "api"):
-                self.new.settle(
-                    part,
-                    began=began if part == "api" else "",
-                    seconds=self.context.spec.staging.update_seconds,
-                    tell=self.context.tell,
-                    step="updated",
-                    until_digest=self.new.images["api"].partition("@")[2] if part == "api" else "",
-                )
-        del key
+            self.new.settle(
+                "api",
+                began=began,
+                seconds=self.context.spec.staging.update_seconds,
+                tell=self.context.tell,
+                step="updated",
+                until_digest=self.new.images["api"].partition("@")[2],
+            )
         report = load.report()
         if report.faults:
             raise ReleaseFailed("updated", "under load: " + "; ".join(report.faults))
@@ -299,7 +310,9 @@ def _put_in_place(context: Stage, run: _Running) -> None:
             steps.run("tried", lambda: _try_candidate(context, run, key, load), detail=_checked)
         finally:
             run.new.stop_candidate()
-        steps.run("updated", lambda: run.update(key, load), detail=_loaded, undo=run.undo_update)
+        if run.changes_parts:
+            steps.run("parts", run.update_parts, detail=lambda _: "PostgreSQL or the proxy have another image")
+        steps.run("updated", lambda: run.update(load), detail=_loaded, undo=run.undo_update)
         steps.run("integrated", lambda: run.integrate(key, load.vectors()), detail=_checked)
         steps.run("measured", lambda: run.measure(key, run.serving.metrics if run.serving else None), detail=_measured)
 
@@ -339,7 +352,11 @@ def _plan(context: Stage, run: _Running) -> SchemaPlan:
         ReleaseFailed: the serving release would not work on the new schema, or the database is ahead of this code.
     """
     container = run.new.start_candidate(run.new.images["api"], seconds=_STARTED_SECONDS, step="planned")
-    found = inside.plan(run.new, container)
+    try:
+        found = inside.plan(run.new, container)
+    except ReleaseFailed:
+        run.new.must_live("candidate", step="planned")  # one that has ended says more than a broken pipe
+        raise
     if found.direction == "down":
         reason = f"the schema is at {found.current}, this release's code is older ({found.target})"
         raise ReleaseFailed("planned", f"{reason}; to go back, run `nox -s rollback`")
@@ -402,6 +419,8 @@ def roll_back(context: Stage, name: str | None) -> Release:
     try:
         run.find_old()
         old = _must_run(run)
+        # PostgreSQL and the proxy stay as they are: what they were then is no reason to stop them now.
+        run.new = replace(run.new, images={**old.images, "api": target.image})
         steps.run("fetched", lambda: _fetch(context, target.image), detail=lambda _: target.image)
         current = old.images["api"]
         revision = target.migrations.after if target.migrations else None
@@ -415,7 +434,7 @@ def roll_back(context: Stage, name: str | None) -> Release:
             is_first = found.direction == "up" or not found.is_served
             if _moves(context, found) and is_first:
                 _move(run, found, target.image if found.direction == "up" else current)
-            steps.run("updated", lambda: run.update(key, load), detail=_loaded, undo=run.undo_update)
+            steps.run("updated", lambda: run.update(load), detail=_loaded, undo=run.undo_update)
             if _moves(context, found) and not is_first:
                 _move(run, found, current)
             steps.run("integrated", lambda: run.integrate(key, {}), detail=_checked)

@@ -26,6 +26,9 @@ __all__ = ["Replica", "Stack", "join", "leave"]
 
 _POLL_SECONDS: Final = 0.5
 _COMMAND_SECONDS: Final = 120.0
+_JOB_ATTEMPTS: Final = 2
+"""Of a job on a database that is there: what fails twice fails again."""
+_MOMENT_SECONDS: Final = 5.0
 _MARK: Final = "swarm-made-here"
 _ENDED_BADLY: Final = frozenset({"failed", "rejected", "orphaned"})
 
@@ -212,13 +215,16 @@ class Stack:
         self.docker(
             "service", "update", "--detach", "--force", "--with-registry-auth", "--image", image, *changed, name
         )
-        self._job_end(part, before, seconds=seconds, step=step, tell=tell)
+        self._job_end(part, before, attempts=_JOB_ATTEMPTS, seconds=seconds, step=step, tell=tell)
 
     def wait_job(self, part: str, *, seconds: float, step: str, tell: Callable[[str], None]) -> None:
         """Waits for the end of the job that a first deployment began."""
-        self._job_end(part, set(), seconds=seconds, step=step, tell=tell)
+        attempts = 1 + int(self.inspect(part)["Spec"]["TaskTemplate"]["RestartPolicy"].get("MaxAttempts", 0))
+        self._job_end(part, set(), attempts=attempts, seconds=seconds, step=step, tell=tell)
 
-    def _job_end(self, part: str, before: set[str], *, seconds: float, step: str, tell: Callable[[str], None]) -> None:
+    def _job_end(
+        self, part: str, before: set[str], *, attempts: int, seconds: float, step: str, tell: Callable[[str], None]
+    ) -> None:
         deadline = time.monotonic() + seconds
         told = ""
         failures = 0
@@ -227,14 +233,13 @@ class Stack:
             if any(task.state == "complete" for task in tasks):
                 return
             failed = [task for task in tasks if task.state in _ENDED_BADLY]
-            states = ", ".join(f"{part} {task.state}" for task in tasks)
-            if states != told:
-                tell(told := states)
-            attempts = 1 + int(self.inspect(part)["Spec"]["TaskTemplate"]["RestartPolicy"].get("MaxAttempts", 0))
+            now = next((task.state for task in tasks if task not in failed), "waiting")
+            if (state := f"{part} {now}, attempt {len(failed) + 1}") != told:
+                tell(told := state)
             failures = len(failed)
-            # The first task of a job counts as one of the attempts in some engines: nothing that still runs decides.
-            if failures >= attempts or (failures and len(failed) == len(tasks) and failures >= attempts - 1):
-                raise ReleaseFailed(step, f"{part} failed: {self.tail(part, failed[-1].task)}")
+            if failures >= attempts:
+                lines = self.tail(part, failed[-1].task).splitlines()
+                raise ReleaseFailed(step, f"{part} failed: {lines[-1] if lines else failed[-1].error}")
             time.sleep(_POLL_SECONDS)
         reason = f"{part} was not done within {seconds:.0f} s"
         raise ReleaseFailed(step, reason + (f", after {failures} failures" if failures else ""))
@@ -341,6 +346,14 @@ class Stack:
             time.sleep(_POLL_SECONDS)
         tail = self.tail("candidate", lines=3)
         raise ReleaseFailed(step, f"the candidate was not ready within {seconds:.0f} s\n{tail}")
+
+    def must_live(self, part: str, *, step: str) -> None:
+        """Raises `ReleaseFailed` with the end of its log if a replica of *part* ends within a moment."""
+        deadline = time.monotonic() + _MOMENT_SECONDS
+        while time.monotonic() < deadline:
+            for replica in self.replicas(part, all_of_them=True):
+                self._must_live(replica, step)
+            time.sleep(_POLL_SECONDS)
 
     def _must_live(self, replica: Replica, step: str) -> None:
         if replica.state in {*_ENDED_BADLY, "complete", "shutdown"}:

@@ -164,7 +164,7 @@ def _view(plan: Plan, recent: deque[Look], elapsed_seconds: float) -> Table:
         slowest = max(window.p95_seconds.values(), default=0.0) if window else 0.0
         table.add_row(
             look.at[11:19],
-            " ".join(f"{part} {look.running[part]}/{look.wanted[part]}" for part in look.running),
+            f"{sum(look.running.values())} of {sum(look.wanted.values())}",
             f"{window.requests:,}" if window else "",
             f"{window.error_fraction:.2%}" if window else "",
             f"{slowest:.3f} s" if window else "",

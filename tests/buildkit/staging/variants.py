@@ -65,6 +65,7 @@ class Variant:
     changes: Sequence[tuple[str, str, str]]
 
 
+LARGE_BYTES = 600_000_000
 VARIANTS: Mapping[str, Variant] = {
     "first": Variant("as built, with a tiny entailment model", {}, ()),
     "second": Variant("a change of code alone", {"service/second.txt": "second"}, ()),
@@ -106,8 +107,11 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 def make(docker: Sequence[str], name: str, *, base: str, build_record: Path, folder: Path) -> Path:
-    """Builds the variant *name* of the image *base* and writes image.json and verify.json into *folder*/*name*."""
-    variant = VARIANTS[name]
+    """Builds the variant *name* of the image *base* and writes image.json and verify.json into *folder*/*name*.
+
+    `large` is `first` with random bytes, which take their time to be sent.
+    """
+    variant = VARIANTS.get(name, VARIANTS["first"])
     target = folder / name
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -117,7 +121,8 @@ def make(docker: Sequence[str], name: str, *, base: str, build_record: Path, fol
             json.dumps({"files": dict(variant.files), "changes": list(variant.changes)})
         )
         (context / "apply.py").write_text(_APPLY)
-        (context / "Dockerfile").write_text(_DOCKERFILE.format(base=base))
+        large = f"head -c {LARGE_BYTES} /dev/urandom >/changed/service/large" if name == "large" else ":"
+        (context / "Dockerfile").write_text(_DOCKERFILE.format(base=base, large=large))
         metadata = context / "metadata.json"
         output = f"type=image,name=staging-variant:{name},compression=zstd,compression-level=1,oci-mediatypes=true"
         command = [*docker, "buildx", "build", "--quiet", "--provenance=false", "--metadata-file", str(metadata)]
@@ -156,7 +161,7 @@ RUN TMPDIR=/tmp python /tmp/tiny.py && python -m service models add tiny-nli --f
 FROM {base} AS changed
 USER 0:0
 COPY files.json apply.py /tmp/
-RUN cp -r /app /changed && sed -i s,/app,/changed, /tmp/apply.py && python /tmp/apply.py
+RUN cp -r /app /changed && sed -i s,/app,/changed, /tmp/apply.py && python /tmp/apply.py && {large}
 FROM {base}
 COPY --from=tiny /layer/tiny-nli /opt/models/tiny-nli
 COPY --from=changed /changed /app
