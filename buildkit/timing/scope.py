@@ -130,6 +130,8 @@ def own(say: Callable[[str], None], *, keep: bool, private: Private = TIMING) ->
 def remove_own(say: Callable[[str], None], *, purge: bool, private: Private = TIMING) -> None:
     """Stop the engine of an earlier run and remove its bridge; *purge* removes all that it stored."""
     engines.stop(private, say, purge=purge)
+    if purge:
+        shutil.rmtree(private.run, ignore_errors=True)
     if Path(f"/sys/class/net/{private.bridge}").exists():
         subprocess.run(["ip", "link", "delete", private.bridge], capture_output=True, check=False)
 

@@ -83,9 +83,9 @@ def own(docker: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Iter
     assert not mentioned_in_firewall("tgtest0", address)
     assert Path("/sys/class/net/docker0").exists() == docker0
     assert not private.state.exists()
+    assert not private.run.exists()
     assert not Path("/sys/class/net/tgtest0").exists()
     assert subprocess.run([*docker, "info"], capture_output=True, check=False).returncode == 0
-    shutil.rmtree(run)
 
 
 def mentioned_in_firewall(*words: str) -> list[str]:
