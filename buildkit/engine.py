@@ -57,8 +57,10 @@ _BESIDE_OTHERS: dict[str, object] = {
     "ip-forward": False,
     "ip-masq": False,
     "userland-proxy": False,
+    "builder": {"gc": {"enabled": False}},
 }
-"""Settings of dockerd (its reference, "Daemon configuration file") that leave the machine's network as it is."""
+"""Settings of dockerd (its reference, "Daemon configuration file") that leave the machine's network as it is, and the
+build cache to whoever started the engine: by default no more than a tenth of the disk is kept of it."""
 _CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
 """The engines that this process started: it is the one to wait for them when they are stopped."""
 _ANSWER_SECONDS = 10.0
