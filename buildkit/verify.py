@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from buildkit.budget import parse_budgets
+from buildkit.diet.profiles import uncompiled_packages
 from buildkit.errors import CommandFailed, UsageError
 from checks.expectations import HANDED_IN_VARIABLE, Budgets, Expectations, HandedIn
 from checks.secrets import certificate_fingerprints
@@ -208,6 +209,7 @@ def expect(
         if "dev" in layers
         else {name: modules(name) for name in development(spec) if name not in locked},
         cuda_targets=chosen.cuda_targets or spec.cuda_targets,
+        uncompiled=uncompiled_packages(chosen.arguments.get("DIET_PROFILE", "full")) if chosen.layers else (),
         base_paths=BASE_PATHS,
         labels={**{OCI + name: None for name in LABELS}, **(labels or {})},
         budgets=Budgets(**known),

@@ -73,6 +73,7 @@ class ModelRun:
     torch: TorchBuild = TorchBuild()
     vectors: list[list[float]] = field(default_factory=list)
     error: str = ""
+    uncompiled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,11 @@ class Evidence:
     def walk(self) -> FileSystem:
         """Runs programs/filesystem.py as a root that may read everything and do nothing else."""
         expected = self.expectations
-        places = {"virtual_environment": expected.virtual_environment, "application": expected.application}
+        places = {
+            "virtual_environment": expected.virtual_environment,
+            "application": expected.application,
+            "uncompiled": expected.uncompiled,
+        }
         options = ("--cap-add", "DAC_READ_SEARCH", "--user", "0")
         process = self.engine.run_program(self.image, "filesystem.py", places, *options)
         return self.decode("filesystem.py", process, FileSystem)

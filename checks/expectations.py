@@ -73,6 +73,7 @@ class Expectations:
         locked: distribution -> version, of everything that may be installed.
         development_only: distribution -> modules it brings, of everything that must not be there.
         cuda_targets: compute capabilities that torch must hold code for, as `sm_90`.
+        uncompiled: packages of the environment that need bytecode only for the modules that a run imports.
         provided_libraries: sonames that the host's driver brings, so the image need not.
         labels: name -> value, or None where any value but an empty one will do.
         cache: the one folder that the service may write to.
@@ -98,6 +99,7 @@ class Expectations:
     development_only: dict[str, tuple[str, ...]] = field(default_factory=dict)
     system_packages: tuple[str, ...] = ("curl", "postgresql-client")
     cuda_targets: tuple[str, ...] = ()
+    uncompiled: tuple[str, ...] = ()
     provided_libraries: tuple[str, ...] = ("libcuda.so.1", "libnvidia-ml.so.1")
     unstripped_folders: tuple[str, ...] = ("*.libs",)
     labels: dict[str, str | None] = field(default_factory=dict)

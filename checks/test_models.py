@@ -50,6 +50,14 @@ def test_module_imports(module: str, run: ModelRun) -> None:
     )
 
 
+def test_imported_modules_have_bytecode(models: ModelRun) -> None:
+    """Every installed module that the model libraries import has bytecode: no start compiles any."""
+    refuse(
+        (f"{path} is imported and has no bytecode" for path in models.uncompiled),
+        fix="add it to buildkit/diet/imported.txt, with buildkit/diet/trace.py, or leave its package out of the rule",
+    )
+
+
 def test_torch_version_equals_the_lock(models: ModelRun, expectations: Expectations) -> None:
     """The version of torch that imports is the one in the lock."""
     expected = expectations.locked.get("torch")

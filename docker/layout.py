@@ -8,6 +8,7 @@ Runs inside a stage of docker/Dockerfile, with nothing but the standard library:
     python3 /mnt/layout.py weights --requirements FILE --out TREE DIR  the model that a distribution carries, as DIR
     python3 /mnt/layout.py run COMMAND ...                             any command, with the caller's secrets
     python3 /mnt/layout.py compile --out TREE DIR                      bytecode for our own code in TREE/DIR
+    python3 /mnt/layout.py manifest --out TREE DIR                     the manifests of the layers in DIR, as one
 
 A tree is what one layer holds: the same bytes for the same inputs: order, owner, mode and times are fixed, bytecode
 is checked by nothing at run time (PEP 552, unchecked hash), and the skeleton of the virtual environment is a layer of
@@ -30,10 +31,14 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import MAGIC_NUMBER, cache_from_source, source_hash
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 EPOCH_SECONDS = 315532800  # 1980-01-01: the oldest time that zip files can carry, so nothing downstream chokes on it
 VENV = Path("/opt/venv")
-MANIFESTS = Path("diet")  # below the environment: what each layer's diet took out, one file a layer
+MANIFESTS = Path("diet")  # below the environment: what the diet took out, one file for all layers
 CERTIFICATES = Path("/run/secrets/ca")
 INDEX = Path("/run/secrets/index")
 NETRC = Path("/run/secrets/netrc")
@@ -113,12 +118,41 @@ def add_weights(requirements: Path, folder: Path, out: Path) -> None:
 
 def diet(manifest: Path) -> None:
     """Takes out what no run of the image needs, and writes down what it was."""
-    manifest.parent.mkdir()
+    manifest.parent.mkdir(parents=True)
     targets = os.environ.get("DIET_TARGETS")
     run(
         *(sys.executable, "-m", "buildkit.diet", str(VENV), "--manifest", str(manifest)),
-        *("--profile", os.environ.get("DIET_PROFILE") or "full", *(("--targets", targets) if targets else ())),
+        *("--profile", diet_profile(), *(("--targets", targets) if targets else ())),
     )
+
+
+def diet_profile() -> str:
+    """The diet that the build asks for."""
+    return os.environ.get("DIET_PROFILE") or "full"
+
+
+def join_manifests(folder: Path, out: Path) -> None:
+    """Joins the layers' manifests below *folder* into one, with the module that tells what was left out."""
+    environment = out / VENV.relative_to("/")
+    site = environment / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    run(
+        *(sys.executable, "-m", "buildkit.diet", "--manifest", str(environment / MANIFESTS / "diet.json")),
+        *("--join", *map(str, sorted(folder.glob(f"*/{MANIFESTS}/*.json"))), "--messages", str(site)),
+        *("--kept", *map(str, sorted(folder.glob(f"*/*/{VENV.relative_to('/')}")))),
+    )
+    compile_tree(environment, VENV)
+    settle(out)
+
+
+def cold_sources() -> Callable[[Path], bool]:
+    """Whether the diet's profile leaves a source of the environment without bytecode."""
+    rules = importlib.import_module("buildkit.diet.profiles").rules_of(diet_profile())
+    is_left_uncompiled = importlib.import_module("buildkit.diet.files").is_left_uncompiled
+
+    def is_left(path: Path) -> bool:
+        return bool(is_left_uncompiled(path.as_posix().rpartition("/site-packages/")[2], rules))
+
+    return is_left
 
 
 def bytecode_of(source: Path, installed: str) -> bytes | None:
@@ -155,9 +189,14 @@ def compile_one(source: Path, installed: str) -> int:
     return len(bytecode)
 
 
-def compile_tree(root: Path, installed_root: Path) -> tuple[int, int]:
-    """Compiles each .py file under *root* as if it lay under *installed_root*; returns files and bytes."""
+def compile_tree(root: Path, installed_root: Path, *, is_left: Callable[[Path], bool] | None = None) -> tuple[int, int]:
+    """Compiles each .py file under *root* as if it lay under *installed_root*; returns files and bytes.
+
+    Those that *is_left* says are left as sources: their bytecode would never be read.
+    """
     sources = sorted(path for path in root.rglob("*.py") if path.is_file() and not path.is_symlink())
+    if is_left is not None:
+        sources = [path for path in sources if not is_left(path)]
     names = [str(installed_root / path.relative_to(root)) for path in sources]
     with ProcessPoolExecutor() as pool:
         sizes = list(pool.map(compile_one, sources, names, chunksize=64))
@@ -195,7 +234,7 @@ def main() -> None:
     if sys.argv[1:2] == ["run"]:
         sys.exit(subprocess.call(sys.argv[2:], env=installer_environment()))
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("action", choices=["bootstrap", "skeleton", "install", "weights", "compile"])
+    parser.add_argument("action", choices=["bootstrap", "skeleton", "install", "weights", "compile", "manifest"])
     parser.add_argument("folder", type=Path, nargs="?", help="as it will lie in the image")
     parser.add_argument("--requirements", type=Path, help="a lock file")
     parser.add_argument("--out", type=Path, help="the tree; its last name is the layer's")
@@ -214,6 +253,8 @@ def main() -> None:
         case "compile":
             compile_tree(arguments.out / arguments.folder.relative_to("/"), arguments.folder)
             settle(arguments.out)
+        case "manifest":
+            join_manifests(arguments.folder, arguments.out)
         case _:
             lay_out_group(arguments.requirements, arguments.out, only_binary=arguments.only_binary)
 
@@ -226,9 +267,9 @@ def lay_out_group(requirements: Path, out: Path, *, only_binary: bool) -> None:
     clock = [time.monotonic()]
     install(requirements, only_binary=only_binary)
     clock.append(time.monotonic())
-    diet(VENV / MANIFESTS / f"{out.name}.json")
+    diet(out.parent / MANIFESTS / f"{out.name}.json")
     clock.append(time.monotonic())
-    files, compiled_bytes = compile_tree(VENV, VENV)
+    files, compiled_bytes = compile_tree(VENV, VENV, is_left=cold_sources())
     clock.append(time.monotonic())
     publish(out)
     clock.append(time.monotonic())

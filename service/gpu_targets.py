@@ -8,10 +8,10 @@ import json
 import sys
 from pathlib import Path
 
-__all__ = ["DIET_FOLDER", "is_served", "kept_targets", "refusal"]
+__all__ = ["DIET_FOLDER", "is_served", "kept_targets", "left_out", "refusal"]
 
 DIET_FOLDER = Path(sys.prefix) / "diet"
-"""Where an image keeps one record a layer; no such folder means that nothing was taken out."""
+"""Where an image keeps the record of its diet; no such folder means that nothing was taken out."""
 
 
 def kept_targets(folder: Path = DIET_FOLDER) -> tuple[tuple[int, int], ...] | None:
@@ -23,6 +23,12 @@ def kept_targets(folder: Path = DIET_FOLDER) -> tuple[tuple[int, int], ...] | No
             capabilities = {(int(major), int(minor)) for major, _, minor in (text.partition(".") for text in targets)}
             kept = capabilities if kept is None else kept & capabilities
     return None if kept is None else tuple(sorted(kept))
+
+
+def left_out(folder: Path = DIET_FOLDER) -> frozenset[str]:
+    """The names of the rules by which the records in `folder` took files out."""
+    records = (json.loads(record.read_bytes()) for record in sorted(folder.glob("*.json")))
+    return frozenset(removal["rule"] for record in records for removal in record["removals"])
 
 
 def is_served(capability: tuple[int, int], targets: tuple[tuple[int, int], ...] | None) -> bool:

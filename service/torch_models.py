@@ -17,7 +17,7 @@ from tokenizers import Encoding, Tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from service.gpu_targets import kept_targets, refusal
+from service.gpu_targets import kept_targets, left_out, refusal
 from service.inference import (
     DeviceLostError,
     DeviceMemoryError,
@@ -49,6 +49,8 @@ _PROBE: Final[tuple[tuple[str, str], ...]] = (
 )
 _POSITIONS_SAFE: Final = 10**6
 """Tokenizer settings use a huge number for "no limit"; above this it is not a length."""
+_CUDNN_RULE: Final = "cudnn-engines"
+"""The rule of the image's diet that takes out what cuDNN computes with."""
 _LOGGER = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
@@ -81,8 +83,12 @@ def place(
 ) -> Placement:
     """Decide once per process where and how models run; sets torch's thread count and quiets transformers.
 
-    `auto` is the GPU if there is one, and bfloat16 where the device computes in it natively.
+    `auto` is the GPU if there is one, and bfloat16 where the device computes in it natively. In an image without
+    cuDNN's engines, torch is told to choose cuDNN for nothing: it has attention of its own.
     """
+    if _CUDNN_RULE in left_out():
+        torch.backends.cudnn.enabled = False
+        torch.backends.cuda.enable_cudnn_sdp(enabled=False)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     chosen = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")

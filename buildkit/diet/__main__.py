@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from buildkit.diet.diet import Choice, diet_tree, worker_count
 from buildkit.diet.fatbin import parse_target
-from buildkit.diet.files import RULE_SETS, choose_rules
 from buildkit.diet.manifest import explain, join, load, save
+from buildkit.diet.messages import write_messages
 from buildkit.diet.profiles import PROFILES, choose_profile
 from buildkit.diet.prove import WorkloadFailed, proof_summary, prove, save_proof
+from buildkit.diet.rules import RULE_SETS, choose_rules
 from buildkit.diet.stubs import CompilerMissing, choose_stubs
 
 if TYPE_CHECKING:
@@ -80,7 +81,11 @@ def _read_manifests(options: argparse.Namespace) -> int:
     if options.manifest is None:
         raise MissingTree
     if options.join:
-        save(join([load(path) for path in options.join]), options.manifest)
+        joined = join([load(path) for path in options.join])
+        save(joined, options.manifest)
+        if options.messages is not None:
+            kept = (path.relative_to(tree).as_posix() for tree in options.kept for path in tree.rglob("*"))
+            write_messages(joined, options.messages, kept)
         return 0
     lines = explain(load(options.manifest), options.explain)
     sys.stdout.write("".join(f"{line}\n" for line in lines) or f"the diet did nothing to {options.explain}\n")
@@ -130,6 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=worker_count(), metavar="N", help="processes (default: cores)")
     reading = parser.add_argument_group("manifests", "of trees that were dieted before; no tree is read")
     reading.add_argument("--join", type=Path, nargs="+", metavar="PATH", help="write these as one, for the merged tree")
+    reading.add_argument(
+        "--messages", type=Path, metavar="SITE", help="with --join: write what names the rule to who misses a module"
+    )
+    reading.add_argument(
+        "--kept", type=Path, nargs="+", default=[], metavar="TREE", help="with --messages: the trees that are merged"
+    )
     reading.add_argument("--explain", metavar="NAME", help="say which rule took a package or library out, and why")
     proof = parser.add_argument_group(
         "proof", "of a profile (`single`) on a copy; the tree is this Python's own if none is named"

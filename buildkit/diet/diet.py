@@ -14,7 +14,7 @@ from buildkit.diet import manifest as manifest_format
 from buildkit.diet.compare import check_pruned
 from buildkit.diet.elf import ELF_HEADER_BYTES, MAGIC, Refused, map_file
 from buildkit.diet.fatbin import target_name
-from buildkit.diet.files import Rule, match_files
+from buildkit.diet.files import match_files
 from buildkit.diet.loading import check_loads
 from buildkit.diet.manifest import Alteration, Manifest, Refusal, Removal, TargetsGone
 from buildkit.diet.prune import plan_prune
@@ -26,6 +26,8 @@ from buildkit.diet.tree import InstalledFile, Tree, hash_file, read_tree, remove
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from buildkit.diet.rules import Rule
 
 __all__ = ["Choice", "diet_tree", "worker_count"]
 

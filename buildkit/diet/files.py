@@ -1,249 +1,24 @@
-"""Which installed files an image does not need: a table of rules, each with its reason and what is lost by it.
+"""Which installed files fall under which rule of the table.
 
-A rule names files by their path inside site-packages (or, for what lies outside, inside the tree).
 Folders that hold Python modules, such as `tests`, stay where anything outside them imports them: that is looked up
-in the sources and entry points of the tree itself, not in a list kept by hand.
+in the sources and entry points of the tree itself, not in a list kept by hand. Bytecode goes with its source.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
+from buildkit.diet.rules import RULES
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-__all__ = ["RULES", "RULE_SETS", "Rule", "UnknownRule", "choose_rules", "match_files"]
+    from buildkit.diet.rules import Rule
 
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """Files to take out, and what whoever takes them out gives up.
-
-    Attributes:
-        folders: names of folders, at any depth, whose files go.
-        suffixes: ends of file names.
-        names: whole file names.
-        globs: shell patterns over the whole path, whose `*` crosses folders.
-        spared_suffixes: ends of file names that stay although they lie in one of the folders.
-        is_imported_kept: whether a matched folder or module that something outside it imports stays.
-    """
-
-    name: str
-    reason: str
-    lost: str
-    folders: tuple[str, ...] = ()
-    suffixes: tuple[str, ...] = ()
-    names: tuple[str, ...] = ()
-    globs: tuple[str, ...] = ()
-    spared_suffixes: tuple[str, ...] = ()
-    is_imported_kept: bool = False
-
-    def claims(self, path: str) -> bool:
-        """Whether the rule names this file, before anything is kept because it is imported."""
-        *folders, name = path.split("/")
-        if name.endswith(self.suffixes) or name in self.names or any(fnmatchcase(path, glob) for glob in self.globs):
-            return True
-        return not name.endswith(self.spared_suffixes or ("/",)) and not set(folders).isdisjoint(self.folders)
-
-
-class UnknownRule(ValueError):
-    """A rule or set of rules that the table does not hold.
-
-    Attributes:
-        value: the name given.
-        allowed: the names that exist.
-    """
-
-    def __init__(self, value: str, allowed: tuple[str, ...]) -> None:
-        super().__init__(f"no rule or set is called {value!r}; there are {', '.join(allowed)}")
-        self.value = value
-        self.allowed = allowed
-
-
-RULES: Final = (
-    Rule(
-        name="headers",
-        folders=("include",),
-        suffixes=(".h", ".hpp", ".hh", ".hxx", ".cuh", ".inl", ".ipp"),
-        spared_suffixes=(".py", ".so"),
-        reason="C, C++ and CUDA headers serve compilers, and a runtime image has none",
-        lost="building C++ or CUDA extensions in the image; compilers called at run time (torch.compile, cupy)",
-    ),
-    Rule(
-        name="archives",
-        suffixes=(".a", ".la", ".o"),
-        reason="static libraries and object files serve linkers, and a runtime image has none",
-        lost="linking against the packages' static libraries in the image",
-    ),
-    Rule(
-        name="type-stubs",
-        suffixes=(".pyi", ".pxd", ".pyx", ".pxi"),
-        reason="type stubs and Cython sources serve type checkers and compilers; the interpreter reads neither",
-        lost="type checking, editor completion and cimport against the image's packages",
-    ),
-    Rule(
-        name="tests",
-        folders=("tests", "test"),
-        names=("conftest.py",),
-        is_imported_kept=True,
-        reason="the packages' own tests, with their data; none is imported by the package outside its tests",
-        lost="running the packages' own test suites in the image",
-    ),
-    Rule(
-        name="scripts",
-        folders=("scripts", "_precompute"),
-        is_imported_kept=True,
-        reason="the packages' development scripts and generators of tables; none is imported or an entry point",
-        lost="running them",
-    ),
-    Rule(
-        name="build-files",
-        suffixes=(".cmake", ".pc", ".proto"),
-        names=("CMakeLists.txt", "meson.build"),
-        globs=("torch/bin/protoc*",),
-        reason="descriptions for CMake, Meson, pkg-config and the protocol buffer compiler, and that compiler",
-        lost="building against the packages in the image",
-    ),
-    Rule(
-        name="model-sources",
-        globs=("transformers/models/*/modular_*.py",),
-        is_imported_kept=True,
-        reason="what transformers' own generator writes its modelling files from; nothing imports them",
-        lost="running that generator",
-    ),
-    Rule(
-        name="fortran-sources",
-        suffixes=(".f", ".f90", ".pyf"),
-        reason="Fortran sources and interface files serve f2py and compilers",
-        lost="building Fortran extensions in the image",
-    ),
-    Rule(
-        name="manuals",
-        globs=("share/man/*", "share/doc/*"),
-        reason="manual pages; nothing in the image shows them",
-        lost="manual pages of console scripts",
-    ),
-    Rule(
-        name="windows",
-        suffixes=(".exe", ".dll", ".lib"),
-        reason="launchers and libraries for another operating system",
-        lost="nothing on Linux",
-    ),
-    Rule(
-        name="nvrtc-alternate",
-        globs=("nvidia/*/libnvrtc.alt.so.*", "nvidia/*/libnvrtc-builtins.alt.so.*"),
-        reason="a second build of NVRTC that a program must ask for by its own name; no file of the stack holds it",
-        lost="programs linked with libnvrtc.alt",
-    ),
-    Rule(
-        name="cluster-plugins",
-        globs=(
-            "nvidia/nvshmem/lib/nvshmem_transport_*.so*",
-            "nvidia/nvshmem/lib/nvshmem_bootstrap_mpi.so*",
-            "nvidia/nvshmem/lib/nvshmem_bootstrap_pmix.so*",
-            "nvidia/nvshmem/lib/nvshmem_bootstrap_shmem.so*",
-            "nvidia/*/libcufile_rdma.so*",
-        ),
-        reason=(
-            "the plugins of NVSHMEM and cuFile for clusters need UCX, libfabric, libmlx5, MPI or PMIx, which no wheel "
-            "brings: the loader refuses them, and nothing but those libraries' own start-up opens them"
-        ),
-        lost="NVSHMEM and cuFile between machines, where those libraries are installed beside",
-    ),
-    Rule(
-        name="triton",
-        globs=("triton/*", "bin/proton", "bin/proton-viewer"),
-        reason=(
-            "triton compiles its launchers with a C compiler that a runtime image does not have, so torch's own triton "
-            "kernels (torch/_native) would fail where, without the package, torch takes its CUDA kernels"
-        ),
-        lost="torch.compile and kernels written in triton",
-    ),
-    Rule(
-        name="multi-gpu-solver",
-        globs=("nvidia/*/libcusolverMg.so.*",),
-        reason="cuSOLVER over several GPUs; no library or module of the stack names it, and it finds no cuBLAS",
-        lost="programs that call cusolverMg",
-    ),
-    Rule(
-        name="blas-fftw-shims",
-        globs=("nvidia/*/libnvblas.so.*", "nvidia/*/libcufftw.so.*"),
-        reason="drop-in replacements for CPU BLAS and FFTW that a program must be linked with or preload",
-        lost="programs that preload NVBLAS or link cuFFTW",
-    ),
-    Rule(
-        name="profilers",
-        globs=(
-            "nvidia/*/libnvperf_host.so*",
-            "nvidia/*/libnvperf_target.so*",
-            "nvidia/*/libpcsamplingutil.so*",
-            "nvidia/*/libcheckpoint.so*",
-        ),
-        reason="hardware counters and program sampling for profilers; CUPTI itself, which torch needs, stays",
-        lost="kernel metrics in profilers; torch.profiler's timelines stay",
-    ),
-    Rule(
-        name="device-bitcode",
-        globs=("nvidia/*.bc",),
-        reason="LLVM bitcode to link into kernels of one's own with a compiler",
-        lost="building device code against NVSHMEM in the image",
-    ),
-    Rule(
-        name="cudnn-engines",
-        globs=tuple(
-            f"nvidia/cudnn/lib/libcudnn_{part}.so.*" for part in ("adv", "cnn", "engines_*", "heuristic", "ops")
-        ),
-        reason="loaded at the first convolution or recurrent layer, which text encoders do not have",
-        lost="convolutions, recurrent layers and cuDNN attention on the GPU (turn that back-end off)",
-    ),
-    Rule(
-        name="dense-solver",
-        globs=("nvidia/*/libcusolver.so.*", "torch/lib/libtorch_cuda_linalg.so"),
-        reason="loaded at the first call of torch.linalg on the GPU, which text encoders do not make",
-        lost="torch.linalg on the GPU",
-    ),
-    Rule(
-        name="nvrtc-builtins",
-        globs=("nvidia/*/libnvrtc-builtins.so.*",),
-        reason="loaded by NVRTC when it compiles; of use only where NVRTC itself is there",
-        lost="kernels compiled at run time",
-    ),
-    Rule(
-        name="cuda-bindings",
-        globs=("cuda/bindings/*", "cuda/pathfinder/*", "cuda_bindings.pth"),
-        reason="Python bindings of the CUDA driver; torch looks for them and does without",
-        lost="annotated CUDA graphs (torch.cuda.graphs kernel annotations), programs that import cuda.bindings",
-    ),
-)
-_RUNTIME: Final = (
-    "headers",
-    "archives",
-    "type-stubs",
-    "tests",
-    "scripts",
-    "build-files",
-    "model-sources",
-    "fortran-sources",
-    "manuals",
-    "windows",
-    "nvrtc-alternate",
-    "cluster-plugins",
-    "multi-gpu-solver",
-)
-_SERVING: Final = (*_RUNTIME, "triton", "blas-fftw-shims", "profilers", "device-bitcode", "cuda-bindings")
-# `runtime` costs nothing that an image without compilers has; `serving` costs what its rules say, none of it used by
-# inference with torch; `inference` leaves what text encoders need.
-RULE_SETS: Final[Mapping[str, tuple[str, ...]]] = {
-    "none": (),
-    "runtime": _RUNTIME,
-    "serving": _SERVING,
-    "inference": (*_SERVING, "cudnn-engines", "dense-solver", "nvrtc-builtins"),
-}
+__all__ = ["is_left_uncompiled", "match_files"]
 
 _GUARDED_FOLDERS: Final = frozenset(folder for rule in RULES if rule.is_imported_kept for folder in rule.folders)
 # What says which distribution it was and under which licence; licences lie there under the names of source folders.
@@ -263,24 +38,6 @@ _TEST_ENTRY_POINTS: Final = frozenset({"networkx.classes.tests.dispatch_interfac
 _ENTRY_POINT: Final = re.compile(r"^[^#=\n]+=\s*([\w.]+)", re.MULTILINE)
 
 
-def choose_rules(names: str) -> tuple[Rule, ...]:
-    """The rules of a comma-separated list of sets and single rules, in the table's order.
-
-    Raises:
-        UnknownRule: a name is neither.
-    """
-    by_name = {rule.name: rule for rule in RULES}
-    chosen: set[str] = set()
-    for name in filter(None, (part.strip() for part in names.split(","))):
-        if name in RULE_SETS:
-            chosen.update(RULE_SETS[name])
-        elif name in by_name:
-            chosen.add(name)
-        else:
-            raise UnknownRule(name, (*RULE_SETS, *by_name))
-    return tuple(rule for rule in RULES if rule.name in chosen)
-
-
 def match_files(root: Path, paths: Sequence[str], rules: Iterable[Rule]) -> dict[str, Rule]:
     """Which of the files below `root` fall under a rule: path to the first rule that names it.
 
@@ -290,14 +47,33 @@ def match_files(root: Path, paths: Sequence[str], rules: Iterable[Rule]) -> dict
         rules: the rules in the order in which they claim files.
     """
     rules = tuple(rules)
+    compiled = {path: source for path in paths if (source := _source_of(path)) is not None}
+    installed = [path for path in paths if path not in compiled]
     matched: dict[str, Rule] = {}
-    for path in paths:
-        claiming = next((rule for rule in rules if rule.claims(path)), None)
+    for path in installed:
+        claiming = next((rule for rule in rules if not rule.is_bytecode_only and rule.claims(path)), None)
         if claiming is not None and _METADATA not in path:
             matched[path] = claiming
-    _keep_imported(root, paths, matched)
+    _keep_imported(root, installed, matched)
     _keep_stubs_read_at_run_time(root, matched)
+    for path, source in compiled.items():
+        claiming = matched.get(source) or next((rule for rule in rules if is_left_uncompiled(source, [rule])), None)
+        if claiming is not None:
+            matched[path] = claiming
     return matched
+
+
+def is_left_uncompiled(path: str, rules: Iterable[Rule]) -> bool:
+    """Whether a rule leaves out the bytecode of this source, which itself stays."""
+    return any(rule.is_bytecode_only and rule.claims(path) for rule in rules)
+
+
+def _source_of(path: str) -> str | None:
+    """The source that a file in `__pycache__` is the bytecode of (PEP 3147); None for any other file."""
+    folder, _, name = path.rpartition("/")
+    if not name.endswith(".pyc") or folder.rpartition("/")[2] != "__pycache__":
+        return None
+    return f"{folder.removesuffix('__pycache__')}{name.partition('.')[0]}.py"
 
 
 def _keep_imported(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -> None:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from buildkit.diet.diet import Choice
-from buildkit.diet.files import choose_rules
+from buildkit.diet.rules import choose_rules
 from buildkit.diet.stubs import choose_stubs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["PROFILES", "Profile", "WrongTargets", "choose_profile"]
+    from buildkit.diet.rules import Rule
+
+__all__ = ["PROFILES", "Profile", "WrongTargets", "choose_profile", "rules_of", "uncompiled_packages"]
 
 
 class WrongTargets(ValueError):
@@ -67,8 +69,27 @@ def choose_profile(name: str, targets: frozenset[int]) -> Choice:
         wanted = {0: "no target", 1: "one target"}.get(profile.most_targets, "at least one target")
         raise WrongTargets(name, targets, wanted)
     return Choice(
-        rules=choose_rules(profile.files),
+        rules=rules_of(name),
         strips=True,
         targets=targets or None,
         stubs=choose_stubs(profile.stubs),
     )
+
+
+def rules_of(name: str) -> tuple[Rule, ...]:
+    """The rules about files of a profile.
+
+    Raises:
+        KeyError: there is no such profile.
+    """
+    return choose_rules(PROFILES[name].files)
+
+
+def uncompiled_packages(name: str) -> tuple[str, ...]:
+    """The packages in which a profile leaves the bytecode of some modules out.
+
+    Raises:
+        KeyError: there is no such profile.
+    """
+    globs = (glob for rule in rules_of(name) if rule.is_bytecode_only for glob in rule.globs)
+    return tuple(sorted({glob.partition("/")[0] for glob in globs}))

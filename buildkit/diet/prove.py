@@ -17,6 +17,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,7 +27,8 @@ from buildkit.diet.elf import Refused, map_file
 from buildkit.diet.fatbin import parse_target, target_name
 from buildkit.diet.loading import load_error
 from buildkit.diet.oracle import compare_links, compare_listings
-from buildkit.diet.profiles import choose_profile
+from buildkit.diet.profiles import PROFILES, choose_profile, rules_of
+from buildkit.diet.stubs import choose_stubs
 from buildkit.diet.tree import hash_file
 
 if TYPE_CHECKING:
@@ -44,6 +46,28 @@ _WORKLOAD_DEADLINE_SECONDS: Final = 1800
 _WORKLOAD: Final = Path(__file__).with_name("workload.py")
 _NO_KERNEL: Final = "no kernel image"
 _FIRST_KERNEL: Final = "first kernel"
+# What the cases of the workload need of what a rule takes out: on a GPU they fail, and are not compared.
+_CASES_LOST: Final = {
+    "cudnn-engines": (
+        "convolution fp32",
+        "convolution fp16",
+        "convolution gradients",
+        "recurrent layers",
+        "attention cudnn_attention",
+    ),
+    "dense-solver": ("linear algebra", "linear algebra error"),
+    "stub-cufft": ("fft",),
+    "stub-cusparse": ("sparse",),
+    "stub-cusparselt": ("sparse 2:4",),
+    "stub-nvrtc": ("kernels compiled at run time",),
+    "stub-nccl": ("collectives with one process",),
+}
+_UNVERIFIED_WITHOUT_A_DEVICE: Final = (
+    "that the driver takes the pruned containers, lazily and eagerly loaded",
+    "that kernels give the same bits: matmul, convolution, attention, FFT, sparse, linear algebra, random numbers",
+    "start-up and memory on a GPU",
+    'the negative control: a tree pruned for another GPU must fail with "no kernel image"',
+)
 
 
 class WorkloadFailed(RuntimeError):
@@ -64,18 +88,22 @@ class WorkloadFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
-    """One case on both trees; each a digest or an error, by the way that modules are loaded."""
+    """One case on both trees; each a digest or an error, by the way that modules are loaded.
+
+    `lost_by` is the rule that takes out what the case needs on a GPU.
+    """
 
     name: str
     loading: str
     before: str
     after: str
     is_repeatable: bool
+    lost_by: str | None = None
 
     @property
-    def is_equal(self) -> bool:
-        """Whether the diet changed nothing; where the original differs from itself, nothing can be said."""
-        return self.before == self.after or not self.is_repeatable
+    def is_as_promised(self) -> bool:
+        """Whether the diet changed nothing but what its rules say; what the original does not repeat tells nothing."""
+        return self.before == self.after or not self.is_repeatable or self.lost_by is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +112,7 @@ class Proof:
 
     Attributes:
         is_verified_on_device: whether a GPU ran the cases and the negative control failed as it must.
+        not_verified: what this run could not look at.
         control: what the first kernel said on a tree pruned for another GPU; None without a GPU.
         start: import and first kernel (seconds), host and device memory (bytes), before and after, least of three.
     """
@@ -103,6 +132,7 @@ class Proof:
     control: str | None
     start: dict[str, dict[str, float]]
     is_verified_on_device: bool
+    not_verified: tuple[str, ...]
     failures: tuple[str, ...]
     schema_version: int = field(default=1)
 
@@ -122,8 +152,10 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, tell: Cal
     """
     failures: list[str] = []
     tell("the original, twice with lazy and once with eager loading")
-    before = {"LAZY": run_workload(site, work, "LAZY"), "EAGER": run_workload(site, work, "EAGER")}
-    again = run_workload(site, work, "LAZY")
+    rules = {rule.name for rule in (*rules_of(profile), *choose_stubs(PROFILES[profile].stubs))}
+    run = partial(run_workload, work=work, has_cudnn="cudnn-engines" not in rules)
+    before = {"LAZY": run(site, loading="LAZY"), "EAGER": run(site, loading="EAGER")}
+    again = run(site, loading="LAZY")
     device, capability = before["LAZY"]["device"], before["LAZY"]["capability"]
     pruned_for = parse_target(target or capability or target_name(_DEFAULT_TARGET))
     pruned, manifest = _dieted(site, work / "pruned", profile, pruned_for, tell)
@@ -144,7 +176,8 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, tell: Cal
     failures += differences
 
     tell("the dieted tree, with lazy and with eager loading")
-    after = {loading: run_workload(pruned, work, loading) for loading in before}
+    after = {loading: run(pruned, loading=loading) for loading in before}
+    lost = {case: rule for rule, cases in _CASES_LOST.items() if rule in rules and device is not None for case in cases}
     cases = tuple(
         CaseResult(
             name=name,
@@ -152,12 +185,13 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, tell: Cal
             before=result,
             after=after[loading]["cases"][name],
             is_repeatable=before["LAZY"]["cases"][name] == again["cases"][name],
+            lost_by=lost.get(name),
         )
         for loading, report in before.items()
         for name, result in report["cases"].items()
     )
     failures += [
-        f"{case.name} ({case.loading}): {case.before} became {case.after}" for case in cases if not case.is_equal
+        f"{case.name} ({case.loading}): {case.before} became {case.after}" for case in cases if not case.is_as_promised
     ]
     failures += _mapped_failures(after["LAZY"]["mapped"], site, pruned, manifest)
     tell("start-up")
@@ -184,6 +218,7 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, tell: Cal
         control=control,
         start=start,
         is_verified_on_device=device is not None and not failures,
+        not_verified=_UNVERIFIED_WITHOUT_A_DEVICE if device is None else (),
         failures=tuple(failures),
     )
 
@@ -207,15 +242,23 @@ def proof_summary(proof: Proof) -> str:
     ]
     if unrepeatable:
         lines.append(f"  not comparable, the original differs from itself: {', '.join(unrepeatable)}")
+    lost = sorted({f"{case.name} ({case.lost_by})" for case in proof.cases if case.lost_by is not None})
+    if lost:
+        lines.append(f"  not compared, a rule takes out what they need: {', '.join(lost)}")
     if proof.control is not None:
         lines.append(f"  pruned for another GPU: {proof.control}")
+    lines += [f"  not verified, for want of a GPU: {claim}" for claim in proof.not_verified]
     lines += [f"  FAILED {failure}" for failure in proof.failures]
     verdict = "NOT VERIFIED on a device" if proof.device is None else "verified on the device"
     return "\n".join([*lines, f"  {'FAILED' if proof.failures else verdict}", ""])
 
 
-def run_workload(site: Path, work: Path, loading: str, *, only: str | None = None) -> dict[str, Any]:
+def run_workload(
+    site: Path, work: Path, loading: str, *, only: str | None = None, has_cudnn: bool = True
+) -> dict[str, Any]:
     """Runs the workload with `site` as its only site-packages, and returns its report.
+
+    Without `has_cudnn`, torch is told to choose cuDNN for nothing, as the service does in such an image.
 
     Raises:
         WorkloadFailed: it ended without one.
@@ -224,6 +267,7 @@ def run_workload(site: Path, work: Path, loading: str, *, only: str | None = Non
         report = Path(folder) / "report.json"
         command = [sys.executable, "-S", "-W", "ignore", str(_WORKLOAD), str(report)]
         command += ["--case", only] if only is not None else []
+        command += [] if has_cudnn else ["--without-cudnn"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
         environment |= {
             "PYTHONPATH": str(site),

@@ -297,7 +297,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", type=Path)
     parser.add_argument("--case", action="append", help="run only this one")
+    parser.add_argument("--without-cudnn", action="store_true", help="have torch choose cuDNN for nothing")
     options = parser.parse_args()
+    if options.without_cudnn:
+        torch.backends.cudnn.enabled = False
+        torch.backends.cuda.enable_cudnn_sdp(enabled=False)
     has_device = torch.cuda.is_available()
     device = "cuda" if has_device else "cpu"
     torch.use_deterministic_algorithms(mode=True, warn_only=True)

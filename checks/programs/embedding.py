@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import sys
 import time
 import traceback
@@ -32,6 +33,15 @@ def attempt(module: str, outcome: dict[str, Any]) -> Any:  # noqa: ANN401 - what
     return imported
 
 
+def uncompiled() -> list[str]:
+    """The installed sources that this process has imported and had to compile first."""
+    specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
+    found = {(spec.origin, spec.cached) for spec in specs if spec is not None and spec.cached}
+    return sorted(
+        origin for origin, cached in found if origin and "/site-packages/" in origin and not os.path.exists(cached)
+    )
+
+
 def main() -> None:
     """Prints what the imports and the model give."""
     request = json.loads(sys.argv[1])
@@ -50,6 +60,7 @@ def main() -> None:
                 outcome["vectors"] = [[float(x) for x in row] for row in model.encode(request["texts"])]
             except BaseException:  # noqa: BLE001 - the edge of the process: the message must reach the caller
                 outcome["error"] = traceback.format_exc(limit=-3)
+    outcome["uncompiled"] = uncompiled()
     json.dump(outcome, sys.stdout)
 
 

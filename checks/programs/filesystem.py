@@ -4,7 +4,7 @@ Runs inside a container of the image, as root with CAP_DAC_READ_SEARCH and nothi
 whatever Python the image carries (3.11 on). Reads the headers of shared objects, never their bodies; reads the bodies
 of executables only, which are few.
 
-    python3 -I - '{"virtual_environment": "/opt/venv", "application": "/app"}' < filesystem.py
+    python3 -I - '{"virtual_environment": "/opt/venv", "application": "/app", "uncompiled": []}' < filesystem.py
 """
 
 from __future__ import annotations
@@ -309,8 +309,12 @@ def duplicates(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return copies
 
 
-def bytecode_problems(files: list[dict[str, Any]], roots: list[str]) -> list[dict[str, str]]:
+def bytecode_problems(
+    files: list[dict[str, Any]], roots: list[str], uncompiled: tuple[str, ...] = ()
+) -> list[dict[str, str]]:
     """Each .py file below *roots* whose bytecode is missing, of another Python, or older than the source.
+
+    In the folders *uncompiled*, by their prefixes, none need be there; what is there must be right.
 
     PEP 552 gives the 16 bytes: magic, flags, then either modification time and size of the source or its hash. A file
     that this Python refuses to compile (a template, a test of syntax errors) needs none.
@@ -333,7 +337,7 @@ def bytecode_problems(files: list[dict[str, Any]], roots: list[str]) -> list[dic
                 status = os.stat(path)
                 if (modified, size_bytes) != (int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF):
                     problem = "its bytecode is stale: the source's time or size changed after it was compiled"
-        else:
+        elif not path.startswith(uncompiled):
             with open(path, "rb") as source:
                 text = source.read()
             try:
@@ -402,7 +406,11 @@ def main() -> None:
         "objects": objects,
         "contents": contents,
         "copies": duplicates(files),
-        "bytecode_problems": bytecode_problems(files, [*roots, places["application"]]),
+        "bytecode_problems": bytecode_problems(
+            files,
+            [*roots, places["application"]],
+            tuple(f"{root}/{package}/" for root in roots for package in places["uncompiled"]),
+        ),
         "packages": dpkg_packages(),
         "distributions": distributions(files),
     }

@@ -142,3 +142,5 @@ def test_bytecode_is_told_apart(tmp_path: Path) -> None:
     assert problems.keys() == {"none", "stale", "foreign"}
     assert "stale" in problems["stale"]
     assert "another Python" in problems["foreign"]
+    spared = filesystem.bytecode_problems(files, [str(tmp_path)], (f"{tmp_path}/",))
+    assert {Path(item["path"]).stem for item in spared} == {"stale", "foreign"}

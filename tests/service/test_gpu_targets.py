@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.gpu_targets import is_served, kept_targets, refusal
+from service.gpu_targets import is_served, kept_targets, left_out, refusal
 
 
 def record(folder: Path, name: str, targets: list[str] | None) -> None:
@@ -49,3 +49,12 @@ def test_the_refusal_names_both_capabilities_and_a_way_out() -> None:
     assert "has 8.0" in said
     assert "`api`" in said
     assert "\n" not in said
+
+
+def test_the_rules_of_every_record_are_what_is_left_out(tmp_path: Path) -> None:
+    for name, rules in {"diet": ["cudnn-engines", "tests"], "more": ["tests"]}.items():
+        removals = [{"rule": rule, "removed": {"x": 1}} for rule in rules]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"targets": None, "removals": removals}))
+
+    assert left_out(tmp_path) == {"cudnn-engines", "tests"}
+    assert left_out(tmp_path / "none") == frozenset()

@@ -15,7 +15,7 @@ from buildkit.diet.__main__ import main
 from buildkit.diet.compare import check_pruned
 from buildkit.diet.diet import Choice, diet_tree
 from buildkit.diet.elf import Refused
-from buildkit.diet.files import choose_rules
+from buildkit.diet.rules import choose_rules
 from tests.buildkit.diet.installed import SITE, install, snapshot, untrue_rows
 from tests.buildkit.diet.synthetic import EntrySpec, Library, container, mapped
 

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from buildkit.diet.files import RULE_SETS, RULES, UnknownRule, choose_rules, match_files
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from buildkit.diet import rules as rules_module
+from buildkit.diet.files import is_left_uncompiled, match_files
+from buildkit.diet.rules import RULE_SETS, RULES, UnknownRule, choose_rules
 
 
 def matched(root: Path, files: dict[str, str], rules: str = "runtime") -> dict[str, str]:
@@ -34,6 +33,9 @@ def test_the_runtime_set_takes_what_serves_compilers_and_developers_only(tmp_pat
         "torch/_C/__init__.pyi": "type-stubs",
         "scipy/special/cython_special.pxd": "type-stubs",
         "scipy/stats/tests/test_stats.py": "tests",
+        "sympy/polys/benchmarks/bench_solvers.py": "tests",
+        "numpy/_core/_simd.cpython-313-x86_64-linux-gnu.so": "tests",
+        "numpy/_core/_umath_tests.cpython-313-x86_64-linux-gnu.so": "tests",
         "scipy/stats/tests/data/x.npy": "tests",
         "joblib/test/common.py": "tests",
         "sklearn/conftest.py": "tests",
@@ -41,6 +43,7 @@ def test_the_runtime_set_takes_what_serves_compilers_and_developers_only(tmp_pat
         "torch/share/cmake/Torch/TorchConfig.cmake": "build-files",
         "torch/bin/protoc-3.13.0.0": "build-files",
         "numpy/f2py/x.f90": "fortran-sources",
+        "torchgen/packaged/ATen/native/native_functions.yaml": "build-files",
         "transformers/models/bert/modular_bert.py": "model-sources",
         "share/man/man1/tool.1": "manuals",
         "pip/_vendor/distlib/t64.exe": "windows",
@@ -50,6 +53,7 @@ def test_the_runtime_set_takes_what_serves_compilers_and_developers_only(tmp_pat
     left = (
         "torch/bin/torch_shm_manager",
         "torch/testing/__init__.py",
+        "numpy/f2py/__init__.py",  # `from numpy import *` imports it
         "numpy/testing/__init__.py",
         "jinja2/tests.py",
         "pkg/testsuite.py",
@@ -76,6 +80,15 @@ def test_the_serving_set_takes_the_rest_that_inference_never_loads(tmp_path: Pat
         "nvidia/cu13/lib/libnvperf_host.so": "profilers",
         "nvidia/nvshmem/lib/libnvshmem_device.bc": "device-bitcode",
         "cuda/bindings/driver.so": "cuda-bindings",
+        "torch/_inductor/lowering.py": "torch-compilers",
+        "torch/_inductor/codegen/triton.py": "torch-compilers",
+        "torch/_vendor/quack/gemm_sm90.py": "torch-compilers",
+        "torch/testing/_internal/common_utils.py": "torch-tests",
+        "networkx/algorithms/flow.py": "graph-algorithms",
+        "setuptools/build_meta.py": "package-builder",
+        "distutils-precedence.pth": "package-builder",
+        "faker/providers/person/de_DE/__init__.py": "invented-data",
+        "sqlalchemy/testing/suite/test_types.py": "database-tests",
     }
     left = (
         "nvidia/cu13/lib/libcusolver.so.12",
@@ -83,10 +96,84 @@ def test_the_serving_set_takes_the_rest_that_inference_never_loads(tmp_path: Pat
         "nvidia/cu13/lib/libcublas.so.13",
         "nvidia/cu13/lib/libcupti.so.13",
         "tritonclient/__init__.py",
+        "torch/_inductor/config.py",
+        "torch/_inductor/runtime/hints.py",
+        "torch/testing/_comparison.py",
+        "torch/testing/_internal/distributed/fake_pg.py",
+        "faker/providers/person/__init__.py",
+        "faker/providers/person/en_US/__init__.py",
+        "transformers/models/llava/modeling_llava.py",
         "triton-3.7.1.dist-info/METADATA",
     )
 
     assert matched(tmp_path, dict.fromkeys((*taken, *left), ""), "serving") == taken
+
+
+def test_the_inference_set_takes_what_text_encoders_never_load(tmp_path: Path) -> None:
+    taken = {
+        "transformers/models/llava/modeling_llava.py": "other-models",
+        "transformers/models/llava/__init__.py": "other-models",
+        "transformers/pipelines/__init__.py": "front-ends",
+        "huggingface_hub/cli/hf.py": "front-ends",
+        "sklearn/ensemble/_forest.py": "estimators",
+        "scipy/signal/_x.cpython-313-x86_64-linux-gnu.so": "sciences",
+        "sympy/physics/units/systems/si.py": "sciences",
+        "pygments/lexers/python.py": "highlighting",
+        "hf_xet/hf_xet.abi3.so": "hub-transfer",
+        "nvidia/cu13/lib/libcusolver.so.12": "dense-solver",
+        "nvidia/cudnn/lib/libcudnn_engines_precompiled.so.9": "cudnn-engines",
+    }
+    left = (
+        "transformers/models/__init__.py",
+        "transformers/models/auto/modeling_auto.py",
+        "transformers/models/bert/modeling_bert.py",
+        "transformers/models/deberta_v2/modeling_deberta_v2.py",
+        "transformers/modeling_utils.py",
+        "sklearn/metrics/_ranking.py",
+        "scipy/sparse/_csr.py",
+        "sympy/core/expr.py",
+        "pygments/lexers/__init__.py",
+        "huggingface_hub/hf_api.py",
+        "nvidia/cudnn/lib/libcudnn_graph.so.9",
+        "nvidia/cudnn/lib/libcudnn.so.9",
+    )
+
+    assert matched(tmp_path, dict.fromkeys((*taken, *left), ""), "inference") == taken
+
+
+def test_bytecode_goes_and_stays_with_its_source(tmp_path: Path) -> None:
+    files = dict.fromkeys(("pkg/tests/test_x.py", "pkg/tests/__pycache__/test_x.cpython-313.pyc"), "")
+    kept = dict.fromkeys(("pkg/x.py", "pkg/__pycache__/x.cpython-313.pyc", "other/legacy.pyc"), "")
+
+    assert matched(tmp_path / "one", files | kept) == dict.fromkeys(files, "tests")
+    assert matched(tmp_path / "two", files | kept | {"pkg/__init__.py": "from pkg.tests import test_x"}) == {}
+
+
+def test_bytecode_that_no_run_reads_goes_without_its_source(tmp_path: Path) -> None:
+    cold = "transformers/models/llava/__pycache__/modeling_llava.cpython-313.pyc"
+    files = (
+        cold,
+        "transformers/models/llava/modeling_llava.py",
+        "transformers/models/bert/__pycache__/modeling_bert.cpython-313.pyc",
+        "transformers/models/bert/modeling_bert.py",
+        "mine/__pycache__/own.cpython-313.pyc",
+        "mine/own.py",
+    )
+
+    assert matched(tmp_path, dict.fromkeys(files, ""), "serving") == {cold: "cold-bytecode"}
+    rules = choose_rules("serving")
+    assert is_left_uncompiled("transformers/models/llava/modeling_llava.py", rules)
+    assert not is_left_uncompiled("transformers/models/bert/modeling_bert.py", rules)
+    assert not is_left_uncompiled("mine/own.py", rules)
+    assert not is_left_uncompiled("transformers/models/llava/modeling_llava.py", choose_rules("runtime"))
+
+
+def test_the_list_of_imported_modules_holds_what_every_start_reads() -> None:
+    listed = Path(rules_module.__file__).with_name("imported.txt").read_text().splitlines()
+
+    assert listed[1:] == sorted(listed[1:])
+    assert {"torch/__init__.py", "transformers/__init__.py", "sentence_transformers/__init__.py"} < set(listed)
+    assert not any(line.startswith(("networkx/", "service/")) for line in listed)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from buildkit.diet.profiles import PROFILES, WrongTargets, choose_profile
+from buildkit.diet.profiles import PROFILES, WrongTargets, choose_profile, rules_of, uncompiled_packages
 
 
 def test_each_profile_takes_out_what_the_one_before_does_and_more() -> None:
@@ -32,3 +32,9 @@ def test_a_profile_with_targets_that_it_is_not_for_is_refused(name: str, targets
 
 def test_every_profile_says_what_it_is_for() -> None:
     assert all(profile.says for profile in PROFILES.values())
+
+
+def test_only_profiles_for_known_gpus_leave_bytecode_out() -> None:
+    assert uncompiled_packages("full") == ()
+    assert {"torch", "transformers"} < set(uncompiled_packages("single")) == set(uncompiled_packages("inference"))
+    assert rules_of("single") == choose_profile("single", frozenset({90})).rules

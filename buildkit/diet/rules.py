@@ -1,0 +1,435 @@
+"""The table of what an image does not need: each rule with its reason and with what is lost by it.
+
+A rule names files by their path inside site-packages (or, for what lies outside, inside the tree).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["ENCODERS", "RULES", "RULE_SETS", "Rule", "UnknownRule", "choose_rules"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Files to take out, and what whoever takes them out gives up.
+
+    Attributes:
+        folders: names of folders, at any depth, whose files go.
+        suffixes: ends of file names.
+        names: whole file names.
+        globs: shell patterns over the whole path, whose `*` crosses folders.
+        spared_suffixes: ends of file names that stay although they lie in one of the folders.
+        spared_globs: patterns over the whole path of what stays whatever else names it.
+        spared_list: a file beside this one that lists paths of what stays, one a line.
+        is_imported_kept: whether a matched folder or module that something outside it imports stays.
+        is_bytecode_only: whether the sources named stay, and only their bytecode goes or is never made.
+    """
+
+    name: str
+    reason: str
+    lost: str
+    folders: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    globs: tuple[str, ...] = ()
+    spared_suffixes: tuple[str, ...] = ()
+    spared_globs: tuple[str, ...] = ()
+    spared_list: str | None = None
+    is_imported_kept: bool = False
+    is_bytecode_only: bool = False
+
+    def claims(self, path: str) -> bool:
+        """Whether the rule names this file, before anything is kept because it is imported."""
+        if any(fnmatchcase(path, glob) for glob in self.spared_globs):
+            return False
+        if self.spared_list is not None and path in _listed(self.spared_list):
+            return False
+        *folders, name = path.split("/")
+        if name.endswith(self.suffixes) or name in self.names or any(fnmatchcase(path, glob) for glob in self.globs):
+            return True
+        return not name.endswith(self.spared_suffixes or ("/",)) and not set(folders).isdisjoint(self.folders)
+
+
+@cache
+def _listed(name: str) -> frozenset[str]:
+    return frozenset(Path(__file__).with_name(name).read_text("utf-8").splitlines())
+
+
+class UnknownRule(ValueError):
+    """A rule or set of rules that the table does not hold.
+
+    Attributes:
+        value: the name given.
+        allowed: the names that exist.
+    """
+
+    def __init__(self, value: str, allowed: tuple[str, ...]) -> None:
+        super().__init__(f"no rule or set is called {value!r}; there are {', '.join(allowed)}")
+        self.value = value
+        self.allowed = allowed
+
+
+# What loading torch and transformers imports of torch's inductor.
+_INDUCTOR_IMPORTED: Final = (
+    *("__init__", "_functionalize_collectives", "analysis/__init__", "analysis/device_info", "config", "cpp_builder"),
+    *("cpu_vec_isa", "cudagraph_utils", "custom_graph_pass", "exc", "runtime/__init__", "runtime/cache_dir_utils"),
+    *("runtime/hints", "runtime/runtime_utils", "standalone_compile", "test_operators", "utils"),
+)
+# Parts of scikit-learn, SciPy and SymPy that loading and running sentence-transformers never imports.
+_ESTIMATORS: Final = (
+    *("_loss", "cluster", "compose", "covariance", "cross_decomposition", "datasets", "decomposition", "ensemble"),
+    *("feature_extraction", "feature_selection", "gaussian_process", "impute", "inspection", "linear_model"),
+    *("manifold", "mixture", "model_selection", "neighbors", "neural_network", "semi_supervised", "svm", "tree"),
+)
+_SCIENCES: Final = ("cluster", "fftpack", "io", "odr", "signal")
+_ALGEBRAS: Final = ("categories", "crypto", "diffgeom", "holonomic", "liealgebras", "physics", "stats", "vector")
+# The packages whose imports were traced, and those of the same stack that nothing imported.
+_TRACED: Final = (
+    *("click", "faker", "fsspec", "huggingface_hub", "mako", "narwhals", "networkx", "pydantic", "pygments", "rich"),
+    *("scipy", "setuptools", "sklearn", "sqlalchemy", "sympy", "torch", "torchgen", "transformers", "typer"),
+)
+# Families of transformers that embed or classify texts, those built on decoders included.
+ENCODERS: Final = (
+    *("albert", "bart", "barthez", "bert", "bert_generation", "bert_japanese", "bertweet", "big_bird", "camembert"),
+    *("canine", "convbert", "deberta", "deberta_v2", "distilbert", "electra", "embedding_gemma2", "encoder_decoder"),
+    *("ernie", "eurobert", "flaubert", "fnet", "funnel", "gemma", "gemma2", "gemma3", "herbert", "ibert"),
+    *("jina_embeddings_v3", "llama", "longformer", "luke", "megatron_bert", "mistral", "mobilebert", "modernbert"),
+    *("modernbert_decoder", "mpnet", "mra", "mt5", "nomic_bert", "nystromformer", "phobert", "qwen2", "qwen3"),
+    *("rembert", "roberta", "roberta_prelayernorm", "roc_bert", "roformer", "splinter", "squeezebert", "t5", "umt5"),
+    *("xlm", "xlm_roberta", "xlm_roberta_xl", "xlnet", "xmod", "yoso"),
+)
+
+RULES: Final = (
+    Rule(
+        name="headers",
+        folders=("include",),
+        suffixes=(".h", ".hpp", ".hh", ".hxx", ".cuh", ".inl", ".ipp"),
+        spared_suffixes=(".py", ".so"),
+        reason="C, C++ and CUDA headers serve compilers, and a runtime image has none",
+        lost="building C++ or CUDA extensions in the image; compilers called at run time (torch.compile, cupy)",
+    ),
+    Rule(
+        name="archives",
+        suffixes=(".a", ".la", ".o"),
+        reason="static libraries and object files serve linkers, and a runtime image has none",
+        lost="linking against the packages' static libraries in the image",
+    ),
+    Rule(
+        name="type-stubs",
+        suffixes=(".pyi", ".pxd", ".pyx", ".pxi"),
+        reason="type stubs and Cython sources serve type checkers and compilers; the interpreter reads neither",
+        lost="type checking, editor completion and cimport against the image's packages",
+    ),
+    Rule(
+        name="tests",
+        folders=("tests", "test", "benchmarks"),
+        names=("conftest.py",),
+        globs=("numpy/_core/_simd.*.so", "numpy/_core/_*_tests.*.so"),
+        is_imported_kept=True,
+        reason="the packages' own tests and benchmarks, with data; none is imported by the package outside its tests",
+        lost="running the packages' own test suites in the image",
+    ),
+    Rule(
+        name="scripts",
+        folders=("scripts", "_precompute"),
+        is_imported_kept=True,
+        reason="the packages' development scripts and generators of tables; none is imported or an entry point",
+        lost="running them",
+    ),
+    Rule(
+        name="build-files",
+        suffixes=(".cmake", ".pc", ".proto"),
+        names=("CMakeLists.txt", "meson.build"),
+        globs=("torch/bin/protoc*", "torchgen/packaged/*"),
+        reason=(
+            "descriptions for CMake, Meson, pkg-config and the protocol buffer compiler, that compiler, and the "
+            "templates from which torch's C++ is generated"
+        ),
+        lost="building against the packages in the image",
+    ),
+    Rule(
+        name="model-sources",
+        globs=("transformers/models/*/modular_*.py",),
+        is_imported_kept=True,
+        reason="what transformers' own generator writes its modelling files from; nothing imports them",
+        lost="running that generator",
+    ),
+    Rule(
+        name="fortran-sources",
+        suffixes=(".f", ".f90", ".pyf"),
+        reason="Fortran sources and interface files serve f2py and compilers",
+        lost="building Fortran extensions in the image",
+    ),
+    Rule(
+        name="manuals",
+        globs=("share/man/*", "share/doc/*"),
+        reason="manual pages; nothing in the image shows them",
+        lost="manual pages of console scripts",
+    ),
+    Rule(
+        name="windows",
+        suffixes=(".exe", ".dll", ".lib"),
+        reason="launchers and libraries for another operating system",
+        lost="nothing on Linux",
+    ),
+    Rule(
+        name="nvrtc-alternate",
+        globs=("nvidia/*/libnvrtc.alt.so.*", "nvidia/*/libnvrtc-builtins.alt.so.*"),
+        reason="a second build of NVRTC that a program must ask for by its own name; no file of the stack holds it",
+        lost="programs linked with libnvrtc.alt",
+    ),
+    Rule(
+        name="cluster-plugins",
+        globs=(
+            "nvidia/nvshmem/lib/nvshmem_transport_*.so*",
+            "nvidia/nvshmem/lib/nvshmem_bootstrap_mpi.so*",
+            "nvidia/nvshmem/lib/nvshmem_bootstrap_pmix.so*",
+            "nvidia/nvshmem/lib/nvshmem_bootstrap_shmem.so*",
+            "nvidia/*/libcufile_rdma.so*",
+        ),
+        reason=(
+            "the plugins of NVSHMEM and cuFile for clusters need UCX, libfabric, libmlx5, MPI or PMIx, which no wheel "
+            "brings: the loader refuses them, and nothing but those libraries' own start-up opens them"
+        ),
+        lost="NVSHMEM and cuFile between machines, where those libraries are installed beside",
+    ),
+    Rule(
+        name="triton",
+        globs=("triton/*", "bin/proton", "bin/proton-viewer"),
+        reason=(
+            "triton compiles its launchers with a C compiler that a runtime image does not have, so torch's own triton "
+            "kernels (torch/_native) would fail where, without the package, torch takes its CUDA kernels"
+        ),
+        lost="torch.compile and kernels written in triton",
+    ),
+    Rule(
+        name="multi-gpu-solver",
+        globs=("nvidia/*/libcusolverMg.so.*",),
+        reason="cuSOLVER over several GPUs; no library or module of the stack names it, and it finds no cuBLAS",
+        lost="programs that call cusolverMg",
+    ),
+    Rule(
+        name="blas-fftw-shims",
+        globs=("nvidia/*/libnvblas.so.*", "nvidia/*/libcufftw.so.*"),
+        reason="drop-in replacements for CPU BLAS and FFTW that a program must be linked with or preload",
+        lost="programs that preload NVBLAS or link cuFFTW",
+    ),
+    Rule(
+        name="profilers",
+        globs=(
+            "nvidia/*/libnvperf_host.so*",
+            "nvidia/*/libnvperf_target.so*",
+            "nvidia/*/libpcsamplingutil.so*",
+            "nvidia/*/libcheckpoint.so*",
+        ),
+        reason="hardware counters and program sampling for profilers; CUPTI itself, which torch needs, stays",
+        lost="kernel metrics in profilers; torch.profiler's timelines stay",
+    ),
+    Rule(
+        name="device-bitcode",
+        globs=("nvidia/*.bc",),
+        reason="LLVM bitcode to link into kernels of one's own with a compiler",
+        lost="building device code against NVSHMEM in the image",
+    ),
+    Rule(
+        name="torch-compilers",
+        globs=("torch/_inductor/*", "torch/_vendor/quack/*"),
+        spared_globs=tuple(f"torch/_inductor/{module}.py" for module in _INDUCTOR_IMPORTED),
+        reason=(
+            "torch's generators of kernels write code for triton, CuTe or a C++ compiler, and a serving image has none "
+            "of them; of these modules, importing torch and transformers loads seventeen, which stay (traced)"
+        ),
+        lost="torch.compile with inductor or aot_eager, AOTInductor, some passes of torch.export",
+    ),
+    Rule(
+        name="torch-tests",
+        globs=("torch/testing/_internal/*",),
+        spared_globs=(
+            "torch/testing/_internal/__init__.py",
+            "torch/testing/_internal/common_dtype.py",
+            "torch/testing/_internal/logging_tensor.py",
+            "torch/testing/_internal/distributed/__init__.py",
+            "torch/testing/_internal/distributed/fake_pg.py",
+        ),
+        reason="what torch's own test suites are written with; five modules of it, which torch itself imports, stay",
+        lost="torch.library.opcheck, gradcheck of operators by name; torch.testing itself stays",
+    ),
+    Rule(
+        name="graph-algorithms",
+        globs=("networkx/*",),
+        reason="networkx; torch's compiler cuts graphs with it and nothing else imports it",
+        lost="torch.compile's partitioner, programs that import networkx",
+    ),
+    Rule(
+        name="package-builder",
+        globs=("setuptools/*", "_distutils_hack/*", "pkg_resources/*", "distutils-precedence.pth"),
+        reason="setuptools builds packages; torch asks for it to compile C++ extensions, and there is no compiler",
+        lost="torch.utils.cpp_extension, setuptools and distutils; every start saves the import of their hook",
+    ),
+    Rule(
+        name="invented-data",
+        globs=("faker/providers/*/*/*",),
+        spared_globs=("faker/providers/*/en/*", "faker/providers/*/en_US/*"),
+        reason="names and addresses of 90 countries for invented examples, of which the default language stays",
+        lost="Faker in another language than English",
+    ),
+    Rule(
+        name="database-tests",
+        globs=("sqlalchemy/testing/*", "sqlalchemy/dialects/*/provision.py", "alembic/testing/*", "litestar/testing/*"),
+        reason="what SQLAlchemy's, Alembic's and Litestar's tests, and those of their users, are written with",
+        lost="writing tests with these packages in the image",
+    ),
+    Rule(
+        name="cold-bytecode",
+        globs=tuple(f"{package}/*" for package in _TRACED),
+        spared_list="imported.txt",
+        is_bytecode_only=True,
+        reason="bytecode of what neither the service nor a text encoder imports (traced); the sources stay",
+        lost="time: the first import of such a module in a process compiles it, about 1 s for each MB of source",
+    ),
+    Rule(
+        name="cudnn-engines",
+        globs=tuple(
+            f"nvidia/cudnn/lib/libcudnn_{part}.so.*" for part in ("adv", "cnn", "engines_*", "heuristic", "ops")
+        ),
+        reason="loaded at the first convolution or recurrent layer, which text encoders do not have",
+        lost="convolutions, recurrent layers and cuDNN attention on the GPU (the service turns that back-end off)",
+    ),
+    Rule(
+        name="other-models",
+        globs=("transformers/models/*/*",),
+        spared_globs=tuple(f"transformers/models/{family}/*" for family in ("auto", "__pycache__", *ENCODERS)),
+        reason="networks that embed or classify no text: vision, sound, generation; each is loaded by its name only",
+        lost="loading models of those families: of 480, 60 stay",
+    ),
+    Rule(
+        name="estimators",
+        globs=tuple(f"sklearn/{part}/*" for part in _ESTIMATORS),
+        reason="scikit-learn's learners; sentence-transformers imports its metrics, which load none of them (traced)",
+        lost="training and use of scikit-learn's models",
+    ),
+    Rule(
+        name="sciences",
+        globs=(*(f"scipy/{part}/*" for part in _SCIENCES), *(f"sympy/{part}/*" for part in _ALGEBRAS)),
+        reason="signals, files, clusters, physics: parts of SciPy and SymPy that nothing else of them loads (traced)",
+        lost="those parts",
+    ),
+    Rule(
+        name="highlighting",
+        globs=("pygments/lexers/*",),
+        spared_globs=("pygments/lexers/__init__.py", "pygments/lexers/_mapping.py", "pygments/lexers/special.py"),
+        reason="grammars of 500 languages to colour source text with",
+        lost="coloured source in terminals",
+    ),
+    Rule(
+        name="front-ends",
+        globs=(
+            *(f"transformers/{part}/*" for part in ("cli", "exporters", "pipelines")),
+            "transformers/testing_utils.py",
+            *(f"huggingface_hub/{part}/*" for part in ("cli", "inference")),
+            *("bin/hf", "bin/tiny-agents", "bin/transformers"),
+        ),
+        reason="command lines, pipelines and clients of remote models; serving calls the networks themselves",
+        lost="transformers.pipeline, the commands hf and transformers, huggingface_hub.InferenceClient",
+    ),
+    Rule(
+        name="hub-transfer",
+        globs=("hf_xet/*",),
+        reason="the second way to download from a model hub; the image is offline and takes models from folders",
+        lost="downloads from repositories that are stored by Xet only",
+    ),
+    Rule(
+        name="dense-solver",
+        globs=("nvidia/*/libcusolver.so.*", "torch/lib/libtorch_cuda_linalg.so"),
+        reason="loaded at the first call of torch.linalg on the GPU, which text encoders do not make",
+        lost="torch.linalg on the GPU",
+    ),
+    Rule(
+        name="nvrtc-builtins",
+        globs=("nvidia/*/libnvrtc-builtins.so.*",),
+        reason="loaded by NVRTC when it compiles; of use only where NVRTC itself is there",
+        lost="kernels compiled at run time",
+    ),
+    Rule(
+        name="cuda-bindings",
+        globs=("cuda/bindings/*", "cuda/pathfinder/*", "cuda_bindings.pth"),
+        reason="Python bindings of the CUDA driver; torch looks for them and does without",
+        lost="annotated CUDA graphs (torch.cuda.graphs kernel annotations), programs that import cuda.bindings",
+    ),
+)
+_RUNTIME: Final = (
+    "headers",
+    "archives",
+    "type-stubs",
+    "tests",
+    "scripts",
+    "build-files",
+    "model-sources",
+    "fortran-sources",
+    "manuals",
+    "windows",
+    "nvrtc-alternate",
+    "cluster-plugins",
+    "multi-gpu-solver",
+)
+_SERVING: Final = (
+    *_RUNTIME,
+    "triton",
+    "blas-fftw-shims",
+    "profilers",
+    "device-bitcode",
+    "torch-compilers",
+    "torch-tests",
+    "graph-algorithms",
+    "package-builder",
+    "invented-data",
+    "database-tests",
+    "cold-bytecode",
+    "cuda-bindings",
+)
+_INFERENCE: Final = (
+    *_SERVING,
+    "cudnn-engines",
+    "other-models",
+    "estimators",
+    "sciences",
+    "highlighting",
+    "front-ends",
+    "hub-transfer",
+    "dense-solver",
+    "nvrtc-builtins",
+)
+# `runtime` costs nothing that an image without compilers has; `serving` costs what its rules say, none of it used by
+# inference with torch; `inference` leaves what text encoders need.
+RULE_SETS: Final[Mapping[str, tuple[str, ...]]] = {
+    "none": (),
+    "runtime": _RUNTIME,
+    "serving": _SERVING,
+    "inference": _INFERENCE,
+}
+
+
+def choose_rules(names: str) -> tuple[Rule, ...]:
+    """The rules of a comma-separated list of sets and single rules, in the table's order.
+
+    Raises:
+        UnknownRule: a name is neither.
+    """
+    by_name = {rule.name: rule for rule in RULES}
+    chosen: set[str] = set()
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        if name in RULE_SETS:
+            chosen.update(RULE_SETS[name])
+        elif name in by_name:
+            chosen.add(name)
+        else:
+            raise UnknownRule(name, (*RULE_SETS, *by_name))
+    return tuple(rule for rule in RULES if rule.name in chosen)
