@@ -7,7 +7,14 @@ type and name stay, so whoever tries an optional module and does without it stil
 (importlib.util.find_spec, pkgutil) is told as ever that there is nothing.
 """
 
+from __future__ import annotations
+
 import sys
+
+TYPE_CHECKING = False  # as in `typing`, which no interpreter should have to load at its start for this
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import ModuleType
 
 __all__ = ["LeftOut", "install"]
 
@@ -20,13 +27,14 @@ class LeftOut:
         lost: rule -> what is lost by it.
     """
 
-    def __init__(self, rules, lost):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN204 - runs where typing costs
+    def __init__(self, rules: Mapping[str, str], lost: Mapping[str, str]) -> None:
         """Takes the table."""
         self.rules = rules
         self.lost = lost
 
-    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201, ARG002
-        """Raises for an import of what the table holds; None for everything else."""
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
+        """Raises for an import of what the table holds; finds nothing else either."""
+        del path, target
         # CPython 3.11 to 3.14: find_spec <- _find_spec <- _find_and_load_unlocked, which would raise without us.
         if sys._getframe(2).f_code.co_name != "_find_and_load_unlocked":  # noqa: SLF001 - no other way to know
             return
@@ -42,7 +50,7 @@ class LeftOut:
             wanted = wanted.rpartition(".")[0]
 
 
-def install(rules, lost):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def install(rules: Mapping[str, str], lost: Mapping[str, str]) -> None:
     """Puts the finder last, once."""
     if not any(type(finder).__name__ == LeftOut.__name__ for finder in sys.meta_path):
         sys.meta_path.append(LeftOut(rules, lost))

@@ -152,7 +152,7 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, tell: Cal
     """
     failures: list[str] = []
     tell("the original, twice with lazy and once with eager loading")
-    rules = {rule.name for rule in (*rules_of(profile), *choose_stubs(PROFILES[profile].stubs))}
+    rules = {rule.name for rule in rules_of(profile)} | {stub.name for stub in choose_stubs(PROFILES[profile].stubs)}
     run = partial(run_workload, work=work, has_cudnn="cudnn-engines" not in rules)
     before = {"LAZY": run(site, loading="LAZY"), "EAGER": run(site, loading="EAGER")}
     again = run(site, loading="LAZY")
