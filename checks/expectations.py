@@ -73,7 +73,7 @@ class Expectations:
         locked: distribution -> version, of everything that may be installed.
         development_only: distribution -> modules it brings, of everything that must not be there.
         cuda_targets: compute capabilities that torch must hold code for, as `sm_90`.
-        uncompiled: packages of the environment that need bytecode only for the modules that a run imports.
+        uncompiled: starts of paths in site-packages, such as `torch/`: there, only what a run imports needs bytecode.
         provided_libraries: sonames that the host's driver brings, so the image need not.
         labels: name -> value, or None where any value but an empty one will do.
         cache: the one folder that the service may write to.

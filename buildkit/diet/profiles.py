@@ -86,10 +86,10 @@ def rules_of(name: str) -> tuple[Rule, ...]:
 
 
 def uncompiled_packages(name: str) -> tuple[str, ...]:
-    """The packages in which a profile leaves the bytecode of some modules out.
+    """The packages in which a profile leaves the bytecode of some modules out, as `torch/`.
 
     Raises:
         KeyError: there is no such profile.
     """
     globs = (glob for rule in rules_of(name) if rule.is_bytecode_only for glob in rule.globs)
-    return tuple(sorted({glob.partition("/")[0] for glob in globs}))
+    return tuple(sorted({f"{glob.partition('/')[0]}/" for glob in globs}))

@@ -409,7 +409,7 @@ def main() -> None:
         "bytecode_problems": bytecode_problems(
             files,
             [*roots, places["application"]],
-            tuple(f"{root}/{package}/" for root in roots for package in places["uncompiled"]),
+            tuple(f"{root}/{start}" for root in roots for start in places["uncompiled"]),
         ),
         "packages": dpkg_packages(),
         "distributions": distributions(files),

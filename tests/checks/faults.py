@@ -297,6 +297,12 @@ MODELS = [
         Fault(f"{name} does not import", f"models::module_imports[{name}]", switch=f"{name} import")
         for name in ("torch", "transformers", "sentence_transformers")
     ),
+    Fault(
+        "a module that each start compiles",
+        "models::imported_modules_have_bytecode",
+        f"RUN rm {SITE}/__pycache__/transformers.*.pyc",
+        expected=lambda expected: replace(expected, uncompiled=("transformers.py",)),
+    ),
     Fault("another version of torch", "models::torch_version_equals_the_lock", switch="torch version"),
     Fault("a CPU build", "models::torch_is_a_cuda_build", switch="torch build"),
     Fault("a target that torch was not built for", "models::torch_has_code_for_the_targets", switch="torch targets"),

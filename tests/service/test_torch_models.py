@@ -167,3 +167,21 @@ def test_a_result_that_is_not_finite_is_an_error(minilm: TorchModel[Vector], mon
     monkeypatch.setattr(minilm._network.embeddings.LayerNorm, "weight", torch.nn.Parameter(weight * float("nan")))
     with pytest.raises(ArithmeticError):
         minilm.forward([TokenRow((101, 102), (0, 0))])
+
+
+def test_without_cudnns_engines_torch_chooses_cudnn_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from service import torch_models
+
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", True)
+    try:
+        torch_models.place("cpu", "float32")
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+
+        monkeypatch.setattr(torch_models, "left_out", lambda: frozenset({"cudnn-engines", "tests"}))
+        torch_models.place("cpu", "float32")
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert not torch.backends.cudnn.enabled
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(enabled=True)

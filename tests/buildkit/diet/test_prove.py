@@ -28,6 +28,9 @@ cases = {
     "matmul": "other" if planted.get("is_changed") and is_copy else "digest",
     "loading": os.environ["CUDA_MODULE_LOADING"],
 }
+if planted.get("is_lost"):
+    cases["fft"] = "RuntimeError: CUFFT_NOT_SUPPORTED" if is_copy else "digest"
+    cases["has cudnn"] = str("--without-cudnn" not in sys.argv)
 if planted.get("is_noisy"):
     cases["matmul"] = str(time.monotonic_ns())
 if planted.get("is_broken"):
@@ -82,7 +85,10 @@ def test_without_a_gpu_the_proof_passes_and_says_that_no_device_verified_it(
         "before": {"import_seconds": 2.0, "host_bytes": 7},
         "after": {"import_seconds": 1.0, "host_bytes": 7},
     }
-    assert "NOT VERIFIED on a device" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "NOT VERIFIED on a device" in said
+    assert all(claim in said for claim in ("driver takes the pruned containers", "the same bits", "negative control"))
+    assert len(proof["not_verified"]) == said.count("not verified, for want of a GPU")  # type: ignore[arg-type] # JSON
     assert snapshot(site) == before
     assert run(site, "--require-device")[0] == 1
 
@@ -94,7 +100,23 @@ def test_with_a_gpu_the_tree_for_another_one_must_fail(site: Path, capsys: pytes
 
     assert (status, proof["failures"], proof["is_verified_on_device"]) == (0, [], True)
     assert proof["control"] == "no kernel image is available for execution on the device"
+    assert proof["not_verified"] == []
     assert "verified on the device" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("gcc")
+def test_on_a_gpu_what_a_rule_takes_out_is_named_and_not_compared(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant(site, device="H200", capability="9.0", is_lost=True)
+
+    status, proof = run(site, "--profile", "inference", "--require-device")
+
+    assert (status, proof["failures"]) == (0, [])
+    assert "a rule takes out what they need: fft (stub-cufft)" in capsys.readouterr().err
+    cases: list[dict[str, object]] = proof["cases"]  # type: ignore[assignment] # JSON
+    assert {case["before"] for case in cases if case["name"] == "has cudnn"} == {"False"}
+    assert run(site, "--profile", "single")[0] == 1
 
 
 def test_a_control_that_passes_fails_the_proof(site: Path) -> None:
