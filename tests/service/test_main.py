@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import json
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import asyncpg
 import httpx
 import pytest
 
@@ -90,6 +92,18 @@ def process(*prefix: str, **settings: object) -> Iterator[Process]:
             yield Process(popen, client, log)
         finally:
             popen.kill()
+
+
+@contextlib.contextmanager
+def locked(url: str, table: str) -> Iterator[None]:
+    """Nobody writes to `table` meanwhile."""
+    with asyncio.Runner() as runner:
+        holder = runner.run(asyncpg.connect(url))
+        runner.run(holder.execute(f"BEGIN; LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"))
+        try:
+            yield
+        finally:
+            runner.run(holder.close())
 
 
 def connection(running: Process) -> socket.socket:
@@ -245,9 +259,13 @@ def test_real_models_answer_and_what_was_accepted_is_finished(models_directory: 
         body = running.client.post("/api/v1/verify", json={"claim": "The sun rises in the east"}).json()
         assert sum(body["evidence"][0]["nli_scores"].values()) == pytest.approx(1, abs=1e-5)
         claim = running.client.post("/api/v1/claims", json={"text": "Cats sleep"}).json()["id"]
-        task = running.client.post(f"/api/v1/claims/{claim}/verify", json={}).headers["location"]
-        running.popen.send_signal(signal.SIGKILL)
-        running.popen.wait(WAIT_SECONDS)
+        with locked(url, "verdicts"):  # so that the task cannot end before the process does
+            reply = running.client.post(f"/api/v1/claims/{claim}/verify", json={})
+            assert reply.status_code == 202, reply.text
+            task = reply.headers["location"]
+            until(lambda: running.client.get(task).json()["status"] == "processing", "it is in the middle of the task")
+            running.popen.send_signal(signal.SIGKILL)
+            running.popen.wait(WAIT_SECONDS)
     with process(**settings, TASK_SECONDS="1", DRAIN_SECONDS="50") as running:
         until(lambda: answers(running.client, "/readyz", 200), "the models are loaded")
         Postgres.execute(url, "UPDATE tasks SET lease_until = now() WHERE status = 'processing'")
