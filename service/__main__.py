@@ -227,11 +227,22 @@ def _ingest(chosen: argparse.Namespace) -> int:
 
 
 def _evaluate(chosen: argparse.Namespace) -> int:
-    from service.evaluation import evaluate  # noqa: PLC0415
+    from service.evaluation import JudgementsError, evaluate  # noqa: PLC0415
+    from service.inference import ModelUnavailableError  # noqa: PLC0415
 
-    with _database(chosen.embedded) as settings:
-        for quality in evaluate(settings, chosen.file):
-            _print(asdict(quality))
+    def tell(line: str) -> None:
+        sys.stderr.write(f"\r{line}\033[K" if sys.stderr.isatty() else f"{line}\n")
+        sys.stderr.flush()
+
+    try:
+        with _database(chosen.embedded) as settings:
+            qualities = evaluate(settings, chosen.file, tell)
+    except (JudgementsError, ModelUnavailableError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 3 if isinstance(error, ModelUnavailableError) else 2
+    sys.stderr.write("\n" if sys.stderr.isatty() else "")
+    for quality in qualities:
+        _print(asdict(quality))
     return 0
 
 

@@ -1,9 +1,10 @@
 """How well retrieval finds what annotators marked: nDCG@10 and recall@10 of the three modes."""
 
 import asyncio
+import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,13 +18,22 @@ from service.schemas import NewEvidenceItem
 from service.settings import Settings
 from service.store import SearchMode, Store
 
-__all__ = ["Judgement", "Quality", "evaluate", "ndcg", "read_judgements", "recall"]
+__all__ = ["Judgement", "JudgementsError", "Quality", "evaluate", "ndcg", "read_judgements", "recall"]
 
 _DEPTH: Final = 10
-_TENANT: Final = "evaluation"
 _BATCH: Final = 64
 _LOAD_SECONDS: Final = 300.0
 _MODES: Final[tuple[SearchMode, ...]] = ("vector", "keyword", "hybrid")
+
+
+class JudgementsError(ValueError):
+    """A file that holds no judgements: `file`, its `line`, and what is wrong there."""
+
+    def __init__(self, file: Path, line: int, problem: str) -> None:
+        super().__init__(f"{file}, line {line}: {problem}")
+        self.file = file
+        self.line = line
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,44 +68,67 @@ def recall(found: Sequence[str], relevant: frozenset[str]) -> float:
 
 
 def read_judgements(file: Path) -> tuple[list[Judgement], list[str]]:
-    """Claims with something relevant, and every distinct sentence, from JSON lines in CLIMATE-FEVER's form."""
+    """Claims with something relevant, and every distinct sentence, from JSON lines in CLIMATE-FEVER's form.
+
+    Raises `JudgementsError` for a line of another form, or where nothing is relevant to anything.
+    """
     judgements: list[Judgement] = []
     sentences: dict[str, None] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        relevant = set()
-        for piece in entry["evidences"]:
-            sentences[piece["evidence"]] = None
-            if piece["evidence_label"] in {"SUPPORTS", "REFUTES"}:
-                relevant.add(piece["evidence"])
-        if relevant:
-            judgements.append(Judgement(entry["claim"], frozenset(relevant)))
+    number = 0
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            claim = str(entry["claim"])
+            pieces = [(str(piece["evidence"]), piece["evidence_label"]) for piece in entry["evidences"]]
+        except (ValueError, KeyError, TypeError) as error:
+            problem = "expected {claim, evidences: [{evidence, evidence_label}]}"
+            raise JudgementsError(file, number, f"{problem} ({type(error).__name__}: {error})") from error
+        sentences |= dict.fromkeys(sentence for sentence, _ in pieces)
+        if relevant := frozenset(sentence for sentence, label in pieces if label in {"SUPPORTS", "REFUTES"}):
+            judgements.append(Judgement(claim, relevant))
+    if not judgements:
+        raise JudgementsError(file, number, "no claim has evidence that is labelled SUPPORTS or REFUTES")
     return judgements, list(sentences)
 
 
-def evaluate(settings: Settings, file: Path) -> list[Quality]:
-    """Keep every sentence of `file` as evidence of a tenant of its own, search each claim in each mode, and score."""
-    return asyncio.run(_evaluate(settings, file))
+def evaluate(settings: Settings, file: Path, tell: Callable[[str], None]) -> list[Quality]:
+    """Keep every sentence of `file` as evidence of a tenant of its own, search each claim in each mode, and score.
 
-
-async def _evaluate(settings: Settings, file: Path) -> list[Quality]:
+    `tell` hears how far it is. Raises `JudgementsError`, and `ModelUnavailableError` without an embedding model.
+    """
     judgements, sentences = read_judgements(file)
+    # Of this very content: what another file left in the same database must not be found.
+    tenant = f"evaluation-{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    return asyncio.run(_evaluate(settings, tenant, judgements, sentences, tell))
+
+
+async def _evaluate(
+    settings: Settings,
+    tenant: str,
+    judgements: Sequence[Judgement],
+    sentences: Sequence[str],
+    tell: Callable[[str], None],
+) -> list[Quality]:
     database = Database(settings.database_url, connections=2, timeout_seconds=60.0)
     engine = Engine(settings, Scheduler(queue_tokens=settings.queue_tokens))
     await database.open()
     engine.start()
     try:
         await asyncio.to_thread(engine.wait_loaded, _LOAD_SECONDS)
+        engine.embedding.get()
         store = Store(database)
         intake, retriever = Intake(store, engine), Retriever(store, engine)
         for start in range(0, len(sentences), _BATCH):
             pieces = [NewEvidenceItem(sentence) for sentence in sentences[start : start + _BATCH] if sentence]
-            await intake.add(_TENANT, pieces, truncate=True)
+            await intake.add(tenant, pieces, truncate=True)
+            tell(f"embedding sentences: {min(start + _BATCH, len(sentences))} of {len(sentences)}")
         qualities = []
         for mode in _MODES:
             scores = []
-            for judgement in judgements:
-                hits = await retriever.search(_TENANT, judgement.claim, mode=mode, limit=_DEPTH)
+            for number, judgement in enumerate(judgements, start=1):
+                if number % _BATCH == 0 or number == len(judgements):
+                    tell(f"searching, mode {mode}: {number} of {len(judgements)} claims")
+                hits = await retriever.search(tenant, judgement.claim, mode=mode, limit=_DEPTH)
                 found = [hit.content for hit in hits]
                 scores.append((ndcg(found, judgement.relevant), recall(found, judgement.relevant)))
             means = [sum(column) / len(scores) for column in zip(*scores, strict=True)]

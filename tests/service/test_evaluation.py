@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.evaluation import Judgement, ndcg, read_judgements, recall
+from service.evaluation import Judgement, JudgementsError, evaluate, ndcg, read_judgements, recall
+from tests.service.conftest import Postgres, settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,3 +38,37 @@ def test_judgements_are_read_and_claims_without_any_left_out(tmp_path: Path) -> 
     ]
     file.write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
     assert read_judgements(file) == ([Judgement("c", frozenset({"s"}))], ["s", "n"])
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('{"claim": "c", "evidences": []}\nnonsense', 2),
+        ('{"claim": "c"}', 1),
+        ('{"claim": "c", "evidences": [{"evidence": "s"}]}', 1),
+        ('{"claim": "c", "evidences": []}', 1),
+        ("", 0),
+    ],
+)
+def test_a_file_of_another_form_is_refused_with_the_line(content: str, line: int, tmp_path: Path) -> None:
+    file = tmp_path / "judged.jsonl"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(JudgementsError) as caught:
+        read_judgements(file)
+    assert caught.value.line == line
+
+
+def test_what_another_file_left_in_the_database_is_not_found(
+    postgres: Postgres, models_directory: Path, tmp_path: Path
+) -> None:
+    """The second file's only sentence is unlike the claim; had the first one's been found, recall would be lower."""
+    url = postgres.fresh()
+    configured = settings(url, models_directory, entailment_model=None)
+    heard: list[str] = []
+    for name, sentences in {"one": [f"The sun rises, {number}." for number in range(12)], "two": ["Cats."]}.items():
+        evidences = [{"evidence": sentence, "evidence_label": "SUPPORTS"} for sentence in sentences]
+        file = tmp_path / name
+        file.write_text(json.dumps({"claim": "The sun rises", "evidences": evidences}), encoding="utf-8")
+        qualities = {quality.mode: quality for quality in evaluate(configured, file, heard.append)}
+    assert qualities["vector"].recall_at_10 == 1
+    assert heard[-1] == "searching, mode hybrid: 1 of 1 claims"
