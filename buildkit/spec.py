@@ -77,8 +77,8 @@ class StagingBudget(_Table, frozen=True):
     """
 
     p95_seconds: float = 2.0
-    p95_growth_ratio: float = 2.0
-    p95_noise_seconds: float = 0.25
+    p95_growth_ratio: float = 3.0
+    p95_noise_seconds: float = 0.5
     error_fraction: float = 0.0
     retried_fraction: float = 0.02
     memory_bytes: int = 6_000_000_000

@@ -213,20 +213,31 @@ class _Running:
         return outcome
 
     def measure(self, key: Key, before: Window | None) -> Window:
-        """The replicas' own metrics over a load of a fixed length, held against the release before."""
-        settings = self.context.spec.staging
-        load = Load(lambda: self.context.client(key), workers=settings.load_workers)
-        load.prepare()
-        first = inside.scrape(self.new)
-        with load:
-            time.sleep(settings.load_seconds)
-        self.window = metrics.window(first, inside.scrape(self.new))
-        report = load.report()
+        """The replicas' own metrics over a load of a fixed length, held against the release *before*."""
+        self.window, report = self.observe(self.new, key)
         self.counts |= {f"load_{name}": value for name, value in report.counts().items()}
-        broken = (*report.faults, *metrics.judge(self.window, settings.budget, before))
+        broken = (*report.faults, *metrics.judge(self.window, self.context.spec.staging.budget, before))
         if broken:
             raise ReleaseFailed("measured", "; ".join(broken))
         return self.window
+
+    def compare(self, key: Key, load: Load) -> Window:
+        """Takes the answers and the times of what serves now: minutes later, on the same machine, they are comparable.
+
+        A record of some other day is not: the machine may have been busy then, or may be now.
+        """
+        load.prepare()
+        return self.observe(self.old or self.new, key)[0]
+
+    def observe(self, stack: Stack, key: Key) -> tuple[Window, Report]:
+        """Puts load on what serves and looks at its metrics before and after."""
+        settings = self.context.spec.staging
+        load = Load(lambda: self.context.client(key), workers=settings.load_workers)
+        load.prepare()
+        first = inside.scrape(stack)
+        with load:
+            time.sleep(settings.load_seconds)
+        return metrics.window(first, inside.scrape(stack)), load.report()
 
     def migrate_back(self, revision: str | None, image: str) -> str:
         """Brings the schema back to *revision* with the code of *image*, or says why it stays."""
@@ -295,7 +306,7 @@ def _put_in_place(context: Stage, run: _Running) -> None:
         return
     with inside.key_for_checks(run.old) as key:
         load = Load(lambda: context.client(key), workers=_UPDATE_WORKERS, pause_seconds=_UPDATE_PAUSE_SECONDS)
-        steps.run("compared", load.prepare, detail=lambda _: "answers of the serving release taken")
+        served = steps.run("compared", lambda: run.compare(key, load), detail=_measured)
         try:
             found = steps.run("planned", lambda: _plan(context, run), detail=_planned)
             run.migrations = Migrations(before=found.current, after=found.target)
@@ -430,7 +441,7 @@ def roll_back(context: Stage, name: str | None) -> Release:
         )
         with inside.key_for_checks(old) as key:
             load = Load(lambda: context.client(key), workers=_UPDATE_WORKERS, pause_seconds=_UPDATE_PAUSE_SECONDS)
-            steps.run("compared", load.prepare, detail=lambda _: "answers of the serving release taken")
+            served = steps.run("compared", lambda: run.compare(key, load), detail=_measured)
             is_first = found.direction == "up" or not found.is_served
             if _moves(context, found) and is_first:
                 _move(run, found, target.image if found.direction == "up" else current)
@@ -438,7 +449,7 @@ def roll_back(context: Stage, name: str | None) -> Release:
             if _moves(context, found) and not is_first:
                 _move(run, found, current)
             steps.run("integrated", lambda: run.integrate(key, {}), detail=_checked)
-            steps.run("measured", lambda: run.measure(key, target.metrics), detail=_measured)
+            steps.run("measured", lambda: run.measure(key, served), detail=_measured)
     except BaseException as error:
         _taken_back(context, run, error)
         raise

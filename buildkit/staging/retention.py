@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from buildkit import engine as engines
-from buildkit.errors import CommandFailed, RegistryFailed
+from buildkit.errors import RegistryFailed
 from buildkit.staging import releases
 from buildkit.staging.registry import Registry
 
@@ -50,11 +50,11 @@ def tidy(
     removed: list[str] = []
     for release in gone:
         repository = release.image.partition("@")[0]
-        for name in (name for name, digest in names.items() if digest == release.digest):
+        for name in (name for name, digests in names.items() if release.digest in digests):
             if name.startswith(f"{repository}:"):
-                with contextlib.suppress(CommandFailed):  # a container that has ended may still name it
-                    engines.docker(engine.host, "image", "rm", name)
-                    removed.append(release.image)
+                # Containers of replicas that have ended keep their image for a while: hence by force. None runs.
+                engines.docker(engine.host, "image", "rm", "--force", name)
+                removed.append(release.image)
         if local is not None and repository.startswith(f"{local.address}/"):
             with contextlib.suppress(RegistryFailed):
                 if Registry(local.address).delete(repository.partition("/")[2], release.digest):
@@ -71,12 +71,11 @@ def _running(stack: Stack) -> set[str]:
     return {replica.digest for part in parts for replica in stack.replicas(part)}
 
 
-def _names(engine: Engine) -> dict[str, str]:
-    """Repository and tag -> digest, of all images in the engine."""
-    lines = engines.docker(
-        engine.host, "image", "ls", "--digests", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.Digest}}"
-    ).splitlines()
-    return {name: digest for name, _, digest in (line.partition(" ") for line in lines)}
+def _names(engine: Engine) -> dict[str, tuple[str, str]]:
+    """Repository and tag -> the image's id and digest; which of them is the manifest's depends on the image store."""
+    form = "{{.Repository}}:{{.Tag}} {{.ID}} {{.Digest}}"
+    lines = engines.docker(engine.host, "image", "ls", "--digests", "--no-trunc", "--format", form).splitlines()
+    return {name: (identifier, digest) for name, identifier, digest in (line.split(" ") for line in lines)}
 
 
 def _image_bytes(engine: Engine) -> int:
