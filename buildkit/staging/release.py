@@ -325,7 +325,7 @@ def _put_in_place(context: Stage, run: _Running) -> None:
             steps.run("parts", run.update_parts, detail=lambda _: "PostgreSQL or the proxy have another image")
         steps.run("updated", lambda: run.update(load), detail=_loaded, undo=run.undo_update)
         steps.run("integrated", lambda: run.integrate(key, load.vectors()), detail=_checked)
-        steps.run("measured", lambda: run.measure(key, run.serving.metrics if run.serving else None), detail=_measured)
+        steps.run("measured", lambda: run.measure(key, served), detail=_measured)
 
 
 def _tag(engine: Engine, digest: str, name: str) -> None:
