@@ -10,13 +10,13 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Final, NoReturn
 
 from rich.console import Console
 
 from buildkit import engine as engines
 from buildkit import spec as specs
-from buildkit.errors import BuildkitError, UsageError
+from buildkit.errors import BuildkitError, CommandFailed, UsageError
 from buildkit.processes import end_children
 from buildkit.staging import release, releases, swarm
 from buildkit.staging.registry import LocalRegistry, Registry
@@ -116,11 +116,10 @@ def _stage(arguments: argparse.Namespace) -> int:
         registry = _registry(arguments, place)
         swarm.join(place.engine, place.state, is_local=arguments.local, tell=_say)
         _make_secrets(place)
-        folder = place.spec.project / "build"
         context = _context(arguments, place, repository=f"{registry}/{place.spec.name}", console=console)
         done = release.stage(context)
         _tidy(place, registry)
-    _tell_release(done, place, folder)
+    _tell_release(done, place)
     return 0
 
 
@@ -186,8 +185,7 @@ def _tidy(place: _Place, registry: str) -> None:
         _say(f"freed {in_engine:,.1f} MB in the engine, {in_registry:,.1f} MB in the registry")
 
 
-def _tell_release(done: Release, place: _Place, folder: Path) -> None:
-    del folder
+def _tell_release(done: Release, place: _Place) -> None:
     console = Console()
     console.print(f"{done.name} serves at {place.base(place.stack)}")
     console.print(f"{done.image}", soft_wrap=True)
@@ -200,8 +198,8 @@ def _rollback(arguments: argparse.Namespace) -> int:
         if place.local.program.exists():
             place.local.ensure(_say)
         done = release.roll_back(_context(arguments, place, repository=""), arguments.release)
-    _tell_release(done, place, place.state)
-    return 0
+    _tell_release(done, place)
+    return 1 if done.reason else 0
 
 
 def _down(arguments: argparse.Namespace) -> int:
@@ -259,18 +257,25 @@ def _backup(arguments: argparse.Namespace) -> int:
     """Writes beside the file and renames: a backup that broke off leaves the one before."""
     place = _Place(arguments)
     path: Path = arguments.file
+    if not path.parent.is_dir():
+        raise UsageError("file", str(path), "its folder does not exist")
     container = place.stack.container("database")
     part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        part.chmod(0o600)
-        _pipe(place, [container, "backup"], stdout=file)
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            part.chmod(0o600)
+            _pipe(place, [container, "backup"], stdout=file)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     _say(f"{path.stat().st_size / 1e6:,.1f} MB in {path}")
     return 0
 
 
 def _restore(arguments: argparse.Namespace) -> int:
     place = _Place(arguments)
+    if not arguments.file.is_file():
+        raise UsageError("file", str(arguments.file), "is not there; `backup` writes one")
     container = place.stack.container("database")
     with releases.locked(place.state, f"restore {place.stack.name}"), arguments.file.open("rb") as file:
         _pipe(place, [container, "restore", *(["--replace"] if arguments.replace else [])], stdin=file)
@@ -278,13 +283,13 @@ def _restore(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _pipe(place: _Place, command: list[str], *, stdin: object = None, stdout: object = None) -> None:
-    from buildkit.errors import CommandFailed  # noqa: PLC0415
-
+def _pipe(
+    place: _Place, command: list[str], *, stdin: IO[bytes] | None = None, stdout: IO[bytes] | None = None
+) -> None:
     line = ["docker", *(("--host", place.engine.host) if place.engine.host else ()), "exec", "--interactive", *command]
     done = subprocess.run(
         line,
-        stdin=stdin or subprocess.DEVNULL,  # type: ignore[call-overload] # a file
+        stdin=stdin or subprocess.DEVNULL,
         stdout=stdout or subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         check=False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -88,15 +88,20 @@ class SchemaPlan(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def key_for_checks(stack: Stack) -> Iterator[Key]:
-    """A key with a tenant of its own; afterwards the key and all that was stored under it are removed."""
+def key_for_checks(stack: Stack, part: str = "api") -> Iterator[Key]:
+    """A key with a tenant of its own, made in a container of *part*.
+
+    Afterwards the key and all that was stored under it are removed, unless no replica is left to do it: then the key
+    is one that nobody knows any more.
+    """
     name = f"checks-{uuid.uuid4().hex[:12]}"
     command = ("python", "-m", "service", "keys", "add", name, "--scope", "write", "--tenant", name)
-    made = stack.execute(stack.container(), *command, "--tokens-per-minute", str(_TOKENS_PER_MINUTE))
+    made = stack.execute(stack.container(part), *command, "--tokens-per-minute", str(_TOKENS_PER_MINUTE))
     try:
         yield Key(name, name, made.strip())
     finally:
-        stack.execute(stack.container(), "python", "-c", _FORGET, given=name)
+        with suppress(CommandFailed):
+            stack.execute(stack.container(), "python", "-c", _FORGET, given=name)
 
 
 def plan(stack: Stack, container: str, target: str = "head") -> SchemaPlan:

@@ -153,13 +153,16 @@ class Load:
             Unanswered: the API does not answer.
         """
         client = self._connect()
-        settle_sample(client)
-        for text in (*CLAIMS, LONG_TEXT):
-            self._vectors[text] = client.send("POST", "/api/v1/embed", {"texts": [text]}).json()["embeddings"][0]
-        for claim in CLAIMS:
-            found = client.send("POST", "/api/v1/search", {"query": claim, "limit": 3}).json()["results"]
-            self._found[claim] = found[0]["evidence_id"]
-        client.close()
+        try:
+            settle_sample(client)
+            for text in (*CLAIMS, LONG_TEXT):
+                got = _first(client, "/api/v1/embed", {"texts": [text]}, "embeddings")
+                self._vectors[text] = got
+            for claim in CLAIMS:
+                found = _first(client, "/api/v1/search", {"query": claim, "limit": 3}, "results")
+                self._found[claim] = found["evidence_id"]
+        finally:
+            client.close()
 
     def vectors(self) -> dict[str, list[float]]:
         """The vectors by text, as `prepare` took them."""
@@ -347,6 +350,19 @@ class Load:
             if waiting:
                 time.sleep(0.5)
         return completed, lost
+
+
+def _first(client: Client, path: str, body: dict[str, object], name: str) -> Any:  # noqa: ANN401 - a part of JSON
+    """The first of the list *name* in the answer.
+
+    Raises:
+        Unanswered: there is no such answer.
+    """
+    answer = client.send("POST", path, body)
+    try:
+        return answer.json()[name][0]
+    except (LookupError, TypeError, ValueError) as error:
+        raise Unanswered(f"POST {path}", f"{answer.status} {answer.body[:200]!r}", answer.resent) from error
 
 
 def _operation(seconds: list[float]) -> Operation:

@@ -18,7 +18,8 @@ import msgspec
 from buildkit import engine as engines
 from buildkit.errors import CommandFailed, RegistryFailed, ReleaseFailed
 from buildkit.staging import artefact, inside, metrics, releases, suite
-from buildkit.staging.client import Client
+from buildkit.staging.client import Client, Unanswered
+from buildkit.staging.inside import SchemaPlan
 from buildkit.staging.load import Load
 from buildkit.staging.push import push
 from buildkit.staging.releases import Migrations, Release, Releases
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from buildkit.engine import Engine
     from buildkit.spec import ImageSpec
     from buildkit.staging.artefact import Artefact
-    from buildkit.staging.inside import Key, SchemaPlan
+    from buildkit.staging.inside import Key
     from buildkit.staging.load import Report
     from buildkit.staging.push import Pushed
     from buildkit.staging.releases import Window
@@ -39,6 +40,9 @@ __all__ = ["Stage", "roll_back", "stage"]
 
 _STARTED_SECONDS: Final = 120.0
 """How long the database, the proxy or a job may take to start (a generous guess: images may have to be pulled)."""
+_ANSWER_SECONDS: Final = 20.0
+"""How long what serves may be silent before it counts as broken (above a restart of the proxy, measured: 3 s)."""
+_OK: Final = 200
 _UPDATE_WORKERS: Final = 2
 _UPDATE_PAUSE_SECONDS: Final = 0.05
 _COMMAND: Final = "setpriv --no-new-privs python -m service migrate"
@@ -133,6 +137,19 @@ class _Running:
         settings = self.serving.settings if self.serving else stack.settings
         self.old = replace(stack, images=images, settings=settings)
 
+    def answers(self) -> bool:
+        """Whether what serves now has a healthy replica here, and the proxy leads to it."""
+        stack = self.old or self.new
+        try:
+            stack.container()
+            client = Client(self.context.base, authority=self.context.authority, patience_seconds=_ANSWER_SECONDS)
+            try:
+                return client.send("GET", "/livez").status == _OK
+            finally:
+                client.close()
+        except (CommandFailed, Unanswered):
+            return False
+
     def deploy_first(self) -> None:
         """Everything at once: there is nothing to keep serving."""
         seconds = self.context.spec.staging.update_seconds
@@ -160,19 +177,23 @@ class _Running:
         for part in ("database", "proxy", "api"):
             self.new.settle(part, began="", seconds=_STARTED_SECONDS * 2, tell=self.context.tell, step="parts")
 
-    def update(self, load: Load) -> Report:
-        """The engine's rolling update under a small load of our own, which must notice nothing."""
+    def update(self) -> None:
+        """The engine's rolling update."""
         began = self.new.update_began("api")
+        self.new.deploy()
+        self.new.settle(
+            "api",
+            began=began,
+            seconds=self.context.spec.staging.update_seconds,
+            tell=self.context.tell,
+            step="updated",
+            until_digest=self.new.images["api"].partition("@")[2],
+        )
+
+    def update_under(self, load: Load) -> Report:
+        """The engine's rolling update under a small load of our own, which must notice nothing."""
         with load:
-            self.new.deploy()
-            self.new.settle(
-                "api",
-                began=began,
-                seconds=self.context.spec.staging.update_seconds,
-                tell=self.context.tell,
-                step="updated",
-                until_digest=self.new.images["api"].partition("@")[2],
-            )
+            self.update()
         report = load.report()
         if report.faults:
             raise ReleaseFailed("updated", "under load: " + "; ".join(report.faults))
@@ -301,31 +322,56 @@ def _put_in_place(context: Stage, run: _Running) -> None:
         with inside.key_for_checks(run.new) as key:
             found = inside.plan(run.new, run.new.container())
             run.migrations = Migrations(before=None, after=found.current)
-            steps.run("integrated", lambda: run.integrate(key, {}), detail=_checked)
-            steps.run("measured", lambda: run.measure(key, None), detail=_measured)
-        return
-    with inside.key_for_checks(run.old) as key:
-        load = Load(lambda: context.client(key), workers=_UPDATE_WORKERS, pause_seconds=_UPDATE_PAUSE_SECONDS)
-        served = steps.run("compared", lambda: run.compare(key, load), detail=_measured)
+            _judge(run, key, {}, None)
+    elif not run.answers():
+        context.tell("the serving release does not answer: there is nothing to compare with, nor to keep serving")
+        _prepare_schema(context, run)
         try:
-            found = steps.run("planned", lambda: _plan(context, run), detail=_planned)
-            run.migrations = Migrations(before=found.current, after=found.target)
-            image, before = run.new.images["api"], found.current
-            if found.direction == "up":
-                steps.run(
-                    "migrated",
-                    lambda: run.migrate(image),
-                    detail=lambda _: f"{found.current} to {found.target}",
-                    undo=lambda: run.migrate_back(before, image),
-                )
-            steps.run("tried", lambda: _try_candidate(context, run, key, load), detail=_checked)
+            run.new.wait_candidate(seconds=context.spec.staging.update_seconds, step="tried")
+            with inside.key_for_checks(run.new, "candidate") as key:
+                steps.run("tried", lambda: _try_candidate(run, key, {}), detail=_checked)
+                _replace_parts(run)
+                steps.run("updated", run.update, undo=run.undo_update)
+                _judge(run, key, {}, None)
         finally:
             run.new.stop_candidate()
-        if run.changes_parts:
-            steps.run("parts", run.update_parts, detail=lambda _: "PostgreSQL or the proxy have another image")
-        steps.run("updated", lambda: run.update(load), detail=_loaded, undo=run.undo_update)
-        steps.run("integrated", lambda: run.integrate(key, load.vectors()), detail=_checked)
-        steps.run("measured", lambda: run.measure(key, served), detail=_measured)
+    else:
+        with inside.key_for_checks(run.old) as key:
+            load = Load(lambda: context.client(key), workers=_UPDATE_WORKERS, pause_seconds=_UPDATE_PAUSE_SECONDS)
+            served = steps.run("compared", lambda: run.compare(key, load), detail=_measured)
+            try:
+                _prepare_schema(context, run)
+                run.new.wait_candidate(seconds=context.spec.staging.update_seconds, step="tried")
+                steps.run("tried", lambda: _try_candidate(run, key, load.vectors()), detail=_checked)
+            finally:
+                run.new.stop_candidate()
+            _replace_parts(run)
+            steps.run("updated", lambda: run.update_under(load), detail=_loaded, undo=run.undo_update)
+            _judge(run, key, load.vectors(), served)
+
+
+def _prepare_schema(context: Stage, run: _Running) -> None:
+    """Starts the candidate, and brings the schema to where its code needs it."""
+    found = run.steps.run("planned", lambda: _plan(context, run), detail=_planned)
+    run.migrations = Migrations(before=found.current, after=found.target)
+    image, before = run.new.images["api"], found.current
+    if found.direction == "up":
+        run.steps.run(
+            "migrated",
+            lambda: run.migrate(image),
+            detail=lambda _: f"{found.current} to {found.target}",
+            undo=lambda: run.migrate_back(before, image),
+        )
+
+
+def _replace_parts(run: _Running) -> None:
+    if run.changes_parts:
+        run.steps.run("parts", run.update_parts, detail=lambda _: "PostgreSQL or the proxy have another image")
+
+
+def _judge(run: _Running, key: Key, vectors: Mapping[str, list[float]], served: Window | None) -> None:
+    run.steps.run("integrated", lambda: run.integrate(key, vectors), detail=_checked)
+    run.steps.run("measured", lambda: run.measure(key, served), detail=_measured)
 
 
 def _tag(engine: Engine, digest: str, name: str) -> None:
@@ -377,11 +423,9 @@ def _plan(context: Stage, run: _Running) -> SchemaPlan:
     return found
 
 
-def _try_candidate(context: Stage, run: _Running, key: Key, load: Load) -> Outcome:
+def _try_candidate(run: _Running, key: Key, vectors: Mapping[str, list[float]]) -> Outcome:
     """The suite inside the new release while the old one has all traffic."""
-    run.new.wait_candidate(seconds=context.spec.staging.update_seconds, step="tried")
-    container = run.new.container("candidate")
-    outcome = inside.check_inside(run.new, container, key, load.vectors())
+    outcome = inside.check_inside(run.new, run.new.container("candidate"), key, vectors)
     if outcome.wrong:
         raise ReleaseFailed("tried", "; ".join(outcome.wrong))
     return outcome
@@ -411,11 +455,14 @@ def _taken_back(context: Stage, run: _Running, error: BaseException) -> None:
 def roll_back(context: Stage, name: str | None) -> Release:
     """Brings an earlier release back, its schema included where nothing is lost by that.
 
+    Nothing is asked of the release that serves: it may be the reason. What the earlier one is found to do wrong
+    afterwards is recorded and told (`reason` of the record), and is no reason to leave it again.
+
     The caller holds the lock.
 
     Raises:
         UsageError: there is no such release.
-        ReleaseFailed: going back would lose data, or a step failed; the release that served serves on.
+        ReleaseFailed: going back would lose data, or the earlier release does not start; the one that served serves on.
     """
     known = releases.load(context.state)
     run = _Running(context, known)
@@ -433,42 +480,44 @@ def roll_back(context: Stage, name: str | None) -> Release:
         # PostgreSQL and the proxy stay as they are: what they were then is no reason to stop them now.
         run.new = replace(run.new, images={**old.images, "api": target.image})
         steps.run("fetched", lambda: _fetch(context, target.image), detail=lambda _: target.image)
-        current = old.images["api"]
-        revision = target.migrations.after if target.migrations else None
-        found = steps.run("planned", lambda: _plan_back(context, run, revision), detail=_planned)
-        run.migrations = Migrations(
-            before=found.current, after=found.target if _moves(context, found) else found.current
-        )
-        with inside.key_for_checks(old) as key:
-            load = Load(lambda: context.client(key), workers=_UPDATE_WORKERS, pause_seconds=_UPDATE_PAUSE_SECONDS)
-            served = steps.run("compared", lambda: run.compare(key, load), detail=_measured)
-            is_first = found.direction == "up" or not found.is_served
-            if _moves(context, found) and is_first:
-                _move(run, found, target.image if found.direction == "up" else current)
-            steps.run("updated", lambda: run.update(load), detail=_loaded, undo=run.undo_update)
-            if _moves(context, found) and not is_first:
-                _move(run, found, current)
-            steps.run("integrated", lambda: run.integrate(key, {}), detail=_checked)
-            steps.run("measured", lambda: run.measure(key, served), detail=_measured)
+        found = steps.run("planned", lambda: _plan_back(context, run, target), detail=_planned)
+        moves = found.direction != "none" and not (found.direction == "down" and context.keeps_schema)
+        run.migrations = Migrations(before=found.current, after=found.target if moves else found.current)
+        # The newer code alone knows the way. Where the older one works on both schemas, it serves before the change.
+        newer = target.image if found.direction == "up" else old.images["api"]
+        is_first = found.direction == "up" or not found.is_served
+        if moves and is_first:
+            _move(run, found, newer)
+        steps.run("updated", run.update, undo=run.undo_update)
+        if moves and not is_first:
+            _move(run, found, newer)
     except BaseException as error:
         _taken_back(context, run, error)
         raise
+    reason = _look_at(context, run)
     record = msgspec.structs.replace(
-        run.record("serving"), version=target.version, revision=target.revision, bytes_sent=0
+        run.record("serving", reason=reason), version=target.version, revision=target.revision, bytes_sent=0
     )
     kept = msgspec.structs.replace(known, releases=known.retired("rolled back"))
     releases.save(context.state, kept.with_release(record))
     return record
 
 
+def _look_at(context: Stage, run: _Running) -> str:
+    """What the suite and the metrics find wrong with what serves now; "" where nothing."""
+    try:
+        with inside.key_for_checks(run.new) as key:
+            _judge(run, key, {}, None)
+    except (ReleaseFailed, CommandFailed) as error:
+        context.tell(f"went back, and found: {error}")
+        return str(error)
+    return ""
+
+
 def _must_run(run: _Running) -> Stack:
     if run.old is None:
         raise ReleaseFailed("found", "the stack does not run; `nox -s stage` starts it")
     return run.old
-
-
-def _moves(context: Stage, found: SchemaPlan) -> bool:
-    return found.direction != "none" and not (found.direction == "down" and context.keeps_schema)
 
 
 def _move(run: _Running, found: SchemaPlan, image: str) -> None:
@@ -492,23 +541,19 @@ def _fetch(context: Stage, image: str) -> None:
         raise RegistryFailed(image.partition("/")[0], error.log_tail or str(error)) from error
 
 
-def _plan_back(context: Stage, run: _Running, revision: str | None) -> SchemaPlan:
+def _plan_back(context: Stage, run: _Running, target: Release) -> SchemaPlan:
     """What going back means for the schema, by the newer code, which alone knows the way.
 
     Raises:
-        ReleaseFailed: it would lose data.
+        ReleaseFailed: it would lose data, or it cannot be found out.
     """
-    stack = run.old or run.new
+    revision = target.migrations.after if target.migrations else None
+    now = run.serving.migrations.after if run.serving and run.serving.migrations else None
     if revision is None:
         raise ReleaseFailed("planned", f"it is not known which schema {run.name} worked on")
-    try:
-        found = inside.plan(stack, stack.container(), revision)
-    except ReleaseFailed:
-        container = run.new.start_candidate(run.new.images["api"], seconds=_STARTED_SECONDS, step="planned")
-        try:
-            found = inside.plan(run.new, container, revision)  # it is the newer one: this rollback goes forward
-        finally:
-            run.new.stop_candidate()
+    if revision == now:
+        return SchemaPlan(revision, revision, "none", (), is_served=True, losses=())
+    found = _ask_either(run, revision)
     if found.direction != "down":
         return found
     if found.losses and not context.keeps_schema:
@@ -518,6 +563,24 @@ def _plan_back(context: Stage, run: _Running, revision: str | None) -> SchemaPla
         reason = f"code of {found.target} does not work on the schema {found.current}"
         raise ReleaseFailed("planned", f"{reason}: its migration does not say so (`serves`)")
     return found
+
+
+def _ask_either(run: _Running, revision: str) -> SchemaPlan:
+    """The way to *revision* by the code that serves, or by the release that is gone back to, whichever knows it.
+
+    Each is asked in a container without traffic: the replicas that serve may be broken.
+    """
+    reasons: list[str] = []
+    for image in (run.old.images["api"] if run.old else "", run.new.images["api"]):
+        try:
+            return inside.plan(
+                run.new, run.new.start_candidate(image, seconds=_STARTED_SECONDS, step="planned"), revision
+            )
+        except ReleaseFailed as error:
+            reasons.append(error.reason)
+        finally:
+            run.new.stop_candidate()
+    raise ReleaseFailed("planned", "; ".join(reasons))
 
 
 # ---- how steps are told ---------------------------------------------------------------------------------------------

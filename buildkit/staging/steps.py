@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, TypeVar
 
-from buildkit.errors import BuildkitError
+from buildkit.errors import BuildkitError, ReleaseFailed
+from buildkit.staging.client import Unanswered
 from buildkit.staging.releases import StepRecord
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Steps:
         if undo is not None:
             self._undo.append((name, undo))
         try:
-            result = work()
+            result = self._answered(name, work)
         except BaseException as error:
             said = str(error).splitlines()[0] if str(error) else type(error).__name__
             is_failed = isinstance(error, Exception)
@@ -70,6 +71,14 @@ class Steps:
                 self._keep(StepRecord(name=name, outcome="undone", seconds=_since(began), detail=line))
         self._undo.clear()
         return said
+
+    @staticmethod
+    def _answered(name: str, work: Callable[[], _T]) -> _T:
+        """What *work* gives; that the service did not answer is a reason to stop, too."""
+        try:
+            return work()
+        except Unanswered as error:
+            raise ReleaseFailed(name, str(error)) from error
 
     def _keep(self, record: StepRecord) -> None:
         self.records.append(record)

@@ -67,6 +67,7 @@ class Staging:
     """The stack under test, the table so far, and what was released."""
 
     docker: Sequence[str]
+    project: Path
     state: Path
     variants: dict[str, Path]
     stack: Stack
@@ -81,7 +82,7 @@ class Staging:
 
     def start(self, *words: str, variant: str = "") -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "buildkit", *words, "--name", NAME, "--state", str(self.state)]
-        command += ["--registry-port", str(REGISTRY_PORT)]
+        command += ["--registry-port", str(REGISTRY_PORT), "--project", str(self.project)]
         if variant:
             folder = self.variants[variant]
             command += ["--local", "--build", str(folder / "image.json"), "--verify", str(folder / "verify.json")]
@@ -182,7 +183,7 @@ def staging(docker: Sequence[str], volume: str, tmp_path_factory: pytest.TempPat
     stack = Stack(
         engine=engine, name=NAME, file=ROOT / "docker" / "stack.yaml", settings=ENVIRONMENT, secrets=state / "secrets"
     )
-    made = Staging(docker, state, variants, stack)
+    made = Staging(docker, patient(tmp_path_factory.mktemp("project")), state, variants, stack)
     try:
         made.run("stage", variant="first")
         yield made
@@ -191,6 +192,23 @@ def staging(docker: Sequence[str], volume: str, tmp_path_factory: pytest.TempPat
         made.run("stage-down", "--purge")
         names = [f"staging-variant:{name}" for name in (*VARIANTS, "base", "large")]
         subprocess.run([*docker, "image", "rm", "--force", *names], check=False, capture_output=True)
+
+
+def patient(project: Path) -> Path:
+    """The project with budgets for time that a machine which does other work too can keep: loss is measured here."""
+    for name in ("build", "buildkit", "checks", "migrations", "service", "pyproject.toml"):
+        (project / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "docker", project / "docker")
+    images = project / "docker" / "images.toml"
+    text = images.read_text()
+    for old, new in (
+        ("p95_seconds = 2.0", "p95_seconds = 29.0"),
+        ("p95_noise_seconds = 0.5", "p95_noise_seconds = 29.0"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    images.write_text(text)
+    return project
 
 
 def write_table(made: Staging, path: Path) -> None:
@@ -362,6 +380,51 @@ def test_ctrl_c_in_every_step(staging: Staging) -> None:
         digests = {replica.image for replica in staging.stack.replicas("api") if replica.is_running}
         assert digests == {releases.load(staging.state).called(serving).image}, step
         assert not staging.stack.exists("candidate")
+
+
+def test_a_backup_brings_every_row_back(staging: Staging, tmp_path: Path) -> None:
+    """By the hash of each table's rows."""
+    ask(staging, "INSERT INTO claims (tenant_id, text) SELECT 'kept', 'claim ' || n FROM generate_series(1, 500) AS n")
+    before = staging.stack.execute(staging.stack.container("database"), "rows")
+    staging.run("backup", str(tmp_path / "database.dump"))
+    ask(staging, "DELETE FROM claims WHERE tenant_id = 'kept'")
+    assert staging.stack.execute(staging.stack.container("database"), "rows") != before
+
+    assert "has 10 tables" in staging.run("restore", str(tmp_path / "database.dump"), expect=3)
+    staging.run("restore", str(tmp_path / "database.dump"), "--replace")
+
+    assert staging.stack.execute(staging.stack.container("database"), "rows") == before
+    assert (tmp_path / "database.dump").stat().st_mode & 0o077 == 0
+
+
+def test_two_releases_at_once(staging: Staging) -> None:
+    """The second is told who makes the first, and the first is done."""
+    first = staging.start("stage", variant="first")
+    until(lambda: bool((staging.state / "lock").read_text()), "the first has the lock")
+    said = staging.run("stage", variant="second", expect=3)
+
+    assert f"in use by process {first.pid} (stage {NAME}, by " in said
+    rest, _ = first.communicate(timeout=600)
+    assert first.returncode == 0, rest
+
+
+def test_watch_tells_a_lost_replica(staging: Staging, tmp_path: Path) -> None:
+    fine = staging.run("watch", "--hours", "0.003", "--every", "2", "--record", str(tmp_path / "fine.jsonl"))
+    assert "fine" in fine
+    assert len((tmp_path / "fine.jsonl").read_text().splitlines()) >= 2
+
+    watching = staging.start(
+        "watch", "--hours", "0.1", "--every", "2", "--minutes", "0", "--record", str(tmp_path / "bad")
+    )
+    until(
+        lambda: (tmp_path / "bad").exists() and len((tmp_path / "bad").read_text().splitlines()) >= 1, "the first look"
+    )
+    os.kill(staging.pid("api"), signal.SIGKILL)
+    said, _ = watching.communicate(timeout=300)
+
+    assert watching.returncode == 1, said
+    assert "1 of 2 replicas of api run" in said or "replicas ended within an hour" in said
+    staging.settled()
 
 
 def test_secrets_are_nowhere_to_be_seen(staging: Staging) -> None:
