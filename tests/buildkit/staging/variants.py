@@ -65,7 +65,7 @@ class Variant:
     changes: Sequence[tuple[str, str, str]]
 
 
-LARGE_BYTES = 600_000_000
+LARGE_BYTES = 300_000_000
 VARIANTS: Mapping[str, Variant] = {
     "first": Variant("as built, with a tiny entailment model", {}, ()),
     "second": Variant("a change of code alone", {"service/second.txt": "second"}, ()),
