@@ -15,7 +15,7 @@ from buildkit.build import BuildRecord
 from buildkit.report.document import Section, budget_section, chart_label, document, plotly_text
 from buildkit.report.hypertext import chart, code, table, text
 from buildkit.report.markdown import as_cell, as_instruction, human_bytes, markdown_table, verdict_markdown
-from buildkit.timing.record import Summary, Timings
+from buildkit.timing.record import BuildTiming, Summary, Timings
 
 __all__ = [
     "Timeline",
@@ -69,17 +69,16 @@ def timeline_of(record: BuildRecord) -> Timeline:
 
 def timelines_of(timings: Timings) -> tuple[Timeline, ...]:
     """Return the typical build of each target and scenario: the one whose time is nearest to the median."""
-    found = []
-    for summary in timings.summaries:
-        build = timings.typical(summary.target, summary.scenario)
-        if build is not None:
-            title = f"{build.target}, {build.scenario}, run {build.run}: {build.seconds:.1f} s"
-            steps = (
-                TimelineStep(step.stage, step.instruction, step.start_seconds, step.seconds, step.is_cached)
-                for step in build.steps
-            )
-            found.append(Timeline(title, tuple(steps)))
-    return tuple(found)
+    typical = [timings.typical(each.target, each.scenario) for each in timings.summaries]
+    return tuple(_timeline(build) for build in typical if build is not None)
+
+
+def _timeline(build: BuildTiming) -> Timeline:
+    steps = (
+        TimelineStep(step.stage, step.instruction, step.start_seconds, step.seconds, step.is_cached)
+        for step in build.steps
+    )
+    return Timeline(f"{build.target}, {build.scenario}, run {build.run}: {build.seconds:.1f} s", tuple(steps))
 
 
 def builds_section(timelines: Sequence[Timeline]) -> Section:
@@ -167,7 +166,7 @@ def timings_tables(timings: Timings) -> Group:
 
 
 def timings_page(timings: Timings, verdict: Verdict | None = None) -> str:
-    """Write medians, phases, all samples and a timeline for each scenario as one HTML page.
+    """Write medians, phases, all samples and a timeline for each build as one HTML page.
 
     Raises:
         PlotlyMissing: plotly is not installed.
@@ -190,7 +189,7 @@ def timings_page(timings: Timings, verdict: Verdict | None = None) -> str:
     sections = [Section("summary", "Summary", body)]
     if verdict is not None:
         sections.append(budget_section(verdict))
-    sections.append(builds_section(timelines_of(timings)))
+    sections.append(builds_section([_timeline(build) for build in timings.builds]))
     name = timings.target + (f" against {timings.against}" if timings.against else "")
     return document(
         title=f"{name}: how long builds take",
