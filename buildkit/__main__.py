@@ -241,14 +241,16 @@ def _timed(arguments: argparse.Namespace, timings: Timings, budgets: Budgets) ->
     from buildkit import budget, inspection
     from buildkit.report import builds
 
-    verdict = budget.judge(
-        None,
-        budgets.of_builds(),
-        today=datetime.now(tz=UTC).date(),
-        transfer_bytes=timings.transfer_bytes(timings.target),
-        build_seconds_ratio=timings.seconds_ratio(timings.target),
-        image=timings.target,
-    )
+    limits, verdict = budgets.of_builds(), None
+    if limits.limits:
+        verdict = budget.judge(
+            None,
+            limits,
+            today=datetime.now(tz=UTC).date(),
+            transfer_bytes=timings.transfer_bytes(timings.target),
+            build_seconds_ratio=timings.seconds_ratio(timings.target),
+            image=timings.target,
+        )
     tables = []
     if arguments.format == "terminal":
         tables = [builds.timings_tables(timings)]
