@@ -18,7 +18,7 @@ from buildkit import engine as engines
 from buildkit import spec as specs
 from buildkit.errors import BuildkitError, CommandFailed, UsageError
 from buildkit.processes import end_children
-from buildkit.staging import release, releases, swarm
+from buildkit.staging import release, releases, rollback, running, swarm
 from buildkit.staging.registry import LocalRegistry, Registry
 from buildkit.staging.swarm import Stack
 
@@ -141,12 +141,12 @@ def _registry(arguments: argparse.Namespace, place: _Place) -> str:
 
 def _context(
     arguments: argparse.Namespace, place: _Place, *, repository: str, console: Console | None = None
-) -> release.Stage:
+) -> running.Stage:
     from buildkit import build  # noqa: PLC0415 - with python-on-whales, half a second
     from buildkit.staging import parts  # noqa: PLC0415
 
     folder = place.spec.project / "build"
-    return release.Stage(
+    return running.Stage(
         spec=place.spec,
         engine=place.engine,
         build_path=getattr(arguments, "build", None) or build.record_path(folder, "api"),
@@ -197,7 +197,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
     with releases.locked(place.state, f"rollback {place.stack.name}"):
         if place.local.program.exists():
             place.local.ensure(_say)
-        done = release.roll_back(_context(arguments, place, repository=""), arguments.release)
+        done = rollback.roll_back(_context(arguments, place, repository=""), arguments.release)
     _tell_release(done, place)
     return 1 if done.reason else 0
 
