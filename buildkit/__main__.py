@@ -185,7 +185,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     before, after = measurements
     comparison = compare.compare(before, after, base_layers=arguments.base_layers)
     verdict = _judge(arguments, after, before)
-    names = {"before": arguments.before, "after": arguments.after}
+    names = {"before": arguments.before.removesuffix(".json"), "after": arguments.after.removesuffix(".json")}
     if arguments.format == "terminal":
         tables = [terminal.comparison_tables(comparison, **names)]
     else:
