@@ -1,0 +1,123 @@
+"""What the tests of the stack need: its images, made from this checkout, and docker as a function."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from buildkit import base as bases
+from buildkit import build as builds
+from buildkit import engine as engines
+from buildkit import spec as specs
+from buildkit.display import BuildDisplay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from buildkit.events import Events
+
+PROJECT = Path(__file__).parents[2]
+STACK = PROJECT / "docker" / "stack.yaml"
+WAIT_SECONDS = 120.0
+"""Deadline of everything that is polled: far above what it takes, as test machines may be busy."""
+
+
+def until(claim: Callable[[], bool], what: str) -> None:
+    """Poll `claim` until it holds."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not claim():
+        assert time.monotonic() < deadline, f"not within {WAIT_SECONDS} s: {what}"
+        time.sleep(0.2)
+
+
+@dataclass(frozen=True, slots=True)
+class Docker:
+    """The client of the engine, and a name of our own for what is made with it."""
+
+    command: tuple[str, ...]
+    name: str
+
+    def run(
+        self, *arguments: str, code: int | None = 0, stdin: bytes = b"", environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
+        """`docker *arguments*`; its exit code must be `code`, unless that is None."""
+        done = subprocess.run(
+            [*self.command, *arguments],
+            input=stdin,
+            capture_output=True,
+            check=False,
+            env={**os.environ, **(environment or {})},
+            timeout=WAIT_SECONDS * 3,
+        )
+        assert code is None or done.returncode == code, (done.stdout + done.stderr).decode()
+        return done
+
+    def text(self, *arguments: str) -> str:
+        """What `docker *arguments*` prints."""
+        return self.run(*arguments).stdout.decode().strip()
+
+    def logs(self, container: str) -> str:
+        """All that a container printed."""
+        done = self.run("logs", container)
+        return (done.stdout + done.stderr).decode()
+
+    def is_healthy(self, container: str) -> bool:
+        """Whether a container's health check says so."""
+        return self.text("inspect", "--format", "{{.State.Health.Status}}", container) == "healthy"
+
+
+@pytest.fixture
+def engine(docker: Sequence[str]) -> Iterator[Docker]:
+    """Docker; containers and volumes that carry our name are removed afterwards."""
+    made = Docker(tuple(docker), f"tgtest-{uuid.uuid4().hex[:8]}")
+    yield made
+    containers = made.text("ps", "--all", "--quiet", "--filter", f"name={made.name}").split()
+    if containers:
+        made.run("rm", "--force", "--volumes", *containers)
+    for kind in ("volume", "network"):
+        if names := made.text(kind, "ls", "--quiet", "--filter", f"name={made.name}").split():
+            made.run(kind, "rm", *names)
+
+
+@pytest.fixture(scope="session")
+def images(docker: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The images `postgres` and `proxy` of this checkout, by target; under names of the tests' own."""
+    spec = msgspec.structs.replace(specs.load(PROJECT), name="truthgraph-test-stack")
+    found = engines.find(os.environ, engines.Private())
+    base = bases.obtain(
+        found,
+        reference=spec.base,
+        python=spec.python,
+        origin="auto",
+        cache=PROJECT / "build" / "cache",
+        say=lambda _line: None,
+    )
+    console = Console(file=io.StringIO(), width=100)
+
+    def show(events: Events) -> BuildDisplay:
+        return BuildDisplay(console, events, title="stack")
+
+    made = {}
+    for name in ("postgres", "proxy"):
+        record = builds.build(
+            spec,
+            spec.target(name),
+            engine=found,
+            base=base,
+            environment=os.environ,
+            folder=tmp_path_factory.mktemp("build"),
+            show=show,
+        )
+        made[name] = record.tags[0]
+    yield made
+    subprocess.run([*docker, "image", "rm", *made.values()], capture_output=True, check=False)

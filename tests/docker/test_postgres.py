@@ -1,0 +1,193 @@
+"""The database's image: makes itself, lets in by password only, stops cleanly, is backed up and restored."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.docker.conftest import Docker, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PASSWORD = "a-Password.of_tests~1"  # noqa: S105
+CONFINED = (
+    *("--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges"),
+    *("--tmpfs=/run/postgresql:size=1m,mode=1777", "--tmpfs=/tmp:mode=1777"),
+)
+
+
+class Database:
+    """A container of the image, on a volume of its own."""
+
+    def __init__(self, engine: Docker, image: str, secret: Path, name: str) -> None:
+        self.engine, self.image, self.secret = engine, image, secret
+        self.name = f"{engine.name}-{name}"
+
+    def start(self) -> None:
+        """Start it, and wait until it lets in."""
+        mounts = (
+            f"--volume={self.name}:/var/lib/postgresql/data",
+            f"--volume={self.secret}:/run/secrets/database-password:ro",
+        )
+        self.engine.run("run", "--detach", f"--name={self.name}", *CONFINED, *mounts, self.image)
+        until(lambda: self.engine.is_healthy(self.name), "the database is healthy")
+
+    def stop(self) -> None:
+        """Stop it as an orchestrator does, and remove the container."""
+        self.engine.run("stop", "--time=60", self.name)
+        assert self.engine.text("inspect", "--format", "{{.State.ExitCode}}", self.name) == "0"
+        self.engine.run("rm", self.name)
+
+    def sql(self, statement: str, role: str = "truthgraph") -> str:
+        """The answer to a statement, as the database's owner gets it, or another role."""
+        return self.engine.text(
+            *("exec", self.name, "psql", "--username=postgres", "--no-align", "--tuples-only", "--quiet", "truthgraph"),
+            *("--command", f"SET ROLE {role}; {statement}"),
+        )
+
+    def rows(self) -> str:
+        """The hash and number of each table's rows."""
+        return self.engine.text("exec", self.name, "rows")
+
+    def restore(self, backup: bytes, *options: str, code: int = 0) -> str:
+        """Run `restore`; what it said."""
+        done = self.engine.run("exec", "--interactive", self.name, "restore", *options, stdin=backup, code=code)
+        return done.stderr.decode()
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    file = tmp_path / "database-password"
+    file.write_text(PASSWORD)
+    file.chmod(0o444)
+    return file
+
+
+@pytest.fixture
+def database(engine: Docker, images: dict[str, str], secret: Path) -> Database:
+    made = Database(engine, images["postgres"], secret, "one")
+    made.start()
+    made.sql(
+        "CREATE TABLE claims (id int PRIMARY KEY, text text NOT NULL, vector vector(3)); "
+        "INSERT INTO claims SELECT n, 'claim ' || n, ARRAY[n, 1, 2]::vector FROM generate_series(1, 1000) AS n"
+    )
+    return made
+
+
+def test_a_backup_restored_elsewhere_has_the_same_rows(database: Database) -> None:
+    before = database.rows()
+    assert re.fullmatch(r"[0-9a-f]{64} 1000 public\.claims", before)
+    backup = database.engine.run("exec", database.name, "backup").stdout
+    other = Database(database.engine, database.image, database.secret, "two")
+    other.start()
+    other.restore(backup)
+    assert other.rows() == before
+    other.sql("UPDATE claims SET text = 'another' WHERE id = 1")
+    assert other.rows() != before, "a changed row changes the hash"
+
+    said = other.restore(backup, code=2)
+    assert "has 1 tables; to lose them, say: restore --replace" in said
+    changed = other.rows()
+    assert changed != before
+    assert other.restore(backup[: len(backup) // 2], "--replace", code=1)
+    assert other.rows() == changed, "a broken backup changes nothing"
+    assert other.sql("SELECT count(*) FROM pg_database WHERE datname LIKE 'truthgraph\\_%'") == "0"
+    other.restore(backup, "--replace")
+    assert other.rows() == before
+
+
+def test_a_restore_does_not_wait_for_who_is_connected(database: Database) -> None:
+    backup = database.engine.run("exec", database.name, "backup").stdout
+    database.engine.run(
+        *("exec", "--detach", database.name, "psql", "--username=postgres", "truthgraph"),
+        *("--command", "BEGIN; LOCK TABLE claims; SELECT pg_sleep(600)"),
+    )
+    locked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'BEGIN; LOCK%'"
+    until(lambda: database.sql(locked, "postgres") == "1", "it locks")
+    database.restore(backup, "--replace")
+    assert database.sql("SELECT count(*) FROM claims") == "1000"
+
+
+def test_it_stops_cleanly_with_sessions_open_and_keeps_what_was_answered(database: Database) -> None:
+    before = database.rows()
+    database.engine.run(
+        *(
+            "exec",
+            "--detach",
+            database.name,
+            "psql",
+            "--username=postgres",
+            "truthgraph",
+            "--command",
+            "SELECT pg_sleep(600)",
+        )
+    )
+    database.stop()
+    database.start()
+    assert "not properly shut down" not in database.engine.logs(database.name)
+    assert database.rows() == before
+    database.engine.run("kill", "--signal=KILL", database.name)
+    database.engine.run("rm", database.name)
+    database.start()
+    assert "not properly shut down" in database.engine.logs(database.name), "the check above can fail"
+    assert database.rows() == before
+
+
+def test_only_the_password_of_the_secret_lets_in_and_a_new_one_holds_from_the_next_start(database: Database) -> None:
+    def login(password: str, user: str = "truthgraph") -> bool:
+        done = database.engine.run(
+            *("exec", "--env", "PGPASSWORD", database.name, "psql", "--host=127.0.0.1", f"--username={user}"),
+            *("--no-password", "--command=SELECT 1", "truthgraph"),
+            environment={"PGPASSWORD": password},
+            code=None,
+        )
+        return done.returncode == 0
+
+    assert login(PASSWORD)
+    assert not login("another")
+    assert not login(PASSWORD, "postgres"), "the administrator comes through the socket only"
+    database.stop()
+    database.secret.chmod(0o644)
+    database.secret.write_text("a-new-one")
+    database.start()
+    assert login("a-new-one")
+    assert not login(PASSWORD)
+    assert database.sql("SHOW fsync") == "on"
+    for said in (database.engine.logs(database.name), database.engine.text("inspect", database.name)):
+        assert "a-new-one" not in said
+
+
+def test_a_second_server_on_the_volume_is_kept_out(database: Database) -> None:
+    lock = ("flock", "--exclusive", "--nonblock", "/var/lib/postgresql/data/lock", "true")
+    volume = f"--volume={database.name}:/var/lib/postgresql/data"
+    database.engine.run("run", "--rm", f"--name={database.name}-b", volume, database.image, *lock, code=1)
+    database.stop()
+    database.engine.run("run", "--rm", f"--name={database.name}-b", volume, database.image, *lock)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "expected letters, digits"), ("it's", "expected letters, digits")],
+    ids=["empty", "quote"],
+)
+def test_a_password_that_cannot_be_is_refused(
+    engine: Docker, images: dict[str, str], secret: Path, content: str, said: str
+) -> None:
+    secret.chmod(0o644)
+    secret.write_text(content)
+    mount = f"--volume={secret}:/run/secrets/database-password:ro"
+    done = engine.run("run", "--rm", f"--name={engine.name}-x", *CONFINED, mount, images["postgres"], code=2)
+    assert said in done.stderr.decode()
+    assert not content or content not in done.stderr.decode()
+
+
+def test_another_majors_volume_is_refused_not_passed_over(engine: Docker, images: dict[str, str], secret: Path) -> None:
+    volume = f"--volume={engine.name}-old:/var/lib/postgresql/data"
+    mount = f"--volume={secret}:/run/secrets/database-password:ro"
+    old = "mkdir /var/lib/postgresql/data/16 && echo 16 >/var/lib/postgresql/data/16/PG_VERSION"
+    engine.run("run", "--rm", f"--name={engine.name}-x", volume, images["postgres"], "sh", "-c", old)
+    done = engine.run("run", "--rm", f"--name={engine.name}-x", *CONFINED, volume, mount, images["postgres"], code=2)
+    assert "the volume holds PostgreSQL 16" in done.stderr.decode()

@@ -1,0 +1,175 @@
+"""The proxy's image, in front of a stand-in for the API that tells what it was sent and breaks on demand."""
+
+from __future__ import annotations
+
+import json
+import re
+import ssl
+import subprocess
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from service.access import Scope
+from service.routes.table import ROUTES
+from tests.docker.conftest import PROJECT, Docker, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+UPSTREAM = Path(__file__).parent / "upstream.py"
+READ_POSTS = {
+    "/api/v1/embed",
+    "/api/v1/search",
+    "/api/v1/nli",
+    "/api/v1/nli/batch",
+    "/v1/embeddings",
+    "/embed",
+    "/predict",
+}
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A self-signed certificate and its key in one file."""
+    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
+    subprocess.run(
+        [
+            *(
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+                "-days",
+                "2",
+            ),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", str(key), "-out", str(chain)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    both = tmp_path / "tls.pem"
+    both.write_text(chain.read_text() + key.read_text())
+    both.chmod(0o444)
+    return both
+
+
+class Proxied:
+    """A proxy on a free port, and its upstreams: containers that share the name `api`."""
+
+    def __init__(self, engine: Docker, image: str) -> None:
+        self.engine, self.image = engine, image
+        self.proxy, self.network = f"{engine.name}-proxy", f"{engine.name}-front"
+        engine.run("network", "create", self.network)
+
+    def upstream(self, kind: str) -> str:
+        """Start an upstream that is `well`, `breaks` off after reading a request, or is `slow`."""
+        name = f"{self.engine.name}-{kind}"
+        self.engine.run(
+            *("run", "--detach", f"--name={name}", f"--network={self.network}", "--network-alias=api"),
+            *(f"--volume={UPSTREAM}:/upstream.py:ro", self.image, "python3", "/upstream.py", kind),
+        )
+        until(lambda: "listens" in self.engine.logs(name), "the upstream listens")
+        return name
+
+    def start(self, *options: str) -> int:
+        """Start the proxy; its port on this machine."""
+        self.engine.run(
+            *("run", "--detach", f"--name={self.proxy}", f"--network={self.network}", "--publish=127.0.0.1::8080"),
+            *("--read-only", "--tmpfs=/tmp:mode=1777", "--cap-drop=ALL", *options, self.image),
+        )
+        until(lambda: self.engine.is_healthy(self.proxy), "the proxy is healthy")
+        return int(self.engine.text("port", self.proxy, "8080").rpartition(":")[2])
+
+
+@pytest.fixture
+def proxied(engine: Docker, images: dict[str, str]) -> Proxied:
+    return Proxied(engine, images["proxy"])
+
+
+@pytest.fixture
+def client(proxied: Proxied) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://127.0.0.1:{proxied.start()}", timeout=60) as made:
+        yield made
+
+
+def test_a_request_reaches_the_api_with_its_id_and_the_callers_true_address(
+    proxied: Proxied, client: httpx.Client
+) -> None:
+    unreachable = client.post("/api/v1/claims", json={})
+    assert (unreachable.status_code, unreachable.headers["content-type"]) == (502, "application/problem+json")
+    assert unreachable.json()["request_id"] == unreachable.headers["x-request-id"]
+    proxied.upstream("well")
+    until(lambda: client.get("/").status_code == 200, "the API was found without a restart")
+    lies = {"X-Forwarded-For": "127.0.0.1", "Forwarded": "for=127.0.0.1", "X-Request-Id": "mine-1"}
+    seen = client.get("/api/v1/claims?skip=1&text=private", headers=lies).json()
+    assert seen["path"] == "/api/v1/claims?skip=1&text=private"
+    assert seen["headers"]["x-request-id"] == "mine-1"
+    assert re.fullmatch(r"\d+\.\d+\.\d+\.\d+", seen["headers"]["x-forwarded-for"])
+    assert seen["headers"]["x-forwarded-for"] != "127.0.0.1"
+    assert "forwarded" not in seen["headers"]
+    odd = client.get("/", headers={"X-Request-Id": 'x" y'}).json()
+    assert re.fullmatch(r"[0-9a-f]{32}", odd["headers"]["x-request-id"])
+    assert client.post("/api/v1/embed", content=b"x" * 2_000_000).status_code == 200
+    too_large = client.post("/api/v1/embed", content=b"x" * 2_000_001)
+    assert (too_large.status_code, too_large.json()["status"]) == (413, 413)
+    lines = [json.loads(line) for line in proxied.engine.logs(proxied.proxy).splitlines() if line.startswith("{")]
+    assert "mine-1" in {line["request_id"] for line in lines}
+    assert "private" not in proxied.engine.logs(proxied.proxy)
+
+
+def test_only_what_may_be_done_twice_is_sent_twice(proxied: Proxied, client: httpx.Client) -> None:
+    breaking = proxied.upstream("breaks")
+    proxied.upstream("well")
+    for path in sorted(READ_POSTS):
+        for _ in range(4):
+            assert client.post(path, json={}).status_code == 200, path
+    assert all(client.get("/api/v1/claims").status_code == 200 for _ in range(12))
+    statuses = [client.post("/api/v1/claims", json={}).status_code for _ in range(24)]
+    assert set(statuses) == {200, 502}, "a POST that stores something is not repeated"
+    sent = proxied.engine.logs(breaking).count("POST /api/v1/claims") + proxied.engine.logs(
+        f"{proxied.engine.name}-well"
+    ).count("POST /api/v1/claims")
+    assert sent == len(statuses)
+    proxied.engine.run("kill", breaking)
+    until(lambda: client.post("/api/v1/claims", json={}).status_code == 200, "it is gone")
+    assert {client.post("/api/v1/claims", json={}).status_code for _ in range(12)} == {200}
+
+
+def test_what_was_accepted_is_answered_before_it_stops(proxied: Proxied, client: httpx.Client) -> None:
+    slow = proxied.upstream("slow")
+    until(lambda: client.get("/quick").status_code == 200, "the API was found")
+    answers: list[int] = []
+    asking = threading.Thread(target=lambda: answers.append(client.post("/api/v1/claims", json={}).status_code))
+    asking.start()
+    until(lambda: "POST /api/v1/claims" in proxied.engine.logs(slow), "the request is under way")
+    proxied.engine.run("stop", "--time=50", proxied.proxy)
+    asking.join()
+    assert answers == [200]
+    assert proxied.engine.text("inspect", "--format", "{{.State.ExitCode}}", proxied.proxy) == "0"
+
+
+def test_with_a_certificate_it_speaks_tls_only(proxied: Proxied, certificate: Path) -> None:
+    port = proxied.start(f"--volume={certificate}:/run/secrets/tls:ro")
+    proxied.upstream("well")
+    with httpx.Client(verify=ssl.create_default_context(cafile=certificate)) as client:
+        until(lambda: client.get(f"https://localhost:{port}/").status_code == 200, "the API was found")
+        assert client.get(f"https://localhost:{port}/").json()["headers"]["x-forwarded-proto"] == "https"
+        plain = client.post(f"http://localhost:{port}/api/v1/claims?a=1")
+        assert (plain.status_code, plain.headers["location"]) == (308, f"https://localhost:{port}/api/v1/claims?a=1")
+
+
+def test_the_paths_that_are_sent_twice_are_the_posts_that_store_nothing() -> None:
+    """Held against the API's own table: a POST that a key for reading may make stores nothing."""
+    [pattern] = re.findall(r"location ~ (\^.*\$) \{", (PROJECT / "docker/proxy/nginx.conf").read_text())
+    twice = {route.path for route in ROUTES if route.method == "POST" and re.match(pattern, route.path)}
+    assert twice == {route.path for route in ROUTES if route.method == "POST" and route.scope is Scope.READ}
+    assert twice == READ_POSTS

@@ -1,0 +1,259 @@
+"""The whole stack from nothing, by both commands that take the file: serves, keeps its secrets, updates, recovers."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.conftest import absent
+from tests.docker.conftest import PROJECT, STACK, Docker, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+CALLERS = 4
+OVERLAY = "FROM {image}\nCOPY service /app/service\nCOPY migrations /app/migrations\n"
+
+
+@pytest.fixture(scope="session")
+def api_image(
+    pytestconfig: pytest.Config, docker: Sequence[str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The last image of the API that was built, with the code of this checkout in it."""
+    built, made = "truthgraph-api:latest", "truthgraph-test-stack:api"
+    if subprocess.run([*docker, "image", "inspect", built], capture_output=True, check=False).returncode != 0:
+        absent(pytestconfig, "api-image", "`nox -s build-image` makes it")
+    file = tmp_path_factory.mktemp("api") / "Dockerfile"
+    file.write_text(OVERLAY.format(image=built))
+    file.with_name("Dockerfile.dockerignore").write_text("*\n!service\n!migrations\n**/__pycache__\n")
+    subprocess.run(
+        [*docker, "buildx", "build", "--quiet", "--provenance=false", "--file", file, "--tag", made, PROJECT],
+        capture_output=True,
+        check=True,
+    )
+    yield made
+    subprocess.run([*docker, "image", "rm", made], capture_output=True, check=False)
+
+
+@pytest.fixture
+def compose(pytestconfig: pytest.Config, docker: Sequence[str]) -> None:
+    """Docker Compose."""
+    if subprocess.run([*docker, "compose", "version"], capture_output=True, check=False).returncode != 0:
+        absent(pytestconfig, "compose", "Debian 13 has it as docker-compose")
+
+
+@pytest.fixture
+def swarm(docker: Sequence[str]) -> Iterator[None]:
+    """Swarm mode; left again if it was not on before."""
+    state = subprocess.run(
+        [*docker, "info", "--format", "{{.Swarm.LocalNodeState}}"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if state == "inactive":
+        subprocess.run([*docker, "swarm", "init", "--advertise-addr=127.0.0.1"], capture_output=True, check=True)
+    yield
+    if state == "inactive":
+        subprocess.run([*docker, "swarm", "leave", "--force"], capture_output=True, check=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A deployment under a name of its own."""
+
+    engine: Docker
+    environment: dict[str, str]
+    password: str
+    url: str
+
+    def container(self, part: str) -> str:
+        """A running container of a part."""
+        ids = self.engine.text(
+            *("ps", "--quiet", "--filter", f"label=io.truthgraph.part={part}", "--filter", f"name={self.engine.name}")
+        ).split()
+        assert ids, f"no {part} runs"
+        return ids[0]
+
+    def restarted(self, container: str) -> bool:
+        """Whether the engine has started a container once more, and it runs."""
+        return self.engine.text("inspect", "--format", "{{.RestartCount}} {{.State.Running}}", container) == "1 true"
+
+    def is_ready(self) -> bool:
+        """Whether the API says so through the proxy."""
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def client(self) -> httpx.Client:
+        """A client with a key, made as an operator makes it."""
+        api = self.container("api")
+        key = self.engine.text("exec", api, "python", "-m", "service", "keys", "add", f"key {secrets.token_hex(4)}")
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
+
+
+@pytest.fixture
+def stack(engine: Docker, images: dict[str, str], api_image: str, tmp_path: Path) -> Stack:
+    """What both commands need; nothing runs yet."""
+    subprocess.run([PROJECT / "docker" / "make-secrets", tmp_path / "secrets"], check=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        "TRUTHGRAPH_API_IMAGE": api_image,
+        "TRUTHGRAPH_POSTGRES_IMAGE": images["postgres"],
+        "TRUTHGRAPH_PROXY_IMAGE": images["proxy"],
+        "TRUTHGRAPH_SECRETS": str(tmp_path / "secrets"),
+        "TRUTHGRAPH_STACK": engine.name,
+        "TRUTHGRAPH_PUBLISHED_PORT": str(port),
+        "TRUTHGRAPH_MONITOR_SECONDS": "3",
+    }
+    return Stack(engine, environment, (tmp_path / "secrets/database-password").read_text(), f"http://127.0.0.1:{port}")
+
+
+def serves(stack: Stack) -> None:
+    """Claims are kept, evidence is found by meaning, and nobody gets in without a key."""
+    refused = httpx.get(f"{stack.url}/api/v1/claims")
+    assert refused.status_code == 401, "a caller on this machine is not taken for the API's own"
+    with stack.client() as client:
+        claim = client.post("/api/v1/claims", json={"text": "Our planet is round."}).json()["id"]
+        assert client.get(f"/api/v1/claims/{claim}").json()["text"] == "Our planet is round."
+        for content in ("The Earth is an oblate spheroid.", "Cats sleep most of the day."):
+            assert client.post("/api/v1/evidence", json={"content": content}).status_code == 201
+        found = client.post("/api/v1/search", json={"query": "the shape of our planet", "mode": "vector"}).json()
+        assert found["results"][0]["content"] == "The Earth is an oblate spheroid."
+
+
+def told(stack: Stack, *objects: str) -> str:
+    """All that the engine, the containers' environment and their logs tell of the stack's containers and `objects`."""
+    engine = stack.engine
+    containers = engine.text("ps", "--all", "--quiet", "--filter", f"name={engine.name}").split()
+    texts = [engine.text("inspect", *containers, *objects)]
+    for container in containers:
+        texts.append(engine.logs(container))
+        command = "cat /proc/1/environ /proc/1/cmdline; env"
+        texts.append(engine.run("exec", container, "sh", "-c", command, code=None).stdout.decode(errors="replace"))
+    for image in {value for name, value in stack.environment.items() if name.endswith("_IMAGE")}:
+        texts += [engine.text("image", "inspect", image), engine.text("history", "--no-trunc", image)]
+    return "\n".join(texts)
+
+
+def test_compose_brings_it_up_from_nothing(stack: Stack, compose: None) -> None:
+    del compose
+    command = ("compose", "--project-name", stack.engine.name, "--file", str(STACK))
+    try:
+        stack.engine.run(*command, "up", "--detach", environment=stack.environment)
+        until(stack.is_ready, "the API is ready")
+        serves(stack)
+        said = told(stack)
+        assert stack.password not in said
+        assert "TRUTHGRAPH_DRAIN_SECONDS=30" in said, "the look can find what is there"
+        published = stack.engine.text("port", stack.container("proxy"))
+        assert "127.0.0.1" in published
+        assert "0.0.0.0" not in published, "on this machine only, unless told"  # noqa: S104
+        # `docker kill` would count as the operator's own wish; a process that ends does not.
+        for part, number in (("api", "TERM"), ("database", "QUIT")):
+            ended = stack.container(part)
+            stack.engine.run("exec", ended, "sh", "-c", f"kill -{number} 1")
+            until(partial(stack.restarted, ended), f"{part} was started again")
+            until(stack.is_ready, "it is ready again by itself")
+        for part in ("api", "database", "proxy"):
+            assert "NoNewPrivs:\t1" in stack.engine.text("exec", stack.container(part), "cat", "/proc/1/status")
+    finally:
+        stack.engine.run(*command, "down", "--volumes", "--timeout=5", environment=stack.environment)
+
+
+@dataclass(slots=True)
+class Load:
+    """Callers that go on until told to stop, and what became of each of their requests."""
+
+    stack: Stack
+    made: int = 0
+    lost: list[str] = field(default_factory=list)
+    is_over: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def call(self, number: int, key: str) -> None:
+        """One caller; every other one makes a new connection for each request."""
+        with httpx.Client(base_url=self.stack.url, headers={"Authorization": key}, timeout=60) as kept:
+            while not self.is_over.is_set():
+                try:
+                    if number % 2:
+                        with httpx.Client(base_url=self.stack.url, headers=kept.headers, timeout=60) as fresh:
+                            answers = self.requests(fresh)
+                    else:
+                        answers = self.requests(kept)
+                    said = [
+                        f"{time.time():.2f} {answer.status_code} {answer.text[:200]}"
+                        for answer in answers
+                        if answer.is_error
+                    ]
+                except httpx.TransportError as error:
+                    said = [f"{time.time():.2f} {error!r}"]
+                with self.lock:
+                    self.made += not said
+                    self.lost += said
+
+    @staticmethod
+    def requests(client: httpx.Client) -> list[httpx.Response]:
+        """One that stores, one that computes."""
+        return [
+            client.post("/api/v1/claims", json={"text": "The sun rises in the east."}),
+            client.post("/api/v1/embed", json={"texts": ["The sun rises in the east."]}),
+        ]
+
+
+def test_swarm_brings_it_up_updates_it_without_losing_a_request_and_rolls_a_bad_one_back(
+    stack: Stack, swarm: None
+) -> None:
+    del swarm
+    name = stack.engine.name
+    try:
+        stack.engine.run(
+            "stack", "deploy", "--detach=true", "--compose-file", str(STACK), name, environment=stack.environment
+        )
+        until(stack.is_ready, "the API is ready")
+        serves(stack)
+        services = [f"{name}_{part}" for part in ("api", "database", "migrate", "proxy")]
+        said = told(stack, *services, *stack.engine.text("secret", "ls", "--quiet", "--filter", f"name={name}").split())
+        assert stack.password not in said
+        assert "TRUTHGRAPH_DRAIN_SECONDS=30" in said, "the look can find what is there"
+        with stack.client() as client:
+            before = client.get("/api/v1/claims").json()["total"]
+            load = Load(stack)
+            callers = [
+                threading.Thread(target=load.call, args=(number, client.headers["Authorization"]))
+                for number in range(CALLERS)
+            ]
+            for caller in callers:
+                caller.start()
+            try:
+                updated = stack.engine.text("service", "update", "--force", "--detach=false", "--quiet", f"{name}_api")
+                assert updated, "the update ended"
+                bad = ("--env-add", "TRUTHGRAPH_DTYPE=float16")
+                stack.engine.run("service", "update", "--detach=true", "--quiet", *bad, f"{name}_api")
+                state = ("service", "inspect", "--format", "{{.UpdateStatus.State}}", f"{name}_api")
+                until(lambda: stack.engine.text(*state) == "rollback_completed", "the bad one was rolled back")
+            finally:
+                load.is_over.set()
+                for caller in callers:
+                    caller.join()
+            assert load.lost == []
+            assert load.made > CALLERS
+            assert client.get("/api/v1/claims").json()["total"] == before + load.made
+            stack.engine.run("kill", stack.container("database"))
+            until(lambda: client.get("/api/v1/claims").status_code == 503, "the API tells that its database is away")
+            until(lambda: client.get("/api/v1/claims").status_code == 200, "it is back by itself")
+            assert client.get("/api/v1/claims").json()["total"] == before + load.made
+    finally:
+        stack.engine.run("stack", "rm", name)
+        until(lambda: not stack.engine.text("ps", "--all", "--quiet", "--filter", f"name={name}"), "all have stopped")
+        until(lambda: not stack.engine.text("network", "ls", "--quiet", "--filter", f"name={name}"), "all is removed")
