@@ -125,8 +125,9 @@ def tables(seen: Seen, known: Releases) -> list[Table]:
     )
     parts.caption_justify = "left"
     history = Table(title="releases, newest first", title_justify="left")
-    for column in ("release", "outcome", "when", "who", "schema", "sent", "p95"):
-        history.add_column(column)
+    history.add_column("release", no_wrap=True)  # a rollback is told it
+    for column in ("outcome", "when", "who", "schema", "sent", "p95"):
+        history.add_column(column, overflow="fold")
     for release in reversed(known.releases):
         schema = release.migrations.after if release.migrations else None
         p95 = max(release.metrics.p95_seconds.values(), default=0.0) if release.metrics else None
@@ -134,7 +135,7 @@ def tables(seen: Seen, known: Releases) -> list[Table]:
         history.add_row(
             release.name,
             Text(why, style=_STYLES[release.outcome]),
-            release.started,
+            release.started[5:16].replace("T", " "),
             release.who,
             schema or "",
             "" if release.bytes_sent is None else f"{release.bytes_sent / 1e6:,.0f} MB",

@@ -241,7 +241,19 @@ def write_table(made: Staging, path: Path) -> None:
             f"| {note} |"
         )
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join([*lines, "", *steps_table(releases.load(made.state))]) + "\n")
+
+
+def steps_table(known: releases.Releases) -> list[str]:
+    """The first release and the last update: how long each step took."""
+    served = [each for each in known.releases if each.outcome != "failed" and each.bytes_sent is not None]
+    chosen = [served[0], *[each for each in served[1:] if each.bytes_sent][-1:]]
+    lines = ["What the steps of a release took, in seconds, and what each said:", ""]
+    for release in chosen:
+        lines += [f"| {release.name} | s | |", "| --- | ---: | --- |"]
+        lines += [f"| {step.name} | {step.seconds:.1f} | {step.detail} |" for step in release.steps]
+        lines += [f"| sent | | {(release.bytes_sent or 0) / 1e6:,.1f} MB |", ""]
+    return lines
 
 
 # In order: each finds the stack as the one before left it.
