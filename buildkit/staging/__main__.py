@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final, NoReturn
@@ -32,8 +33,8 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS: Final = ("stage", "stage-status", "rollback", "stage-down", "watch", "backup", "restore")
 INTERRUPTED: Final = 130
-_NOT_SETTINGS: Final = re.compile(r"TRUTHGRAPH_(?:[A-Z]+_IMAGE|SECRETS|STACK|BIND|TLS_FILE)$")
-"""Variables of the stack file that a release fills in itself, or that only compose reads, or that point to a secret."""
+_NOT_SETTINGS: Final = re.compile(r"TRUTHGRAPH_(?:[A-Z]+_IMAGE|SECRETS|STACK|BIND)$")
+"""Variables of the stack file that a release fills in itself, or that only compose reads."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -81,15 +82,6 @@ class _Place:
             settings=_settings(file),
             secrets=self.state / "secrets",
         )
-
-    @property
-    def certificate(self) -> str | None:
-        """The certificate that the proxy was given."""
-        return os.environ.get("TRUTHGRAPH_TLS_FILE") or None
-
-    def base(self, stack: Stack) -> str:
-        """The proxy's address on this machine."""
-        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{stack.port}"
 
 
 def _settings(file: Path) -> dict[str, str]:
@@ -155,8 +147,6 @@ def _context(
         stack=place.stack,
         repository=repository,
         tell=_say,
-        base=place.base(place.stack),
-        authority=place.certificate,
         part=partial(
             parts.obtain,
             place.spec,
@@ -187,7 +177,7 @@ def _tidy(place: _Place, registry: str) -> None:
 
 def _tell_release(done: Release, place: _Place) -> None:
     console = Console()
-    console.print(f"{done.name} serves at {place.base(place.stack)}")
+    console.print(f"{done.name} serves at {replace(place.stack, settings=done.settings).address}")
     console.print(f"{done.image}", soft_wrap=True)
     console.print(f"recorded in {place.state / 'releases.json'}", soft_wrap=True)
 

@@ -88,8 +88,9 @@ def _put_in_place(context: Stage, run: Running) -> None:
         finally:
             run.new.stop_candidate()
     else:
-        with inside.key_for_checks(run.old) as key:
-            load = Load(lambda: context.client(key), workers=_UPDATE_WORKERS, pause_seconds=_UPDATE_PAUSE_SECONDS)
+        old = run.old
+        with inside.key_for_checks(old) as key:
+            load = Load(lambda: run.client(old, key), workers=_UPDATE_WORKERS, pause_seconds=_UPDATE_PAUSE_SECONDS)
             served = steps.run("compared", lambda: run.compare(key, load), detail=measured)
             try:
                 _prepare_schema(context, run)

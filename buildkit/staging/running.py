@@ -58,15 +58,9 @@ class Stage:
     stack: Stack
     repository: str
     tell: Callable[[str], None]
-    base: str
-    authority: str | None = None
     part: Callable[[str], str] = field(default=lambda _: "")
     allows_gap: bool = False
     keeps_schema: bool = False
-
-    def client(self, key: Key) -> Client:
-        """A client that goes through the proxy."""
-        return Client(self.base, key.secret, authority=self.authority)
 
 
 class Running:
@@ -125,12 +119,17 @@ class Running:
         settings = self.serving.settings if self.serving else stack.settings
         self.old = replace(stack, images=images, settings=settings)
 
+    @staticmethod
+    def client(stack: Stack, key: Key) -> Client:
+        """A client that goes through the stack's proxy."""
+        return Client(stack.address, key.secret, authority=stack.certificate)
+
     def answers(self) -> bool:
         """Whether what serves now has a healthy replica here, and the proxy leads to it."""
         stack = self.old or self.new
         try:
             stack.container()
-            client = Client(self.context.base, authority=self.context.authority, patience_seconds=_ANSWER_SECONDS)
+            client = Client(stack.address, authority=stack.certificate, patience_seconds=_ANSWER_SECONDS)
             try:
                 return client.send("GET", "/livez").status == _OK
             finally:
@@ -213,7 +212,7 @@ class Running:
 
     def integrate(self, key: Key, vectors: Mapping[str, list[float]]) -> Outcome:
         """The suite through the proxy."""
-        client = self.context.client(key)
+        client = self.client(self.new, key)
         outcome = suite.run(client, vectors=vectors)
         client.close()
         self.counts |= {"checks": len(outcome.checks), "checks_wrong": len(outcome.wrong), "requests": outcome.requests}
@@ -241,7 +240,7 @@ class Running:
     def observe(self, stack: Stack, key: Key) -> tuple[Window, Report]:
         """Puts load on what serves and looks at its metrics before and after."""
         settings = self.context.spec.staging
-        load = Load(lambda: self.context.client(key), workers=settings.load_workers)
+        load = Load(lambda: self.client(stack, key), workers=settings.load_workers)
         load.prepare()
         first = inside.scrape(stack)
         with load:

@@ -77,9 +77,15 @@ class Stack:
     secrets: Path = Path("/nonexistent")
 
     @property
-    def port(self) -> int:
-        """The proxy's, on every node."""
-        return int(self.settings.get("TRUTHGRAPH_PUBLISHED_PORT", "8080"))
+    def certificate(self) -> str | None:
+        """The file with the proxy's certificate; None where it speaks plain HTTP."""
+        return self.settings.get("TRUTHGRAPH_TLS_FILE") or None
+
+    @property
+    def address(self) -> str:
+        """The proxy's on this machine."""
+        port = self.settings.get("TRUTHGRAPH_PUBLISHED_PORT", "8080")
+        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{port}"
 
     def docker(self, *arguments: str, seconds: float = _COMMAND_SECONDS) -> str:
         """What `docker *arguments*` prints."""
