@@ -49,6 +49,8 @@ class Target(_Table, frozen=True):
         arguments: build arguments beside those that every build gets; `{site_packages}` is where the base's own Python
             installs to.
         cuda_targets: compute capabilities that it must run on, where not all of the image's.
+        has_application: it carries the service; what stands beside it in the stack does not.
+        user: number that it runs as.
         compression: of its layers in the engine; uncompressed is exported and unpacked fastest, a registry gets zstd.
     """
 
@@ -59,6 +61,8 @@ class Target(_Table, frozen=True):
     layers: tuple[str, ...] = ()
     arguments: dict[str, str] = {}
     cuda_targets: tuple[str, ...] = ()
+    has_application: bool = True
+    user: str = "1000"
     compression: Literal["uncompressed", "gzip", "zstd"] = "uncompressed"
 
 

@@ -60,6 +60,7 @@ BASE_PATHS: Final = (
     "/etc/shadow",
     "/etc/gshadow",
 )
+SYSTEM_PACKAGES: Final = ("curl", "postgresql-client")
 OCI: Final = "org.opencontainers.image."
 LABELS: Final = ("revision", "source", "version", "created", "licenses", "title", "base.name", "base.digest")
 DEVELOPMENT_GROUPS: Final = ("checks", "lint", "tests", "types")
@@ -192,7 +193,9 @@ def expect(
     build was given, in PEM form.
     """
     chosen = spec.target(target)
-    layers = chosen.layers or tuple(layer.name for layer in spec.layers if layer.name != "dev")
+    # A target without layers of its own has them all installed by its Dockerfile; without the application, none.
+    every = tuple(layer.name for layer in spec.layers if layer.name != "dev") if chosen.has_application else ()
+    layers = chosen.layers or every
     locked = {
         name: version for layer in layers for name, version in read_lock(spec.lock_folder / f"{layer}.txt").items()
     }
@@ -200,7 +203,9 @@ def expect(
     known = {name: int(limits[name]) for name in Budgets.__dataclass_fields__ if name in limits}
     return Expectations(
         target=target,
+        has_application=chosen.has_application,
         has_models="models" in layers,
+        user=chosen.user,
         virtual_environment=spec.venv if chosen.layers else None,
         application=spec.app,
         model=f"/opt/models/{spec.model}",
@@ -208,6 +213,7 @@ def expect(
         development_only={}
         if "dev" in layers
         else {name: modules(name) for name in development(spec) if name not in locked},
+        system_packages=SYSTEM_PACKAGES if chosen.has_application else (),
         cuda_targets=chosen.cuda_targets or spec.cuda_targets,
         uncompiled=uncompiled_packages(chosen.arguments.get("DIET_PROFILE", "full")) if chosen.layers else (),
         base_paths=BASE_PATHS,

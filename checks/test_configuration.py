@@ -100,6 +100,7 @@ def test_healthcheck_asks_the_service(configuration: Configuration, expectations
     )
 
 
+@pytest.mark.needs("application")
 def test_cache_is_declared(configuration: Configuration, expectations: Expectations) -> None:
     """The writable cache folder is declared as a volume."""
     refuse(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 from typing import TYPE_CHECKING
 
+import pytest
+
 from checks.verdicts import not_applicable, refuse
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def test_code_is_read_only(expectations: Expectations, file_system: FileSystem, 
     )
 
 
+@pytest.mark.needs("application")
 def test_cache_is_writable(expectations: Expectations, file_system: FileSystem, host: testinfra.host.Host) -> None:
     """The one folder for caches belongs to the service's user and can be written to."""
     folder = file_system.by_path.get(expectations.cache)
