@@ -22,7 +22,7 @@ __all__ = ["is_left_uncompiled", "match_files"]
 
 _GUARDED_FOLDERS: Final = frozenset(folder for rule in RULES if rule.is_imported_kept for folder in rule.folders)
 # What says which distribution it was and under which licence; licences lie there under the names of source folders.
-_METADATA: Final = ".dist-info/"
+_METADATA: Final = ".dist-info"
 # Sources that load their stubs at run time (the lazy_loader package: `attach_stub` reads the .pyi beside the module).
 _READS_ITS_STUB: Final = b"attach_stub"
 # An import statement at any indentation, with what its parentheses hold: a cheap look before parsing.
@@ -52,7 +52,7 @@ def match_files(root: Path, paths: Sequence[str], rules: Iterable[Rule]) -> dict
     matched: dict[str, Rule] = {}
     for path in installed:
         claiming = next((rule for rule in rules if not rule.is_bytecode_only and rule.claims(path)), None)
-        if claiming is not None and _METADATA not in path:
+        if claiming is not None and not path.partition("/")[0].endswith(_METADATA):
             matched[path] = claiming
     _keep_imported(root, installed, matched)
     _keep_stubs_read_at_run_time(root, matched)

@@ -240,14 +240,10 @@ RULES: Final = (
         lost="building device code against NVSHMEM in the image",
     ),
     Rule(
-        name="torch-compilers",
-        globs=("torch/_inductor/*", "torch/_vendor/quack/*"),
-        spared_globs=tuple(f"torch/_inductor/{module}.py" for module in _INDUCTOR_IMPORTED),
-        reason=(
-            "torch's generators of kernels write code for triton, CuTe or a C++ compiler, and a serving image has none "
-            "of them; of these modules, importing torch and transformers loads seventeen, which stay (traced)"
-        ),
-        lost="torch.compile with inductor or aot_eager, AOTInductor, some passes of torch.export",
+        name="cute-kernels",
+        globs=("torch/_vendor/quack/*",),
+        reason="kernels that torch compiles with NVIDIA's CuTe where its compiler is installed, which no lock names",
+        lost="those kernels, where nvidia-cutlass-dsl is installed beside",
     ),
     Rule(
         name="torch-tests",
@@ -267,12 +263,6 @@ RULES: Final = (
         globs=("networkx/*",),
         reason="networkx; torch's compiler cuts graphs with it and nothing else imports it",
         lost="torch.compile's partitioner, programs that import networkx",
-    ),
-    Rule(
-        name="package-builder",
-        globs=("setuptools/*", "_distutils_hack/*", "pkg_resources/*", "distutils-precedence.pth"),
-        reason="setuptools builds packages; torch asks for it to compile C++ extensions, and there is no compiler",
-        lost="torch.utils.cpp_extension, setuptools and distutils; every start saves the import of their hook",
     ),
     Rule(
         name="invented-data",
@@ -302,6 +292,22 @@ RULES: Final = (
         ),
         reason="loaded at the first convolution or recurrent layer, which text encoders do not have",
         lost="convolutions, recurrent layers and cuDNN attention on the GPU (the service turns that back-end off)",
+    ),
+    Rule(
+        name="torch-compilers",
+        globs=("torch/_inductor/*",),
+        spared_globs=tuple(f"torch/_inductor/{module}.py" for module in _INDUCTOR_IMPORTED),
+        reason=(
+            "torch's generators of kernels write for triton or a C++ compiler, and a serving image has neither; of "
+            "these modules, importing torch, transformers and its text encoders loads seventeen, which stay (traced)"
+        ),
+        lost="torch.compile, also as a decorator of what is never called, and torch.export",
+    ),
+    Rule(
+        name="package-builder",
+        globs=("setuptools/*", "_distutils_hack/*", "pkg_resources/*", "distutils-precedence.pth"),
+        reason="setuptools builds packages; torch asks for it to compile C++ extensions, and there is no compiler",
+        lost="torch.utils.cpp_extension and torch.utils.benchmark, setuptools and distutils",
     ),
     Rule(
         name="other-models",
@@ -386,10 +392,9 @@ _SERVING: Final = (
     "blas-fftw-shims",
     "profilers",
     "device-bitcode",
-    "torch-compilers",
+    "cute-kernels",
     "torch-tests",
     "graph-algorithms",
-    "package-builder",
     "invented-data",
     "database-tests",
     "cold-bytecode",
@@ -398,6 +403,8 @@ _SERVING: Final = (
 _INFERENCE: Final = (
     *_SERVING,
     "cudnn-engines",
+    "torch-compilers",
+    "package-builder",
     "other-models",
     "estimators",
     "sciences",
