@@ -63,11 +63,15 @@ _CASES_LOST: Final = {
     "stub-nccl": ("collectives with one process",),
 }
 _UNVERIFIED_WITHOUT_A_DEVICE: Final = (
-    "that the driver takes the pruned containers, lazily and eagerly loaded",
-    "that kernels give the same bits: matmul, convolution, attention, FFT, sparse, linear algebra, random numbers",
-    "start-up and memory on a GPU",
-    'the negative control: a tree pruned for another GPU must fail with "no kernel image"',
+    "no GPU: that the driver takes the pruned containers, lazily and eagerly loaded",
+    "no GPU: that kernels give the same bits: matmul, convolution, attention, FFT, sparse, linear algebra",
+    "no GPU: start-up and memory on the device",
+    "no GPU: the negative control, a tree pruned for another GPU, which must fail with 'no kernel image'",
 )
+_UNLINKED: Final = "no nvJitLink, or no relocatable code: that containers link to the same code as before"
+_UNLISTED: Final = "no cuobjdump (it comes with triton): that NVIDIA's own tool lists the entries that were kept"
+# What `start` holds, as it is shown: unit and how many of the figure's own make one.
+_SHOWN: Final = {"bytes": ("MB", 1e6), "seconds": ("s", 1.0)}
 
 
 class WorkloadFailed(RuntimeError):
@@ -218,7 +222,11 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, tell: Cal
         control=control,
         start=start,
         is_verified_on_device=device is not None and not failures,
-        not_verified=_UNVERIFIED_WITHOUT_A_DEVICE if device is None else (),
+        not_verified=(
+            *(_UNVERIFIED_WITHOUT_A_DEVICE if device is None else ()),
+            *(() if linked else (_UNLINKED,)),
+            *(() if listed else (_UNLISTED,)),
+        ),
         failures=tuple(failures),
     )
 
@@ -238,7 +246,7 @@ def proof_summary(proof: Proof) -> str:
         f"  {proof.compared_libraries} pruned libraries equal by address, {proof.loaded_libraries} altered ones load",
         f"  {proof.linked_containers} containers link alike, {proof.listed_libraries} libraries are listed alike",
         f"  {len(proof.cases)} results, {sum(case.before == case.after for case in proof.cases)} of them bit-identical",
-        *(f"  {name}: {before[name]:,.2f} before, {after[name]:,.2f} after" for name in sorted(before)),
+        *(_shown(name, before[name], after[name]) for name in sorted(before)),
     ]
     if unrepeatable:
         lines.append(f"  not comparable, the original differs from itself: {', '.join(unrepeatable)}")
@@ -247,10 +255,17 @@ def proof_summary(proof: Proof) -> str:
         lines.append(f"  not compared, a rule takes out what they need: {', '.join(lost)}")
     if proof.control is not None:
         lines.append(f"  pruned for another GPU: {proof.control}")
-    lines += [f"  not verified, for want of a GPU: {claim}" for claim in proof.not_verified]
+    lines += [f"  not verified: {claim}" for claim in proof.not_verified]
     lines += [f"  FAILED {failure}" for failure in proof.failures]
     verdict = "NOT VERIFIED on a device" if proof.device is None else "verified on the device"
     return "\n".join([*lines, f"  {'FAILED' if proof.failures else verdict}", ""])
+
+
+def _shown(name: str, before: float, after: float) -> str:
+    what, _, measure = name.rpartition("_")
+    unit, divisor = _SHOWN[measure]
+    title = what.replace("_", " ")
+    return f"  {title}: {before / divisor:,.2f} {unit} before, {after / divisor:,.2f} {unit} after"
 
 
 def run_workload(
