@@ -202,8 +202,9 @@ class _Bench:
             self._warm.clear()
             is_first = True
         if is_first:
-            # a builder that the user named may hold downloads that we know nothing of: such a build is not a sample
-            is_sample = self._scope.private is not None or "cold-empty" in self._plan.scenarios
+            # a build that fills the downloads is a sample only where they are known to be empty: not in a user's
+            # builder, and not after another target, which may share them
+            is_sample = "cold-empty" in self._plan.scenarios or (self._scope.private is not None and not self._warm)
             self._build(target, "cold-empty", run, layers="empty", downloads="empty", is_sample=is_sample)
             self._warm.add(key)
             self._scope.remember(key)

@@ -7,6 +7,7 @@ own, which nothing is connected to: RUN steps take the machine's network, so no 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import ipaddress
 import json
 import shutil
@@ -107,27 +108,58 @@ def own(say: Callable[[str], None], *, keep: bool, private: Private = TIMING) ->
     """An engine of its own for the length of the block, removed with all that it stored; *keep* leaves its downloads.
 
     Raises:
-        EngineUnavailable: it cannot be started here; `commands` says what can be done instead.
+        EngineUnavailable: it cannot be started here, or another run has it; `commands` says what can be done instead.
     """
     if shutil.which("dockerd") is None or shutil.which("ip") is None:
         missing = "dockerd" if shutil.which("dockerd") is None else "ip (Debian's iproute2)"
         advice = ["nox -s engine", "nox -s time-image -- --builder NAME"]
         raise EngineUnavailable(private.host, f"{missing} is not installed", advice)
+    with _only_one(private) as is_ours:
+        if not is_ours:
+            raise EngineUnavailable(private.host, "another run of timed builds has it; wait until that is over", [])
+        try:
+            say("starting an engine of its own for the timed builds")
+            _make_bridge(private.bridge)
+            engine = engines.start(private, say)
+            yield CacheScope(
+                engine,
+                network="host",
+                description="an engine of its own, started for this run, with no cache of any other build",
+                private=private,
+            )
+        finally:
+            _remove(say, private, purge=not keep)
+
+
+@contextlib.contextmanager
+def _only_one(private: Private) -> Iterator[bool]:
+    """Whether no other process has the engine for the length of the block; the kernel forgets those that ended."""
+    path = private.run.with_name(f"{private.run.name}.lock")
     try:
-        say("starting an engine of its own for the timed builds")
-        _make_bridge(private.bridge)
-        engine = engines.start(private, say)
-        yield CacheScope(
-            engine,
-            network="host",
-            description="an engine of its own, started for this run, with no cache of any other build",
-            private=private,
-        )
-    finally:
-        remove_own(say, purge=not keep, private=private)
+        lock = path.open("w")
+    except PermissionError as error:
+        raise EngineUnavailable(private.host, "only root can start one", ["sudo nox -s time-image"]) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def remove_own(say: Callable[[str], None], *, purge: bool, private: Private = TIMING) -> None:
+    """Remove what a killed run left of its engine; one that is at work is left alone. *purge*: what it stored too."""
+    if not private.state.exists() and not Path(f"/sys/class/net/{private.bridge}").exists():
+        return
+    with _only_one(private) as is_ours:
+        if is_ours:
+            _remove(say, private, purge=purge)
+        else:
+            say("timed builds are running in an engine of their own, which is left alone")
+
+
+def _remove(say: Callable[[str], None], private: Private, *, purge: bool) -> None:
     """Stop the engine of an earlier run and remove its bridge; *purge* removes all that it stored."""
     engines.stop(private, say, purge=purge)
     if purge:

@@ -17,7 +17,7 @@ from rich.console import Console
 from buildkit import spec as specs
 from buildkit.display import BuildDisplay
 from buildkit.engine import Private
-from buildkit.errors import DiskTooFull, UsageError
+from buildkit.errors import DiskTooFull, EngineUnavailable, UsageError
 from buildkit.timing import scope as scopes
 from buildkit.timing.run import Plan, time_builds
 
@@ -84,6 +84,7 @@ def own(docker: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Iter
     assert Path("/sys/class/net/docker0").exists() == docker0
     assert not private.state.exists()
     assert not private.run.exists()
+    run.with_name(f"{run.name}.lock").unlink()
     assert not Path("/sys/class/net/tgtest0").exists()
     assert subprocess.run([*docker, "info"], capture_output=True, check=False).returncode == 0
 
@@ -146,6 +147,18 @@ def plan(**changed: object) -> Plan:
     return Plan(**(whole | changed))  # type: ignore[arg-type] # the fields are those of Plan
 
 
+def test_a_second_run_leaves_the_first_ones_engine_alone(own: CacheScope) -> None:
+    assert own.private is not None
+    said: list[str] = []
+
+    with pytest.raises(EngineUnavailable, match="another run"), scopes.own(print, keep=False, private=own.private):
+        pytest.fail("the engine is taken")
+    scopes.remove_own(said.append, purge=True, private=own.private)
+
+    assert said == ["timed builds are running in an engine of their own, which is left alone"]
+    assert own.written_bytes()
+
+
 def test_each_scenario_is_what_it_says(timed: Callable[[Plan], list[Timings]], project: Path) -> None:
     *kept, whole = timed(plan())
 
@@ -170,6 +183,7 @@ def test_each_scenario_is_what_it_says(timed: Callable[[Plan], list[Timings]], p
 def test_targets_take_turns_and_leave_no_layer_behind(timed: Callable[[Plan], list[Timings]], own: CacheScope) -> None:
     whole = timed(plan(against="other", scenarios=("cold", "no-op"), runs=2))[-1]
 
+    assert {build.target for build in whole.builds if build.scenario == "cold-empty"} <= {"small"}  # others share it
     order = [(build.target, build.run) for build in whole.builds if build.scenario == "no-op"]
     assert order == [("small", 1), ("other", 1), ("small", 2), ("other", 2)]
     assert set(whole.seconds_ratio("small")) >= {"cold", "no-op"}
