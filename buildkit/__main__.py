@@ -459,7 +459,7 @@ def _add_time(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     command.add_argument("--runs", type=int, default=3, help="of each scenario (default: 3)")
     command.add_argument("--dependency", default="tqdm", help="whose release the dependency scenario changes")
-    command.add_argument("--builder", default="", help="a builder of yours to empty and fill, not an engine of its own")
+    command.add_argument("--builder", default="", help="an engine of yours, by its docker context, to empty and fill")
     command.add_argument("--keep-downloads", action="store_true", help="keep that engine's downloads for the next run")
     command.add_argument("--base-origin", choices=["auto", "registry", "debian"], default="auto")
     _add_output_options(command)

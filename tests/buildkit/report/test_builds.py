@@ -70,14 +70,12 @@ def test_each_scenario_has_the_timeline_of_one_build() -> None:
     assert titles == ["api, cold, run 1: 30.0 s", "phase1, cold, run 1: 100.0 s", "api, code, run 1: 2.0 s"]
 
 
-@pytest.mark.parametrize("options", [(), ("--window-size=390,844",), ("--blink-settings=preferredColorScheme=0",)])
-def test_a_browser_draws_every_timeline_without_a_complaint(
-    browser: str, tmp_path: Path, options: tuple[str, ...]
-) -> None:
+def test_a_browser_draws_every_timeline_without_a_complaint(browser: str, tmp_path: Path) -> None:
+    """On a phone, in the dark; the frame of the page is tried in the other ways with test_page."""
     path = tmp_path / "page.html"
     path.write_text(render_timings("html", SERIES, verdict=VERDICT))
 
-    document, log = rendered(browser, path, *options)
+    document, log = rendered(browser, path, "--window-size=390,844", "--blink-settings=preferredColorScheme=0")
 
     assert 'data-drawn="yes"' in document
     assert len(re.findall(r'data-chart="timeline-\d"', document)) == len(BUILDS)
