@@ -184,6 +184,8 @@ def _is_name(name: str) -> bool:
 def _downloaded(name: str, source: str, cache: Path | None) -> Path:
     """The snapshot of a hub's repository at a commit."""
     try:
+        if importlib.util.find_spec("hf_xet") is None:  # huggingface_hub asks its metadata, which a diet leaves
+            os.environ["HF_HUB_DISABLE_XET"] = "1"
         from huggingface_hub import snapshot_download  # noqa: PLC0415 - comes with transformers; all else does without
     except ImportError as error:
         raise ModelFolderError(name, "downloading needs huggingface_hub: pip install 'truthgraph[ml]'") from error

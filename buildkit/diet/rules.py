@@ -349,8 +349,8 @@ RULES: Final = (
     Rule(
         name="hub-transfer",
         globs=("hf_xet/*",),
-        reason="the second way to download from a model hub; the image is offline and takes models from folders",
-        lost="downloads from repositories that are stored by Xet only",
+        reason="the second way to download from a model hub, which has HTTP too; the image is offline by default",
+        lost="fast downloads by Xet; with huggingface_hub alone HF_HUB_DISABLE_XET=1 is needed",
     ),
     Rule(
         name="dense-solver",
