@@ -312,7 +312,8 @@ RULES: Final = (
     Rule(
         name="other-models",
         globs=("transformers/models/*/*",),
-        spared_globs=tuple(f"transformers/models/{family}/*" for family in ("auto", "__pycache__", *ENCODERS)),
+        spared_globs=tuple(f"transformers/models/{family}/*" for family in ("auto", *ENCODERS)),
+        spared_list="imported.txt",  # sentence-transformers imports the settings of a few others by name
         reason="networks that embed or classify no text: vision, sound, generation; each is loaded by its name only",
         lost="loading models of those families: of 480, 60 stay",
     ),
@@ -332,6 +333,7 @@ RULES: Final = (
         name="highlighting",
         globs=("pygments/lexers/*",),
         spared_globs=("pygments/lexers/__init__.py", "pygments/lexers/_mapping.py", "pygments/lexers/special.py"),
+        spared_list="imported.txt",  # a package's __getattr__ imports a few of them when it is looked through
         reason="grammars of 500 languages to colour source text with",
         lost="coloured source in terminals",
     ),
@@ -345,6 +347,12 @@ RULES: Final = (
         ),
         reason="command lines, pipelines and clients of remote models; serving calls the networks themselves",
         lost="transformers.pipeline, the commands hf and transformers, huggingface_hub.InferenceClient",
+    ),
+    Rule(
+        name="example-makers",
+        globs=("faker/*", "polyfactory/*", "bin/faker"),
+        reason="Litestar asks for them to invent examples in its OpenAPI document; the service writes its own",
+        lost="create_examples of Litestar's OpenAPI settings, programs that import faker or polyfactory",
     ),
     Rule(
         name="hub-transfer",
@@ -410,6 +418,7 @@ _INFERENCE: Final = (
     "sciences",
     "highlighting",
     "front-ends",
+    "example-makers",
     "hub-transfer",
     "dense-solver",
     "nvrtc-builtins",

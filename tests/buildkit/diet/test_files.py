@@ -119,8 +119,9 @@ def test_the_inference_set_takes_what_text_encoders_never_load(tmp_path: Path) -
         "sklearn/ensemble/_forest.py": "estimators",
         "scipy/signal/_x.cpython-313-x86_64-linux-gnu.so": "sciences",
         "sympy/physics/units/systems/si.py": "sciences",
-        "pygments/lexers/python.py": "highlighting",
+        "pygments/lexers/rust.py": "highlighting",
         "hf_xet/hf_xet.abi3.so": "hub-transfer",
+        "polyfactory/factories/base.py": "example-makers",
         "nvidia/cu13/lib/libcusolver.so.12": "dense-solver",
         "nvidia/cudnn/lib/libcudnn_engines_precompiled.so.9": "cudnn-engines",
     }
@@ -178,6 +179,15 @@ def test_the_list_of_imported_modules_holds_what_every_start_reads() -> None:
     assert listed[1:] == sorted(listed[1:])
     assert {"torch/__init__.py", "transformers/__init__.py", "sentence_transformers/__init__.py"} < set(listed)
     assert not any(line.startswith(("networkx/", "service/")) for line in listed)
+
+
+def test_no_rule_takes_what_a_run_imports(tmp_path: Path) -> None:
+    listed = Path(rules_module.__file__).with_name("imported.txt").read_text().splitlines()[1:]
+    imported = [path for path in listed if not path.startswith(("setuptools/", "_distutils_hack/"))]
+
+    taken = match_files(tmp_path, imported, [rule for rule in choose_rules("inference") if not rule.is_imported_kept])
+
+    assert {path: rule.name for path, rule in taken.items()} == {}
 
 
 @pytest.mark.parametrize(
