@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -28,7 +29,9 @@ _POLL_SECONDS: Final = 0.5
 _COMMAND_SECONDS: Final = 120.0
 _JOB_ATTEMPTS: Final = 2
 """Of a job on a database that is there: what fails twice fails again."""
+_LOOKS: Final = 5
 _MOMENT_SECONDS: Final = 5.0
+_ERROR: Final = re.compile(r"[\w.]*(Error|Exception)\b")
 _MARK: Final = "swarm-made-here"
 _ENDED_BADLY: Final = frozenset({"failed", "rejected", "orphaned"})
 
@@ -142,13 +145,19 @@ class Stack:
 
     def replicas(self, part: str, *, all_of_them: bool = False) -> tuple[Replica, ...]:
         """The tasks of a service, by slot; ended ones only with *all_of_them*."""
-        name = self.service(part)
         filters = () if all_of_them else ("--filter", "desired-state=running", "--filter", "desired-state=ready")
-        identifiers = self.docker("service", "ps", "--quiet", "--no-trunc", *filters, name).split()
-        if not identifiers:
-            return ()
+        tasks: list[dict[str, Any]] = []
+        for left in reversed(range(_LOOKS)):
+            identifiers = self.docker("service", "ps", "--quiet", "--no-trunc", *filters, self.service(part)).split()
+            try:
+                tasks = json.loads(self.docker("inspect", "--type", "task", *identifiers)) if identifiers else []
+            except CommandFailed:  # the managers forgot an old one in between
+                if not left:
+                    raise
+            else:
+                break
         found = []
-        for task in json.loads(self.docker("inspect", "--type", "task", *identifiers)):
+        for task in tasks:
             status = task["Status"]
             found.append(
                 Replica(
@@ -193,6 +202,8 @@ class Stack:
             running = [replica for replica in self.replicas(part) if replica.is_running]
             if until_digest:
                 running = [replica for replica in running if replica.digest == until_digest]
+            if state == "rollback_started" and (message := update.get("Message", "")) not in reasons:
+                reasons.append(message)
             if state in {"rollback_completed", "paused", "rollback_paused"}:
                 why = "; ".join(reasons[-3:]) or update.get("Message", "")
                 raise ReleaseFailed(step, f"the engine {_WORDS[state]}: {why}")
@@ -244,8 +255,10 @@ class Stack:
                 tell(told := state)
             failures = len(failed)
             if failures >= attempts:
-                lines = self.tail(part, failed[-1].task).splitlines()
-                raise ReleaseFailed(step, f"{part} failed: {lines[-1] if lines else failed[-1].error}")
+                lines = self.tail(part, failed[-1].task, lines=40).splitlines()
+                # A traceback ends with its error; what stands behind that (statements, links) says less.
+                told_why = [line for line in lines if _ERROR.match(line)] or lines or [failed[-1].error]
+                raise ReleaseFailed(step, f"{part} failed: {told_why[-1]}")
             time.sleep(_POLL_SECONDS)
         reason = f"{part} was not done within {seconds:.0f} s"
         raise ReleaseFailed(step, reason + (f", after {failures} failures" if failures else ""))
