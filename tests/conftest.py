@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 NEEDS = ("docker", "browser")
 """The needs that this file knows; folders below may add their own with `--require` read the same way."""
+ON_DEMAND = {"staging": "brings up the whole stack and breaks it", "cluster": "starts three engines"}
+"""Markers of tests that run where `-m` names them only, and what they cost."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,8 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    asked = config.option.markexpr or ""
     for item in items:
+        for marker, cost in ON_DEMAND.items():
+            if marker not in asked and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"{cost}: run with -m {marker}"))
         for need in NEEDS:
             if need in getattr(item, "fixturenames", ()):
                 item.add_marker(need)

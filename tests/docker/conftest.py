@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
@@ -89,9 +90,9 @@ def engine(docker: Sequence[str]) -> Iterator[Docker]:
             made.run(kind, "rm", *names)
 
 
-@pytest.fixture(scope="session")
-def images(docker: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The images `postgres` and `proxy` of this checkout, by target; under names of the tests' own."""
+@contextlib.contextmanager
+def built(docker: Sequence[str], folder: Path, *names: str) -> Iterator[dict[str, str]]:
+    """The images of these targets, made from this checkout under names of the tests' own; removed afterwards."""
     spec = msgspec.structs.replace(specs.load(PROJECT), name="truthgraph-test-stack")
     found = engines.find(os.environ, engines.Private())
     base = bases.obtain(
@@ -108,16 +109,25 @@ def images(docker: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> I
         return BuildDisplay(console, events, title="stack")
 
     made = {}
-    for name in ("postgres", "proxy"):
+    for name in names:
         record = builds.build(
             spec,
             spec.target(name),
             engine=found,
             base=base,
             environment=os.environ,
-            folder=tmp_path_factory.mktemp("build"),
+            folder=folder,
             show=show,
         )
         made[name] = record.tags[0]
-    yield made
-    subprocess.run([*docker, "image", "rm", *made.values()], capture_output=True, check=False)
+    try:
+        yield made
+    finally:
+        subprocess.run([*docker, "image", "rm", *made.values()], capture_output=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def images(docker: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The images `postgres` and `proxy`, by target."""
+    with built(docker, tmp_path_factory.mktemp("build"), "postgres", "proxy") as made:
+        yield made
