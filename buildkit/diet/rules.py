@@ -312,7 +312,12 @@ RULES: Final = (
     Rule(
         name="other-models",
         globs=("transformers/models/*/*",),
-        spared_globs=tuple(f"transformers/models/{family}/*" for family in ("auto", *ENCODERS)),
+        spared_globs=(
+            *(f"transformers/models/{family}/*" for family in ("auto", *ENCODERS)),
+            # Transformers looks for a tokenizer under the names of its kin, without end where none of them is there.
+            "transformers/models/*/__init__.py",
+            "transformers/models/*/tokenization_*.py",
+        ),
         spared_list="imported.txt",  # sentence-transformers imports the settings of a few others by name
         reason="networks that embed or classify no text: vision, sound, generation; each is loaded by its name only",
         lost="loading models of those families: of 480, 60 stay",
@@ -353,6 +358,12 @@ RULES: Final = (
         globs=("faker/*", "polyfactory/*", "bin/faker"),
         reason="Litestar asks for them to invent examples in its OpenAPI document; the service writes its own",
         lost="create_examples of Litestar's OpenAPI settings, programs that import faker or polyfactory",
+    ),
+    Rule(
+        name="other-databases",
+        globs=tuple(f"sqlalchemy/dialects/{database}/*" for database in ("mssql", "mysql", "oracle")),
+        reason="SQLAlchemy loads a dialect by the name in a database's address, and the service's is PostgreSQL",
+        lost="connecting to MySQL, MariaDB, Oracle and SQL Server",
     ),
     Rule(
         name="hub-transfer",
@@ -419,6 +430,7 @@ _INFERENCE: Final = (
     "highlighting",
     "front-ends",
     "example-makers",
+    "other-databases",
     "hub-transfer",
     "dense-solver",
     "nvrtc-builtins",
