@@ -29,6 +29,7 @@ _POLL_SECONDS: Final = 0.5
 _COMMAND_SECONDS: Final = 120.0
 _JOB_ATTEMPTS: Final = 2
 """Of a job on a database that is there: what fails twice fails again."""
+_LOGS_SECONDS: Final = 15.0
 _LOOKS: Final = 5
 _MOMENT_SECONDS: Final = 5.0
 _ERROR: Final = re.compile(r"[\w.]*(Error|Exception)\b")
@@ -264,18 +265,29 @@ class Stack:
         raise ReleaseFailed(step, reason + (f", after {failures} failures" if failures else ""))
 
     def tail(self, part: str, task: str = "", lines: int = 6) -> str:
-        """The last lines that the part, or one of its tasks, printed."""
-        with contextlib.suppress(CommandFailed):
-            command = ("service", "logs", "--raw", "--tail", str(lines), task or self.service(part))
-            done = subprocess.run(
-                ["docker", *(("--host", self.engine.host) if self.engine.host else ()), *command],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=30,
-            )
-            return (done.stdout + done.stderr).strip()
-        return ""
+        """The last lines that the part, or one of its tasks, printed; "" where they cannot be had.
+
+        From the container itself where it is on this engine: what the managers collect from all nodes may never end
+        (seen: `docker service logs` of a service whose earlier tasks were forgotten).
+        """
+        containers = [
+            replica.container
+            for replica in self.replicas(part, all_of_them=True)
+            if replica.container and task in {"", replica.task}
+        ]
+        docker = ["docker", *(("--host", self.engine.host) if self.engine.host else ())]
+        printed: list[str] = []
+        commands = [("logs", "--tail", str(lines), container) for container in containers]
+        elsewhere = ("service", "logs", "--raw", "--tail", str(lines), task or self.service(part))
+        for command in (*commands, elsewhere):
+            if command is elsewhere and printed:
+                break
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                done = subprocess.run(
+                    [*docker, *command], capture_output=True, text=True, check=False, timeout=_LOGS_SECONDS
+                )
+                printed += (done.stdout + done.stderr).splitlines() if done.returncode == 0 else []
+        return "\n".join(printed).strip()
 
     # ---- asking from inside -----------------------------------------------------------------------------------------
 
