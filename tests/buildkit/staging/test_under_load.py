@@ -51,6 +51,7 @@ ALLOWED = {
     "kill -9 of a replica": 0.05,
     "kill -9 of PostgreSQL": 0.5,
     "kill -9 of the proxy": 0.5,
+    "kill -9 of the engine, started again": 0.5,
     "disk full on the database's volume": 1.0,
     "release that answers wrong": 0.02,
     "release that crashes": 0.02,
@@ -313,6 +314,18 @@ def test_kill_of_the_proxy(staging: Staging) -> None:
         os.kill(pid, signal.SIGKILL)
         until(lambda: not Path(f"/proc/{pid}").exists(), "the proxy is dead")
         staging.settled("proxy")
+
+
+def test_kill_of_the_engine(staging: Staging) -> None:
+    """Everything on the machine goes with it; whoever started the engine starts it again."""
+    private = engines.Private()
+    if not private.pid_file.exists():
+        pytest.skip("the engine is not the private one, which we may kill")
+    with staging.load("kill -9 of the engine, started again", "swarm starts every part again"):
+        os.kill(int(private.pid_file.read_text()), signal.SIGKILL)
+        engines.start(private, lambda _line: None)
+        for part in ("database", "proxy", "api"):
+            staging.settled(part)
 
 
 def test_disk_full(staging: Staging, volume: str) -> None:
