@@ -454,6 +454,23 @@ def test_watch_tells_a_lost_replica(staging: Staging, tmp_path: Path) -> None:
     staging.settled()
 
 
+def test_watch_goes_back_by_itself(staging: Staging, tmp_path: Path) -> None:
+    """A replica that ends breaks the budget at once (`--minutes 0`): the release before serves again."""
+    for variant in ("first", "second"):
+        staging.run("stage", variant=variant)
+    looks = tmp_path / "looks.jsonl"
+    arguments = ("--hours", "0.2", "--every", "2", "--minutes", "0", "--rollback", "--record", str(looks))
+    watching = staging.start("watch", *arguments)
+    until(lambda: looks.exists() and bool(looks.read_text().splitlines()), "the first look")
+    os.kill(staging.pid("api"), signal.SIGKILL)
+    said, _ = watching.communicate(timeout=600)
+
+    assert watching.returncode == 1, said
+    assert "rolling back: " in said
+    assert staging.serving() == tag("first"), said
+    staging.settled()
+
+
 def test_secrets_are_nowhere_to_be_seen(staging: Staging) -> None:
     password = (staging.state / "secrets" / "database-password").read_text().strip()
     seen = [staging.stack.docker("inspect", staging.stack.container(part)) for part in ("api", "database", "proxy")]
