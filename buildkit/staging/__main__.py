@@ -195,8 +195,10 @@ def _rollback(arguments: argparse.Namespace) -> int:
 def _down(arguments: argparse.Namespace) -> int:
     place = _Place(arguments)
     with releases.locked(place.state, f"stage-down {place.stack.name}"):
-        if place.stack.exists("api") or place.stack.exists("database"):
-            place.stack.remove(volumes=arguments.purge, tell=_say)
+        if swarm.is_managed(place.engine) and (place.stack.exists("api") or place.stack.exists("database")):
+            place.stack.remove(_say)
+        if arguments.purge:
+            place.stack.remove_volumes(_say)
         known = releases.load(place.state)
         releases.save(place.state, releases.Releases(releases=known.retired("replaced")))
         swarm.leave(place.engine, place.state, tell=_say)

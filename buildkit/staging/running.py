@@ -148,7 +148,7 @@ class Running:
 
     def undo_first(self) -> str:
         """Nothing served before; the volume stays."""
-        self.new.remove(volumes=False, tell=self.context.tell)
+        self.new.remove(self.context.tell)
         return "the stack was removed again; its volumes stay"
 
     @property

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from buildkit.engine import Engine
 
-__all__ = ["Replica", "Stack", "join", "leave"]
+__all__ = ["Replica", "Stack", "is_managed", "join", "leave"]
 
 _POLL_SECONDS: Final = 0.5
 _COMMAND_SECONDS: Final = 120.0
@@ -398,9 +398,13 @@ class Stack:
 
     # ---- taking down ------------------------------------------------------------------------------------------------
 
-    def remove(self, *, volumes: bool, tell: Callable[[str], None]) -> None:
-        """Removes services, networks and secrets, and with *volumes* what is stored; waits until they are gone."""
-        label = ("--filter", f"label=com.docker.stack.namespace={self.name}")
+    @property
+    def _label(self) -> tuple[str, str]:
+        return "--filter", f"label=com.docker.stack.namespace={self.name}"
+
+    def remove(self, tell: Callable[[str], None]) -> None:
+        """Removes services, networks and secrets, and waits until they are gone; what is stored stays."""
+        label = self._label
         tell(f"removing the stack {self.name}")
         self.docker("stack", "rm", self.name)
         deadline = time.monotonic() + _COMMAND_SECONDS
@@ -410,10 +414,12 @@ class Stack:
             if time.monotonic() > deadline:
                 raise CommandFailed(["docker", "stack", "rm", self.name], 124, "containers or networks are still there")
             time.sleep(_POLL_SECONDS)
-        if volumes:
-            for volume in self.docker("volume", "ls", "--quiet", *label).split():
-                tell(f"removing the volume {volume}")
-                self.docker("volume", "rm", volume)
+
+    def remove_volumes(self, tell: Callable[[str], None]) -> None:
+        """Removes what is stored. Needs no swarm, which may have been left since."""
+        for volume in self.docker("volume", "ls", "--quiet", *self._label).split():
+            tell(f"removing the volume {volume}")
+            self.docker("volume", "rm", volume)
 
 
 _WORDS: Final = {
@@ -465,6 +471,12 @@ def join(engine: Engine, state: Path, *, is_local: bool, tell: Callable[[str], N
     )
     state.mkdir(parents=True, exist_ok=True)
     (state / _MARK).write_text(_swarm(engine)["Cluster"]["ID"] + "\n")
+
+
+def is_managed(engine: Engine) -> bool:
+    """Whether the engine manages a swarm, so that stacks can be there at all."""
+    status = _swarm(engine)
+    return status.get("LocalNodeState") == "active" and bool(status.get("ControlAvailable"))
 
 
 def leave(engine: Engine, state: Path, *, tell: Callable[[str], None]) -> None:
