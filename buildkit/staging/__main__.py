@@ -195,7 +195,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
 def _down(arguments: argparse.Namespace) -> int:
     place = _Place(arguments)
     with releases.locked(place.state, f"stage-down {place.stack.name}"):
-        if swarm.is_managed(place.engine) and (place.stack.exists("api") or place.stack.exists("database")):
+        if place.stack.exists("api") or place.stack.exists("database"):
             place.stack.remove(_say)
         if arguments.purge:
             place.stack.remove_volumes(_say)

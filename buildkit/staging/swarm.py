@@ -131,8 +131,10 @@ class Stack:
             raise CommandFailed(command, done.returncode, (done.stderr or done.stdout).strip()[-2000:])
 
     def exists(self, part: str = "api") -> bool:
-        """Whether the service is there."""
-        return bool(self.docker("service", "ls", "--quiet", "--filter", f"name={self.service(part)}").strip())
+        """Whether the service is there; none is where the engine manages no swarm."""
+        return is_managed(self.engine) and bool(
+            self.docker("service", "ls", "--quiet", "--filter", f"name={self.service(part)}").strip()
+        )
 
     def inspect(self, part: str) -> dict[str, Any]:
         """The service as the managers keep it."""
