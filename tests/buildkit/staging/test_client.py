@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import shutil
 import ssl
-import subprocess
 import threading
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from buildkit.staging.client import Client, Unanswered
+from tests.conftest import make_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,30 +52,6 @@ def served(certificate: Path | None = None) -> Iterator[str]:
         server.server_close()
 
 
-def make_certificate(path: Path, name: str) -> Path:
-    """A self-signed certificate and its key in one file, as the proxy takes them."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl makes the certificates")
-    key, chain = path / f"{name}.key", path / f"{name}.crt"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "2",
-    ]
-    command += ["-subj", f"/CN={name}", "-keyout", str(key), "-out", str(chain)]
-    subprocess.run(command, check=True, capture_output=True)
-    both = path / f"{name}.pem"
-    both.write_text(chain.read_text() + key.read_text())
-    return both
-
-
 def test_the_key_goes_with_each_request_unless_it_shall_not() -> None:
     with served() as base, closing(Client(base, "secret")) as client:
         assert client.send("GET", "/").body == b"secret"
@@ -84,6 +60,8 @@ def test_the_key_goes_with_each_request_unless_it_shall_not() -> None:
 
 def test_only_the_certificate_that_was_given_is_trusted(tmp_path: Path) -> None:
     """Whatever name is in it: staging is reached by an address of this machine."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificates")
     ours, other = (make_certificate(tmp_path, name) for name in ("staging.test", "other.test"))
     with served(ours) as base, closing(Client(base, "secret", authority=str(ours))) as client:
         assert client.send("GET", "/").body == b"secret"

@@ -5,20 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import signal
 import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Final
 
 from rich.console import Console
 
 from buildkit import engine as engines
 from buildkit import spec as specs
-from buildkit.errors import BuildkitError, CommandFailed, UsageError
-from buildkit.processes import end_children
+from buildkit.errors import CommandFailed, UsageError
 from buildkit.staging import release, releases, rollback, running, swarm
 from buildkit.staging.registry import LocalRegistry, Registry
 from buildkit.staging.swarm import Stack
@@ -29,33 +27,19 @@ if TYPE_CHECKING:
     from buildkit.spec import ImageSpec
     from buildkit.staging.releases import Release
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["INTERRUPTED", "run"]
 
-COMMANDS: Final = ("stage", "stage-status", "rollback", "stage-down", "watch", "backup", "restore")
-INTERRUPTED: Final = 130
+INTERRUPTED: Final = "what was begun was taken back, and what served before serves"
+"""What holds when Ctrl-C has ended any of the commands."""
 _NOT_SETTINGS: Final = re.compile(r"TRUTHGRAPH_(?:[A-Z]+_IMAGE|SECRETS|STACK|BIND)$")
 """Variables of the stack file that a release fills in itself, or that only compose reads."""
 
 
-def main(words: Sequence[str]) -> int:
-    """Runs one of `COMMANDS`; the exit code, as of `python -m buildkit`."""
+def run(words: Sequence[str]) -> int:
+    """Runs the command that *words* begin with; its exit code. Errors and interruptions go to the caller."""
     arguments = _parser().parse_args(words)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
-    run: Callable[[argparse.Namespace], int] = arguments.run
-    try:
-        return run(arguments)
-    except BuildkitError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    except KeyboardInterrupt:
-        end_children()
-        sys.stderr.write("interrupted; what was begun was taken back, and what served before serves\n")
-        return INTERRUPTED
-
-
-def _interrupt(_signal: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    command: Callable[[argparse.Namespace], int] = arguments.run
+    return command(arguments)
 
 
 def _say(line: str) -> None:
@@ -341,7 +325,3 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("file", type=Path)
     made.add_argument("--replace", action="store_true", help="even where there are tables already")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
