@@ -24,6 +24,7 @@ from python_on_whales import DockerClient
 from python_on_whales.exceptions import DockerException
 
 from buildkit import engine as engines
+from buildkit import saved
 from buildkit.compare import BASE_LAYERS_LABEL
 from buildkit.errors import BuildFailed, CommandFailed, DiskTooFull, UsageError
 from buildkit.events import Events, Step
@@ -200,10 +201,7 @@ def build(
         seconds=round(time.monotonic() - began, 3),
         steps=tuple(events.steps),
     )
-    path = record_path(folder, target.name)
-    part = path.with_suffix(".part")
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n")
-    part.replace(path)
+    saved.save(record, record_path(folder, target.name), indent=1)
     return record
 
 

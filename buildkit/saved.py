@@ -1,6 +1,7 @@
 """Values that are saved as JSON and loaded again, each with the version of its schema."""
 
 import inspect
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -28,11 +29,14 @@ class SavedUnreadable(BuildkitError):
 
 
 def save(value: object, path: Path, *, indent: int | None = None) -> None:
-    """Write as JSON; folders are made, a file is replaced whole."""
+    """Write as JSON; folders are made, a file is replaced whole, and only by what is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     encoded = msgspec.json.encode(value)
-    part.write_bytes((encoded if indent is None else msgspec.json.format(encoded, indent=indent)) + b"\n")
+    with part.open("wb") as file:
+        file.write((encoded if indent is None else msgspec.json.format(encoded, indent=indent)) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
     part.replace(path)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
 
+from buildkit import saved
 from buildkit.errors import Busy, UsageError
 
 if TYPE_CHECKING:
@@ -211,13 +212,7 @@ def load(folder: Path) -> Releases:
 
 def save(folder: Path, releases: Releases) -> None:
     """Replaces the file below *folder*."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"{_FILE}.part"
-    with part.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(releases), indent=1) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder / _FILE)
+    saved.save(releases, folder / _FILE, indent=1)
 
 
 def forget(folder: Path) -> None:
