@@ -159,7 +159,7 @@ def build(
     build_arguments = {"PYTHON_IMAGE": base.reference}
     for name, value in target.arguments.items():
         build_arguments[name] = value.replace("{site_packages}", site_packages)
-    with tempfile.TemporaryDirectory() as scratch:
+    with _still_named(engine, tag), tempfile.TemporaryDirectory() as scratch:
         metadata = Path(scratch) / "metadata.json"
         client = DockerClient(host=engine.host or None)
         lines = cast(
@@ -186,6 +186,7 @@ def build(
             versions = pool.submit(engines.versions, engine)
             _follow(lines, events, display, target)
         digest = str(json.loads(metadata.read_text())["containerimage.digest"])
+        seconds = time.monotonic() - began
     record = BuildRecord(
         schema_version=SCHEMA_VERSION,
         target=target.name,
@@ -198,11 +199,31 @@ def build(
         revision=revision,
         versions={**versions.result(), "harness": _version(spec.project)},
         started=started.isoformat(timespec="milliseconds"),
-        seconds=round(time.monotonic() - began, 3),
+        seconds=round(seconds, 3),
         steps=tuple(events.steps),
     )
     saved.save(record, record_path(folder, target.name), indent=1)
     return record
+
+
+@contextlib.contextmanager
+def _still_named(engine: Engine, tag: str) -> Iterator[None]:
+    """Gives the image that *tag* points to a second name for the length of the block.
+
+    BuildKit moves the name to the new image before it unpacks that one, and containerd then collects the unpacked
+    layers of the old one, on some of which the new ones are just being put (github.com/moby/buildkit/issues/6521).
+    """
+    keeper = f"{tag}-before"
+    try:
+        engines.docker(engine.host, "image", "tag", tag, keeper)
+    except CommandFailed:  # there is none
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(CommandFailed):
+            engines.docker(engine.host, "image", "rm", "--force", keeper)
 
 
 def _follow(lines: Iterator[str], events: Events, display: BuildDisplay, target: Target) -> None:

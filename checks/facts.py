@@ -62,6 +62,11 @@ class SharedObject:
         """Whether it is loaded by others rather than started."""
         return not self.is_executable or ".so" in self.path.rpartition("/")[2]
 
+    @property
+    def is_sign(self) -> bool:
+        """Whether it only tells the loader which rule of the diet took out what was here (buildkit/diet/signs.py)."""
+        return len(self.needed) == 1 and " is left out of this installation (diet rule " in self.needed[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Content:

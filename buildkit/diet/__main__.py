@@ -157,7 +157,7 @@ def _summary(manifest: Manifest, seconds: float) -> str:
     for removal in manifest.removals:
         size = _megabytes(sum(removal.removed.values()))
         lines.append(f"  {removal.rule:<16} {size:>11} in {len(removal.removed)} files; lost: {removal.lost}")
-    for step in ("stub", "strip", "architectures", "record"):
+    for step in ("stub", "strip", "architectures", "record", "sign"):
         changes = [change for change in manifest.alterations if step in change.steps]
         if changes:
             size = _megabytes(sum(_saved_bytes(change, step) for change in changes))

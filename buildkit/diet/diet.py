@@ -19,6 +19,7 @@ from buildkit.diet.loading import check_loads
 from buildkit.diet.manifest import Alteration, Manifest, Refusal, Removal, TargetsGone
 from buildkit.diet.prune import plan_prune
 from buildkit.diet.rewrite import replace_file
+from buildkit.diet.signs import is_sign, make_signs
 from buildkit.diet.strip import strip_file
 from buildkit.diet.stubs import StubRule, find_compiler, is_stub, make_stub
 from buildkit.diet.tree import InstalledFile, Tree, hash_file, read_tree, remove_files, update_records
@@ -87,14 +88,15 @@ def diet_tree(root: Path, choice: Choice, *, manifest_path: Path | None = None, 
     if choice.stubs:
         find_compiler()
     tree = read_tree(root, ignored=manifest_path)
-    removals = _remove(tree, choice.rules)
+    removals, signs = _remove(tree, choice.rules)
     gone = {path for removal in removals for path in removal.removed}
     left = [file for file in tree.files if file.path not in gone]
     outcomes = _change_all(tree, left, choice, workers)
-    alterations = [outcome.alteration for outcome in outcomes if outcome.alteration is not None]
+    alterations = [*signs, *(outcome.alteration for outcome in outcomes if outcome.alteration is not None)]
     changed = {change.path: (change.sha256_after, change.bytes_after) for change in alterations}
     sizes = {file.path: file.size_bytes for file in left}
-    for record, sha256_before in update_records(tree, removed=gone, changed=changed).items():
+    removed = gone.difference(changed)
+    for record, sha256_before in update_records(tree, removed=removed, changed=changed).items():
         path = root / record
         alterations.append(
             Alteration(
@@ -108,9 +110,10 @@ def diet_tree(root: Path, choice: Choice, *, manifest_path: Path | None = None, 
         )
     alterations.sort(key=lambda change: change.path)
     present = sizes | {change.path: change.bytes_after for change in alterations}
+    here = [*(file.path for file in left if not file.is_link), *(sign.path for sign in signs)]
     manifest = Manifest(
         bytes_before=sum(file.size_bytes for file in tree.files if not file.is_link),
-        bytes_after=sum(present[file.path] for file in left if not file.is_link),
+        bytes_after=sum(present[path] for path in here),
         removals=removals,
         alterations=tuple(alterations),
         refusals=tuple(refusal for outcome in outcomes for refusal in outcome.refusals),
@@ -128,20 +131,31 @@ def worker_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _remove(tree: Tree, rules: Iterable[Rule]) -> tuple[Removal, ...]:
+def _remove(tree: Tree, rules: Iterable[Rule]) -> tuple[tuple[Removal, ...], list[Alteration]]:
+    """Takes out what the rules name and puts up the signs that stand for it."""
     rules = tuple(rules)
     sizes = {file.path: 0 if file.is_link else file.size_bytes for file in tree.files}
     removed: dict[str, dict[str, int]] = {rule.name: {} for rule in rules}
+    signs: list[Alteration] = []
     for site, paths in tree.by_site():
-        for path, rule in match_files(tree.root / site, paths, rules).items():
-            installed = path if site == "." else f"{site}/{path}"
-            removed[rule.name][installed] = sizes[installed]
-    remove_files(tree.root, sorted(path for files in removed.values() for path in files))
-    return tuple(
+        root = tree.root / site
+        prefix = "" if site == "." else f"{site}/"
+        claimed = match_files(root, paths, rules)
+        claimed = {path: rule for path, rule in claimed.items() if not (rule.sign and is_sign(root / path))}
+        for path, rule in claimed.items():
+            removed[rule.name][f"{prefix}{path}"] = sizes[f"{prefix}{path}"]
+        for sign in make_signs(root, claimed):
+            sign.put_up(root)
+            job = (f"{prefix}{sign.path}", tree.recorded.get(f"{prefix}{sign.path}"))
+            signs.append(_alteration(tree.root, job, 0, ("sign",)))
+    gone = {path for files in removed.values() for path in files}
+    remove_files(tree.root, sorted(gone.difference(sign.path for sign in signs)))
+    removals = tuple(
         Removal(rule=rule.name, reason=rule.reason, lost=rule.lost, removed=dict(sorted(removed[rule.name].items())))
         for rule in rules
         if removed[rule.name]
     )
+    return removals, signs
 
 
 def _is_elf(tree: Tree, file: InstalledFile) -> bool:
@@ -172,6 +186,8 @@ def _change(root: Path, choice: Choice, job: tuple[str, str | None]) -> _Outcome
     """Prunes and strips one file; a step that refuses leaves the file as the step before left it."""
     path, _ = job
     file = root / path
+    if is_sign(file):
+        return _Outcome(None, ())
     bytes_before = file.stat().st_size
     steps: list[str] = []
     refusals: list[Refusal] = []

@@ -53,7 +53,7 @@ class Removal:
     """A rule of the files table, and every file that it took out.
 
     Attributes:
-        removed: path relative to the tree, to its bytes.
+        removed: path relative to the tree, to its bytes; a sign may stand there now.
     """
 
     rule: str
@@ -67,7 +67,8 @@ class Alteration:
     """A file with other bytes than it was installed with.
 
     Attributes:
-        steps: what was done to it, in order: `stub`, `architectures`, `strip`, `record`.
+        steps: what was done to it, in order: `stub`, `architectures`, `strip`, `record`; or `sign`, which stands for a
+            file that a rule took out and was nothing before.
         sha256_before: from the distribution's RECORD; None where it gives none.
         left_out: name of each kind of GPU code taken out (`sm_80`, `compute_120`), to its entries and bytes.
     """
@@ -185,9 +186,10 @@ def continue_from(earlier: Manifest, now: Manifest, *, present: dict[str, int]) 
     alterations = tuple(
         alteration for path, alteration in sorted(altered.items()) if present.get(path) == alteration.bytes_after
     )
+    still = present.keys() - {alteration.path for alteration in alterations if alteration.steps == ("sign",)}
     kept = tuple(
         dataclasses.replace(
-            texts[rule], removed={path: size for path, size in sorted(files.items()) if path not in present}
+            texts[rule], removed={path: size for path, size in sorted(files.items()) if path not in still}
         )
         for rule, files in removals.items()
     )

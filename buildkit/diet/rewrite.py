@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from buildkit.diet.elf import Content
 
-__all__ = ["Move", "Rewrite", "apply_rewrite", "replace_file", "write_at"]
+__all__ = ["Move", "Rewrite", "apply_rewrite", "replace_content", "replace_file", "write_at"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,12 @@ def replace_file(path: Path, rewrite: Rewrite, check: Callable[[Path], None]) ->
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def replace_content(path: Path, content: bytes) -> None:
+    """Writes a file anew; owner, mode and times stay, and whoever has it open keeps what it was."""
+    rewrite = Rewrite(bytes_before=path.stat().st_size, bytes_after=len(content), runs=(), patches=((0, content),))
+    replace_file(path, rewrite, lambda _: None)
 
 
 def write_at(descriptor: int, content: bytes, offset: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +31,8 @@ class Rule:
         spared_list: a file beside this one that lists paths of what stays, one a line.
         is_imported_kept: whether a matched folder or module that something outside it imports stays.
         is_bytecode_only: whether the sources named stay, and only their bytecode goes or is never made.
+        sign: what stays in the place of what went (signs.py): of each folder the `names` that its modules gave, or of
+            each `library` a file that the loader refuses with the rule's name; nothing where nobody looks.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Rule:
     spared_list: str | None = None
     is_imported_kept: bool = False
     is_bytecode_only: bool = False
+    sign: Literal["", "names", "library"] = ""
 
     def claims(self, path: str) -> bool:
         """Whether the rule names this file, before anything is kept because it is imported."""
@@ -265,13 +268,6 @@ RULES: Final = (
         lost="torch.compile's partitioner, programs that import networkx",
     ),
     Rule(
-        name="invented-data",
-        globs=("faker/providers/*/*/*",),
-        spared_globs=("faker/providers/*/en/*", "faker/providers/*/en_US/*"),
-        reason="names and addresses of 90 countries for invented examples, of which the default language stays",
-        lost="Faker in another language than English",
-    ),
-    Rule(
         name="database-tests",
         globs=("sqlalchemy/testing/*", "sqlalchemy/dialects/*/provision.py", "alembic/testing/*", "litestar/testing/*"),
         reason="what SQLAlchemy's, Alembic's and Litestar's tests, and those of their users, are written with",
@@ -290,6 +286,7 @@ RULES: Final = (
         globs=tuple(
             f"nvidia/cudnn/lib/libcudnn_{part}.so.*" for part in ("adv", "cnn", "engines_*", "heuristic", "ops")
         ),
+        sign="library",
         reason="loaded at the first convolution or recurrent layer, which text encoders do not have",
         lost="convolutions, recurrent layers and cuDNN attention on the GPU (the service turns that back-end off)",
     ),
@@ -302,6 +299,13 @@ RULES: Final = (
             "these modules, importing torch, transformers and its text encoders loads seventeen, which stay (traced)"
         ),
         lost="torch.compile, also as a decorator of what is never called, and torch.export",
+    ),
+    Rule(
+        name="torch-parts",
+        globs=tuple(f"torch/{part}/*" for part in ("ao", "distributed", "onnx")),
+        spared_list="imported.txt",
+        reason="training, quantizing and exporting; importing torch and the text encoders loads a part, which stays",
+        lost="torch.onnx, torch.ao.quantization, and of torch.distributed what trains over several GPUs",
     ),
     Rule(
         name="package-builder",
@@ -319,6 +323,7 @@ RULES: Final = (
             "transformers/models/*/tokenization_*.py",
         ),
         spared_list="imported.txt",  # sentence-transformers imports the settings of a few others by name
+        sign="names",
         reason="networks that embed or classify no text: vision, sound, generation; each is loaded by its name only",
         lost="loading models of those families: of 480, 60 stay",
     ),
@@ -374,6 +379,7 @@ RULES: Final = (
     Rule(
         name="dense-solver",
         globs=("nvidia/*/libcusolver.so.*", "torch/lib/libtorch_cuda_linalg.so"),
+        sign="library",
         reason="loaded at the first call of torch.linalg on the GPU, which text encoders do not make",
         lost="torch.linalg on the GPU",
     ),
@@ -414,24 +420,24 @@ _SERVING: Final = (
     "cute-kernels",
     "torch-tests",
     "graph-algorithms",
-    "invented-data",
     "database-tests",
     "cold-bytecode",
+    "estimators",
+    "sciences",
+    "highlighting",
+    "example-makers",
+    "other-databases",
+    "hub-transfer",
     "cuda-bindings",
 )
 _INFERENCE: Final = (
     *_SERVING,
     "cudnn-engines",
     "torch-compilers",
+    "torch-parts",
     "package-builder",
     "other-models",
-    "estimators",
-    "sciences",
-    "highlighting",
     "front-ends",
-    "example-makers",
-    "other-databases",
-    "hub-transfer",
     "dense-solver",
     "nvrtc-builtins",
 )

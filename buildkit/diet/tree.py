@@ -11,10 +11,11 @@ import hashlib
 import io
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
+
+from buildkit.diet.rewrite import replace_content
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -131,12 +132,7 @@ def update_records(tree: Tree, *, removed: set[str], changed: Mapping[str, tuple
         before = path.read_bytes().decode("utf-8")
         after = "".join(_updated_lines(before, record, removed, changed))
         if after != before:
-            status = path.stat()
-            temporary = path.with_name(f"{path.name}.new")
-            temporary.write_bytes(after.encode("utf-8"))
-            temporary.chmod(stat.S_IMODE(status.st_mode))
-            os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
-            temporary.rename(path)
+            replace_content(path, after.encode("utf-8"))
             rewritten[record] = hashlib.sha256(before.encode("utf-8")).hexdigest()
     return rewritten
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from buildkit import base as bases
 from buildkit import build as builds
 from buildkit import spec as specs
-from buildkit.errors import DiskTooFull, UsageError
+from buildkit.errors import BuildFailed, CommandFailed, DiskTooFull, UsageError
 from buildkit.timing import changes
 from buildkit.timing.record import (
     SCENARIOS,
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from buildkit.base import Base, Origin
     from buildkit.build import BuildRecord
     from buildkit.display import BuildDisplay
+    from buildkit.errors import BuildkitError
     from buildkit.events import Events
     from buildkit.layers import Requirement
     from buildkit.spec import ImageSpec, Target
@@ -106,9 +107,10 @@ def time_builds(
     is made from Debian's packages is kept.
 
     Raises:
-        DiskTooFull: not even the first full build has room. A change without room is listed in `not_run`.
+        DiskTooFull: not even the first full build has room.
         UsageError: the plan does not fit the project.
-        BuildFailed, CommandFailed, BaseUnavailable: as `build` and `base.obtain` do.
+        BuildFailed, CommandFailed, BaseUnavailable: as `build` and `base.obtain` do, for a full build. A change that
+            has no room or does not build is listed in `not_run`, and the rest is timed.
     """
     targets = tuple(spec.target(name) for name in (plan.target, plan.against) if name is not None)
     with tempfile.TemporaryDirectory(prefix="timing-") as scratch:
@@ -190,7 +192,10 @@ class _Bench:
         self._full_build(target, run)
         for scenario in wanted:
             if self._has_room(target, scenario, run):
-                self._changed_build(target, scenario, run)
+                try:
+                    self._changed_build(target, scenario, run)
+                except (BuildFailed, CommandFailed) as error:  # what was timed before stays, and so does what follows
+                    self._leave_out(target, scenario, run, error)
         self.clear(downloads=False)
 
     def _full_build(self, target: Target, run: int) -> None:
@@ -263,9 +268,13 @@ class _Bench:
         if free_bytes is None or free_bytes >= needed_bytes:
             return True
         refusal = DiskTooFull(str(self._scope.engine.root), target.name, needed_bytes, free_bytes)
-        self._say(f"{target.name}, {scenario}: {refusal}")
-        self._not_run.append(NotRun(target.name, scenario, run, str(refusal)))
+        self._leave_out(target, scenario, run, refusal)
         return False
+
+    def _leave_out(self, target: Target, scenario: Scenario, run: int, error: BuildkitError) -> None:
+        self._say(f"{target.name}, {scenario}: {error}")
+        self._not_run.append(NotRun(target.name, scenario, run, str(error)))
+        self._keep(self.timings())
 
     def _build(
         self,

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from buildkit.build import BuildRecord
     from buildkit.engine import Engine
+    from buildkit.events import Events
 
 PROJECT = Path(__file__).resolve().parents[2]
 SECRET = "pa55-word-for-the-mirror"  # noqa: S105 - planted, to be looked for
@@ -102,9 +103,18 @@ def run(project: Path, engine: Engine, base: bases.Base) -> Callable[..., BuildR
     shown = io.StringIO()
 
     def call(
-        environment: dict[str, str] | None = None, *, use_cache: bool = True, check_disk: bool = True
+        environment: dict[str, str] | None = None,
+        *,
+        use_cache: bool = True,
+        check_disk: bool = True,
+        seen: Callable[[], object] = lambda: None,
     ) -> BuildRecord:
         spec = specs.load(project)
+
+        def show(events: Events) -> BuildDisplay:
+            seen()
+            return BuildDisplay(Console(file=shown, width=100), events, title="small")
+
         return builds.build(
             spec,
             spec.target("small"),
@@ -112,7 +122,7 @@ def run(project: Path, engine: Engine, base: bases.Base) -> Callable[..., BuildR
             base=base,
             environment=environment or {},
             folder=project / "build",
-            show=lambda events: BuildDisplay(Console(file=shown, width=100), events, title="small"),
+            show=show,
             use_cache=use_cache,
             check_disk=check_disk,
         )
@@ -142,6 +152,29 @@ def test_building_twice_gives_the_same_digest_and_finds_every_step_cached(run: C
 
     assert first.digest == second.digest
     assert all(step.cached for step in second.steps if step.stage in {"maker", "runtime"})
+
+
+def test_the_image_before_has_a_name_until_the_next_one_is_there(
+    run: Callable[..., BuildRecord], project: Path, docker: Sequence[str]
+) -> None:
+    """Without one the engine collects layers that the new image is just put upon (moby/buildkit#6521)."""
+    before = run()
+    dockerfile = project / "docker" / "Dockerfile"
+    dockerfile.write_text(DOCKERFILE.replace("echo made", "echo made again"))
+    kept: list[str] = []
+
+    after = run(seen=lambda: kept.append(named(docker, f"{before.tags[0]}-before")))
+
+    assert kept == [before.digest]
+    assert after.digest != before.digest
+    assert named(docker, after.tags[0]) == after.digest
+    assert named(docker, f"{before.tags[0]}-before") == ""
+
+
+def named(docker: Sequence[str], name: str) -> str:
+    """The digest of the image of that name; nothing where there is none."""
+    command = [*docker, "image", "inspect", "--format", "{{.Id}}", name]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def test_a_failed_step_is_named_and_the_image_before_stays(

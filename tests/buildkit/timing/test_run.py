@@ -214,6 +214,19 @@ def test_a_change_without_room_is_listed_and_the_rest_is_timed(
     assert "1.0 GB are free" in whole.not_run[0].reason
 
 
+def test_a_change_that_does_not_build_is_listed_and_the_rest_is_timed(
+    timed: Callable[[Plan], list[Timings]], project: Path
+) -> None:
+    dockerfile = project / "docker/Dockerfile"
+    dockerfile.write_text(f"{DOCKERFILE}RUN if grep TIMED_RUN /app/service/app.py; then exit 3; fi\n")
+
+    whole = timed(plan(scenarios=("code", "no-op")))[-1]
+
+    assert [build.scenario for build in whole.builds if build.scenario not in {"cold", "cold-empty"}] == ["no-op"]
+    assert [(each.target, each.scenario) for each in whole.not_run] == [("small", "code")]
+    assert "small failed in stage runtime" in whole.not_run[0].reason
+
+
 def test_a_builder_that_the_user_named_is_emptied_and_filled(
     users_builder: CacheScope, project: Path, own: CacheScope
 ) -> None:

@@ -1,0 +1,159 @@
+"""Signs: what stands in the place of a file that went, so that whoever looks for it is told which rule took it.
+
+An import of what is gone is answered by the finder (finder.py). Two kinds of search never come to it. Transformers
+reads the sources in its folders for the names that they give, and says only that it has no attribute CLIPModel. And
+libraries that are opened late are looked for by the loader, which knows that there is no such file and no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from buildkit.diet import elf as elf_format
+from buildkit.diet.elf import ELF_HEADER_BYTES, ET_DYN, PT_DYNAMIC, PT_LOAD, SEGMENT_HEADER, Refused, map_file
+from buildkit.diet.rewrite import replace_content
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from buildkit.diet.elf import Content
+    from buildkit.diet.rules import Rule
+
+__all__ = ["Sign", "is_sign", "library_sign", "make_signs", "module_sign"]
+
+_MARK: Final = b" is left out of this installation (diet rule "
+_MOST_BYTES: Final = 1 << 16
+_NAMES: Final = re.compile(rb"^__all__ = \[(.*?)\]", re.MULTILINE | re.DOTALL)
+_NAME: Final = re.compile(rb"""["'](\w+)["']""")
+# Transformers reads no names from the sources that start like this (utils/import_utils.py), and gives what it reads
+# from others the needs that go with such a file: an image processor's are libraries that are not there either.
+_UNREAD: Final = ("__init__", "convert_", "modular_")
+_BEST_READ: Final = ("configuration_", "modeling_", "processing_")
+
+_DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_SYMENT, _DT_SONAME = 0, 1, 5, 6, 10, 11, 14
+_DYNAMIC_ENTRY: Final = struct.Struct("<QQ")
+_SYMBOL_BYTES: Final = 24
+_PF_WRITE_READ: Final = 6  # the loader writes addresses into the dynamic section
+_PT_GNU_STACK: Final = 0x6474E551
+_PAGE_BYTES: Final = 0x1000
+_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """The content for one path; `rule` is the name of the rule that took out what was there."""
+
+    path: str
+    rule: str
+    content: bytes
+
+    def put_up(self, root: Path) -> None:
+        """Writes it over the file that it stands for; owner, mode and times stay."""
+        replace_content(root / self.path, self.content)
+
+
+def is_sign(path: Path) -> bool:
+    """Whether a file is a sign that an earlier diet put up."""
+    return not path.is_symlink() and path.stat().st_size < _MOST_BYTES and _MARK in path.read_bytes()
+
+
+def make_signs(root: Path, claimed: Mapping[str, Rule]) -> tuple[Sign, ...]:
+    """The signs for what rules take out: one for each late library, one for each folder of modules.
+
+    Args:
+        root: what the paths are relative to.
+        claimed: path to the rule that takes it; none of them is a sign.
+    """
+    signs = []
+    for path, rule in claimed.items():
+        if rule.sign == "library" and not (root / path).is_symlink():
+            with contextlib.suppress(Refused):  # no ELF file, so nobody opens it
+                signs.append(Sign(path, rule.name, library_sign(map_file(root / path), _file_name(path), rule)))
+    folders: dict[tuple[str, Rule], list[str]] = {}
+    for path, rule in claimed.items():
+        if rule.sign == "names" and path.endswith(".py"):
+            folders.setdefault((path.rpartition("/")[0], rule), []).append(path)
+    for (folder, rule), paths in folders.items():
+        readable = [path for path in paths if not _file_name(path).startswith(_UNREAD)]
+        if readable:
+            content = module_sign(((root / path).read_bytes() for path in readable), folder, rule)
+            signs.append(Sign(min(readable, key=_readability), rule.name, content))
+    return tuple(sorted(signs, key=lambda sign: sign.path))
+
+
+def module_sign(sources: Iterable[bytes], folder: str, rule: Rule) -> bytes:
+    """A module with the names of those that went, whose import says that they did."""
+    names = sorted({name.decode() for source in sources for name in _exported(source)})
+    package = folder.replace("/", ".")
+    listed = ", ".join(f'"{name}"' for name in names)
+    return (
+        f'"""A sign of what was here."""\n\n__all__ = [{listed}]\n\n'
+        f"raise ModuleNotFoundError({_sentence(package, rule)!r}, name=__name__)\n"
+    ).encode()
+
+
+def _exported(source: bytes) -> list[bytes]:
+    return [name for listed in _NAMES.findall(source) for name in _NAME.findall(listed)]
+
+
+def _file_name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _readability(path: str) -> tuple[int, str]:
+    """Sorts the module whose names ask for nothing else first."""
+    starts = [place for place, start in enumerate(_BEST_READ) if _file_name(path).startswith(start)]
+    return (starts[0] if starts else len(_BEST_READ), path)
+
+
+def library_sign(original: Content, name: str, rule: Rule) -> bytes:
+    """A shared object for the machine of `original` that the loader refuses with the sentence that names the rule.
+
+    It needs a library whose name is that sentence, and the loader's error begins with what is missing.
+
+    Raises:
+        Refused: the original is no ELF file.
+    """
+    elf = elf_format.parse(original)
+    needed = _sentence(name, rule).replace("/", "-").encode()  # what has a slash would be taken for a path
+    strings = b"\0" + needed + b"\0" + name.encode() + b"\0"
+    table_offset = ELF_HEADER_BYTES + 3 * SEGMENT_HEADER.size
+    symbols_offset = _aligned(table_offset + len(strings))
+    dynamic_offset = symbols_offset + _SYMBOL_BYTES
+    entries = (
+        (_DT_NEEDED, 1),
+        (_DT_SONAME, len(needed) + 2),
+        (_DT_STRTAB, table_offset),
+        (_DT_SYMTAB, symbols_offset),
+        (_DT_STRSZ, len(strings)),
+        (_DT_SYMENT, _SYMBOL_BYTES),
+        (_DT_NULL, 0),
+    )
+    dynamic = b"".join(_DYNAMIC_ENTRY.pack(*entry) for entry in entries)
+    end = dynamic_offset + len(dynamic)
+    header = _HEADER.pack(
+        *(elf.identity, ET_DYN, elf.machine, 1, 0, ELF_HEADER_BYTES, 0, elf.flags, ELF_HEADER_BYTES),
+        *(SEGMENT_HEADER.size, 3, 0, 0, 0),
+    )
+    segments = (
+        SEGMENT_HEADER.pack(PT_LOAD, _PF_WRITE_READ, 0, 0, 0, end, end, _PAGE_BYTES),
+        SEGMENT_HEADER.pack(
+            PT_DYNAMIC, _PF_WRITE_READ, dynamic_offset, dynamic_offset, dynamic_offset, len(dynamic), len(dynamic), 8
+        ),
+        SEGMENT_HEADER.pack(_PT_GNU_STACK, _PF_WRITE_READ, 0, 0, 0, 0, 0, 16),
+    )
+    body = b"".join((header, *segments, strings)).ljust(symbols_offset, b"\0")
+    return body + bytes(_SYMBOL_BYTES) + dynamic
+
+
+def _sentence(name: str, rule: Rule) -> str:
+    return f"{name}{_MARK.decode()}{rule.name}). Lost by that rule: {rule.lost}."
+
+
+def _aligned(offset: int) -> int:
+    return (offset + 7) & ~7

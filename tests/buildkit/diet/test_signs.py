@@ -1,0 +1,147 @@
+"""What stands in the place of what went: a module that only has names, a library that the loader refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from buildkit.diet.diet import Choice, diet_tree
+from buildkit.diet.elf import parse, read_dynamic_names
+from buildkit.diet.rules import choose_rules
+from buildkit.diet.signs import is_sign, library_sign
+from tests.buildkit.diet.installed import SITE, install, snapshot, untrue_rows
+from tests.buildkit.diet.synthetic import Library
+
+(CUDNN,) = choose_rules("cudnn-engines")
+(MODELS,) = choose_rules("other-models")
+ENGINES = "nvidia/cudnn/lib/libcudnn_engines_precompiled.so.9"
+CHOICE = Choice(rules=(CUDNN, MODELS), strips=True)
+CLIP = b"from x import y\n\n__all__ = [\n    'CLIPModel',\n    \"CLIPTextModel\",\n]\n"
+
+
+def plant(root: Path) -> Path:
+    install(root, "cudnn", {ENGINES: Library().build(), "nvidia/cudnn/lib/libcudnn.so.9": Library().build()})
+    install(
+        root,
+        "transformers",
+        {
+            "transformers/models/clip/__init__.py": b"",
+            "transformers/models/clip/convert_clip.py": b"",
+            "transformers/models/clip/image_processing_clip.py": b'__all__ = ["CLIPImageProcessor"]\n',
+            "transformers/models/clip/configuration_clip.py": b'__all__ = ["CLIPConfig"]\n',
+            "transformers/models/clip/modeling_clip.py": CLIP,
+            "transformers/models/clip/__pycache__/configuration_clip.cpython-313.pyc": b"old",
+            "transformers/models/bert/modeling_bert.py": b'__all__ = ["BertModel"]\n',
+        },
+    )
+    return root
+
+
+def test_the_loader_says_which_rule_took_a_library(tmp_path: Path) -> None:
+    sign = tmp_path / "libcudnn_cnn.so.9"
+    sign.write_bytes(library_sign(Path(sys.executable).read_bytes(), sign.name, CUDNN))
+
+    ended = subprocess.run(
+        [sys.executable, "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])", str(sign)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    said = "OSError: libcudnn_cnn.so.9 is left out of this installation (diet rule cudnn-engines). Lost by that rule: "
+    assert said + CUDNN.lost in ended.stderr
+    assert read_dynamic_names(sign.read_bytes(), parse(sign.read_bytes())).soname == "libcudnn_cnn.so.9"
+
+
+def test_a_sign_is_for_the_machine_of_what_it_stands_for() -> None:
+    arm = library_sign(Library(machine=183).build(), "libx.so", CUDNN)
+
+    assert parse(arm).machine == 183
+
+
+def test_a_diet_puts_signs_up_and_says_so(tmp_path: Path) -> None:
+    root = plant(tmp_path / "venv")
+    before = snapshot(root)
+
+    result = diet_tree(root, CHOICE, manifest_path=tmp_path / "diet.json")
+
+    after = snapshot(root)
+    clip = f"{SITE}/transformers/models/clip"
+    signs = {change.path for change in result.alterations if change.steps == ("sign",)}
+    assert signs == {f"{SITE}/{ENGINES}", f"{clip}/configuration_clip.py"}
+    assert before.keys() - after.keys() == {
+        f"{clip}/{name}"
+        for name in (
+            "convert_clip.py", "image_processing_clip.py", "modeling_clip.py",
+            "__pycache__/configuration_clip.cpython-313.pyc",
+        )
+    }  # fmt: skip
+    taken = {removal.rule: set(removal.removed) for removal in result.removals}
+    assert taken["cudnn-engines"] == {f"{SITE}/{ENGINES}"}
+    assert f"{clip}/configuration_clip.py" in taken["other-models"]
+    assert untrue_rows(root) == []
+    assert result.refusals == ()
+    assert result.bytes_before == sum(map(len, before.values()))
+    assert result.bytes_after == sum(map(len, after.values()))
+
+
+def test_a_second_diet_leaves_the_signs_and_the_manifest(tmp_path: Path) -> None:
+    root, manifest = plant(tmp_path / "venv"), tmp_path / "diet.json"
+    diet_tree(root, CHOICE, manifest_path=manifest)
+    once, said = snapshot(root), manifest.read_bytes()
+
+    diet_tree(root, CHOICE, manifest_path=manifest)
+    assert snapshot(root) == once
+    assert manifest.read_bytes() == said
+
+    diet_tree(root, dataclasses.replace(CHOICE, rules=()), manifest_path=manifest)  # one that names none of it
+    assert snapshot(root) == once
+    assert manifest.read_bytes() == said
+
+
+def test_what_is_installed_anew_is_taken_out_again(tmp_path: Path) -> None:
+    root, manifest = plant(tmp_path / "venv"), tmp_path / "diet.json"
+    first = diet_tree(root, CHOICE, manifest_path=manifest)
+    plant(root)
+
+    again = diet_tree(root, CHOICE, manifest_path=manifest)
+
+    assert is_sign(root / SITE / ENGINES)
+    assert again == first
+
+
+def test_transformers_names_the_rule_of_a_model_that_is_gone(tmp_path: Path) -> None:
+    found = importlib.util.find_spec("transformers")
+    assert found is not None
+    assert found.origin is not None
+    package = Path(found.origin).parent
+    site = tmp_path / "site"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for folder in (package, *package.parent.glob("transformers-*.dist-info")):
+        shutil.copytree(folder, site / folder.name, ignore=ignored)
+    diet_tree(site, Choice(rules=(MODELS,), strips=False))
+    program = """
+import transformers
+from transformers import BertModel
+for name in ("CLIPModel", "CLIPConfig"):
+    try:
+        getattr(transformers, name)
+    except ModuleNotFoundError as error:
+        print(error.__cause__ or error)
+try:
+    transformers.AutoConfig.for_model("clip")
+except ModuleNotFoundError as error:
+    print(error.__cause__ or error)
+"""
+
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert ended.returncode == 0, ended.stderr
+    said = "transformers.models.clip is left out of this installation (diet rule other-models). Lost by that rule: "
+    assert [line.startswith(said) for line in ended.stdout.splitlines()] == [True] * 3, ended.stdout
