@@ -31,8 +31,9 @@ class Rule:
         spared_list: a file beside this one that lists paths of what stays, one a line.
         is_imported_kept: whether a matched folder or module that something outside it imports stays.
         is_bytecode_only: whether the sources named stay, and only their bytecode goes or is never made.
-        sign: what stays in the place of what went (signs.py): of each folder the `names` that its modules gave, or of
-            each `library` a file that the loader refuses with the rule's name; nothing where nobody looks.
+        sign: what stays in the place of what went (signs.py): of each folder the `names` that its modules gave; of
+            each library one that is `refused` by the loader with the rule's name, or one that says it when it is
+            `loaded`, for programs that keep the loader's words to themselves; nothing where nobody looks.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Rule:
     spared_list: str | None = None
     is_imported_kept: bool = False
     is_bytecode_only: bool = False
-    sign: Literal["", "names", "library"] = ""
+    sign: Literal["", "names", "refused", "loaded"] = ""
 
     def claims(self, path: str) -> bool:
         """Whether the rule names this file, before anything is kept because it is imported."""
@@ -286,7 +287,7 @@ RULES: Final = (
         globs=tuple(
             f"nvidia/cudnn/lib/libcudnn_{part}.so.*" for part in ("adv", "cnn", "engines_*", "heuristic", "ops")
         ),
-        sign="library",
+        sign="loaded",
         reason="loaded at the first convolution or recurrent layer, which text encoders do not have",
         lost="convolutions, recurrent layers and cuDNN attention on the GPU (the service turns that back-end off)",
     ),
@@ -379,7 +380,7 @@ RULES: Final = (
     Rule(
         name="dense-solver",
         globs=("nvidia/*/libcusolver.so.*", "torch/lib/libtorch_cuda_linalg.so"),
-        sign="library",
+        sign="refused",
         reason="loaded at the first call of torch.linalg on the GPU, which text encoders do not make",
         lost="torch.linalg on the GPU",
     ),

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from buildkit.diet import elf as elf_format
-from buildkit.diet.elf import ELF_HEADER_BYTES, ET_DYN, PT_DYNAMIC, PT_LOAD, SEGMENT_HEADER, Refused, map_file
+from buildkit.diet.elf import (
+    ELF_HEADER_BYTES,
+    EM_X86_64,
+    ET_DYN,
+    PT_DYNAMIC,
+    PT_LOAD,
+    SEGMENT_HEADER,
+    Refused,
+    map_file,
+)
 from buildkit.diet.rewrite import replace_content
 
 if TYPE_CHECKING:
@@ -35,12 +44,14 @@ _NAME: Final = re.compile(rb"""["'](\w+)["']""")
 _UNREAD: Final = ("__init__", "convert_", "modular_")
 _BEST_READ: Final = ("configuration_", "modeling_", "processing_")
 
-_DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_SYMENT, _DT_SONAME = 0, 1, 5, 6, 10, 11, 14
+# gabi, "Dynamic Section"
+_DT_NULL, _DT_NEEDED, _DT_STRTAB, _DT_SYMTAB, _DT_STRSZ, _DT_SYMENT, _DT_INIT, _DT_SONAME = 0, 1, 5, 6, 10, 11, 12, 14
 _DYNAMIC_ENTRY: Final = struct.Struct("<QQ")
 _SYMBOL_BYTES: Final = 24
-_PF_WRITE_READ: Final = 6  # the loader writes addresses into the dynamic section
+_PF_EXECUTE, _PF_WRITE, _PF_READ = 1, 2, 4
 _PT_GNU_STACK: Final = 0x6474E551
-_PAGE_BYTES: Final = 0x1000
+_PAGE_BYTES: Final = 0x10000  # the largest that a machine has; x86-64 has less
+_WRITABLE_ADDRESS: Final = _PAGE_BYTES
 _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 
 
@@ -71,7 +82,7 @@ def make_signs(root: Path, claimed: Mapping[str, Rule]) -> tuple[Sign, ...]:
     """
     signs = []
     for path, rule in claimed.items():
-        if rule.sign == "library" and not (root / path).is_symlink():
+        if rule.sign in {"refused", "loaded"} and not (root / path).is_symlink():
             with contextlib.suppress(Refused):  # no ELF file, so nobody opens it
                 signs.append(Sign(path, rule.name, library_sign(map_file(root / path), _file_name(path), rule)))
     folders: dict[tuple[str, Rule], list[str]] = {}
@@ -112,43 +123,76 @@ def _readability(path: str) -> tuple[int, str]:
 
 
 def library_sign(original: Content, name: str, rule: Rule) -> bytes:
-    """A shared object for the machine of `original` that the loader refuses with the sentence that names the rule.
+    """A shared object without symbols, for the machine of `original`, that names the rule when it is opened.
 
-    It needs a library whose name is that sentence, and the loader's error begins with what is missing.
+    One that is refused needs a library whose name is the sentence: the loader's error begins with what is missing. One
+    that is loaded writes the sentence to standard error. Whoever looks for a symbol in it finds none, as before.
 
     Raises:
         Refused: the original is no ELF file.
     """
     elf = elf_format.parse(original)
-    needed = _sentence(name, rule).replace("/", "-").encode()  # what has a slash would be taken for a path
+    sentence = _sentence(name, rule)
+    is_refused = rule.sign == "refused"
+    needed = sentence.replace("/", "-").encode() if is_refused else b""  # what has a slash would be taken for a path
     strings = b"\0" + needed + b"\0" + name.encode() + b"\0"
-    table_offset = ELF_HEADER_BYTES + 3 * SEGMENT_HEADER.size
-    symbols_offset = _aligned(table_offset + len(strings))
-    dynamic_offset = symbols_offset + _SYMBOL_BYTES
+    strings_offset = ELF_HEADER_BYTES + 4 * SEGMENT_HEADER.size
+    symbols_offset = _aligned(strings_offset + len(strings))
+    code_offset = symbols_offset + _SYMBOL_BYTES
+    code = b"" if is_refused else _code(elf.machine, f"{sentence}\n".encode())
+    dynamic_offset = _aligned(code_offset + len(code))
     entries = (
-        (_DT_NEEDED, 1),
+        (_DT_NEEDED, 1) if is_refused else (_DT_INIT, code_offset),
         (_DT_SONAME, len(needed) + 2),
-        (_DT_STRTAB, table_offset),
+        (_DT_STRTAB, strings_offset),
         (_DT_SYMTAB, symbols_offset),
         (_DT_STRSZ, len(strings)),
         (_DT_SYMENT, _SYMBOL_BYTES),
         (_DT_NULL, 0),
     )
     dynamic = b"".join(_DYNAMIC_ENTRY.pack(*entry) for entry in entries)
+    dynamic_address = _WRITABLE_ADDRESS + dynamic_offset
     end = dynamic_offset + len(dynamic)
     header = _HEADER.pack(
         *(elf.identity, ET_DYN, elf.machine, 1, 0, ELF_HEADER_BYTES, 0, elf.flags, ELF_HEADER_BYTES),
-        *(SEGMENT_HEADER.size, 3, 0, 0, 0),
+        *(SEGMENT_HEADER.size, 4, 0, 0, 0),
     )
-    segments = (
-        SEGMENT_HEADER.pack(PT_LOAD, _PF_WRITE_READ, 0, 0, 0, end, end, _PAGE_BYTES),
+    segments = (  # the whole file twice: once to run, once for the loader, which writes into the dynamic section
+        SEGMENT_HEADER.pack(PT_LOAD, _PF_READ | _PF_EXECUTE, 0, 0, 0, end, end, _PAGE_BYTES),
         SEGMENT_HEADER.pack(
-            PT_DYNAMIC, _PF_WRITE_READ, dynamic_offset, dynamic_offset, dynamic_offset, len(dynamic), len(dynamic), 8
+            PT_LOAD, _PF_READ | _PF_WRITE, 0, _WRITABLE_ADDRESS, _WRITABLE_ADDRESS, end, end, _PAGE_BYTES
         ),
-        SEGMENT_HEADER.pack(_PT_GNU_STACK, _PF_WRITE_READ, 0, 0, 0, 0, 0, 16),
+        SEGMENT_HEADER.pack(
+            *(PT_DYNAMIC, _PF_READ | _PF_WRITE, dynamic_offset, dynamic_address, dynamic_address),
+            *(len(dynamic), len(dynamic), 8),
+        ),
+        SEGMENT_HEADER.pack(_PT_GNU_STACK, _PF_READ | _PF_WRITE, 0, 0, 0, 0, 0, 16),
     )
-    body = b"".join((header, *segments, strings)).ljust(symbols_offset, b"\0")
-    return body + bytes(_SYMBOL_BYTES) + dynamic
+    body = b"".join((header, *segments, strings)).ljust(symbols_offset, b"\0") + bytes(_SYMBOL_BYTES) + code
+    return body.ljust(dynamic_offset, b"\0") + dynamic
+
+
+def _code(machine: int, text: bytes) -> bytes:
+    """A function that writes the text behind it to standard error by the kernel's own call, and returns."""
+    if machine == EM_X86_64:
+        instructions = (
+            b"\xb8\x01\0\0\0"  # mov eax, 1 (write)
+            b"\xbf\x02\0\0\0"  # mov edi, 2
+            b"\x48\x8d\x35\x08\0\0\0"  # lea rsi, [rip + 8]: behind the last instruction
+            b"\xba" + struct.pack("<I", len(text)) + b"\x0f\x05"  # mov edx, length; syscall
+            b"\xc3"  # ret
+        )
+    else:
+        instructions = struct.pack(
+            "<6I",
+            0xD2800808,  # mov x8, 64 (write)
+            0xD2800040,  # mov x0, 2
+            0x10000081,  # adr x1, . + 16: behind the last instruction
+            0xD2800002 | len(text) << 5,  # mov x2, length
+            0xD4000001,  # svc 0
+            0xD65F03C0,  # ret
+        )
+    return instructions + text
 
 
 def _sentence(name: str, rule: Rule) -> str:

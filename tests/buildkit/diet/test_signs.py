@@ -17,6 +17,7 @@ from tests.buildkit.diet.installed import SITE, install, snapshot, untrue_rows
 from tests.buildkit.diet.synthetic import Library
 
 (CUDNN,) = choose_rules("cudnn-engines")
+(SOLVER,) = choose_rules("dense-solver")
 (MODELS,) = choose_rules("other-models")
 ENGINES = "nvidia/cudnn/lib/libcudnn_engines_precompiled.so.9"
 CHOICE = Choice(rules=(CUDNN, MODELS), strips=True)
@@ -41,18 +42,31 @@ def plant(root: Path) -> Path:
     return root
 
 
+def opened(sign: Path, then: str = "") -> str:
+    """What a program that opens a library writes to standard error."""
+    program = f"import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); {then}"
+    command = [sys.executable, "-c", program, str(sign)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
 def test_the_loader_says_which_rule_took_a_library(tmp_path: Path) -> None:
+    sign = tmp_path / "libcusolver.so.12"
+    sign.write_bytes(library_sign(Path(sys.executable).read_bytes(), sign.name, SOLVER))
+
+    said = "OSError: libcusolver.so.12 is left out of this installation (diet rule dense-solver). Lost by that rule: "
+    assert said + SOLVER.lost in opened(sign)
+    assert read_dynamic_names(sign.read_bytes(), parse(sign.read_bytes())).soname == "libcusolver.so.12"
+
+
+def test_a_library_says_itself_which_rule_took_it_where_the_loader_is_not_heard(tmp_path: Path) -> None:
     sign = tmp_path / "libcudnn_cnn.so.9"
     sign.write_bytes(library_sign(Path(sys.executable).read_bytes(), sign.name, CUDNN))
 
-    ended = subprocess.run(
-        [sys.executable, "-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])", str(sign)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    first, *rest = opened(sign, "library.cudnnCreateConvolutionDescriptor").splitlines()
 
-    said = "OSError: libcudnn_cnn.so.9 is left out of this installation (diet rule cudnn-engines). Lost by that rule: "
-    assert said + CUDNN.lost in ended.stderr
-    assert read_dynamic_names(sign.read_bytes(), parse(sign.read_bytes())).soname == "libcudnn_cnn.so.9"
+    assert first.startswith("libcudnn_cnn.so.9 is left out of this installation (diet rule cudnn-engines). Lost by ")
+    assert first.endswith(f"{CUDNN.lost}.")
+    assert "undefined symbol: cudnnCreateConvolutionDescriptor" in rest[-1]
 
 
 def test_a_sign_is_for_the_machine_of_what_it_stands_for() -> None:
