@@ -203,6 +203,9 @@ def _time(arguments: argparse.Namespace) -> int:
     from buildkit import display, engine, spec
     from buildkit.timing import record, run, scope
 
+    if arguments.saved:
+        timings = record.load(arguments.saved)
+        return _timed(arguments, timings, _budgets_of(arguments.project, timings.target))
     loaded = spec.load(arguments.project)
     plan = run.Plan(
         loaded.target(arguments.target).name,
@@ -462,6 +465,7 @@ def _add_time(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     command.add_argument("--builder", default="", help="an engine of yours, by its docker context, to empty and fill")
     command.add_argument("--keep-downloads", action="store_true", help="keep that engine's downloads for the next run")
     command.add_argument("--base-origin", choices=["auto", "registry", "debian"], default="auto")
+    command.add_argument("--saved", type=Path, metavar="FILE", help="report an earlier run; nothing is built")
     _add_output_options(command)
     command.add_argument("--exit-zero", action="store_true", help="exit 0 even where a budget is broken")
     command.set_defaults(run=_time)

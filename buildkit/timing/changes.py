@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -35,6 +36,8 @@ CODE_FILE: Final = "service/app.py"
 _PIN: Final = re.compile(r'"torch==(?P<version>[^"\s;]+)"')
 _NOT_COPIED: Final = shutil.ignore_patterns(".git", "build", ".venv", ".nox", "__pycache__", ".*_cache", "*.egg-info")
 _MARKER: Final = "etc/truthgraph-timing"
+_NEW_BASE_LAYERS: Final = 2
+"""What the old base holds, and the marker."""
 
 
 def copy_project(project: Path, copy: Path) -> None:
@@ -133,14 +136,23 @@ def base_tag(run: int) -> str:
 
 
 def change_base(engine: Engine, base: Base, run: int, scratch: Path) -> Base:
-    """Return a base in the engine with one small layer more, another one in each *run*.
+    """Return a base in the engine that holds what *base* does in one new layer, another one in each *run*.
 
-    What a real update of a base changes in its own layers a node fetches too; that is not in it.
+    So every byte of it is new to a node, as after most updates: Debian's own layer is the lowest, and changes.
     """
     context = scratch / f"base-{run}"
     context.mkdir(exist_ok=True)
     (context / "marker").write_text(f"{run}\n")
-    (context / "Dockerfile").write_text(f"FROM {base.local}\nCOPY marker /{_MARKER}\n")
+    config = json.loads(engines.docker(engine.host, "image", "inspect", base.local))[0]["Config"]
+    variables = (variable.partition("=") for variable in config.get("Env") or ())
+    lines = [
+        f"FROM {base.local} AS before",
+        "FROM scratch",
+        "COPY --from=before / /",
+        f"COPY marker /{_MARKER}",
+        *(f"ENV {name}={_quoted(value)}" for name, _, value in variables),
+    ]
+    (context / "Dockerfile").write_text("\n".join([*lines, ""]))
     local = base_tag(run)
     engines.docker(
         engine.host,
@@ -149,4 +161,10 @@ def change_base(engine: Engine, base: Base, run: int, scratch: Path) -> Base:
         str(context),
         seconds=300.0,
     )
-    return replace(base, local=local, layers=base.layers + 1)
+    return replace(base, local=local, layers=_NEW_BASE_LAYERS)
+
+
+def _quoted(value: str) -> str:
+    """Return *value* as a Dockerfile takes it, nothing of it a variable."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
+    return f'"{escaped}"'

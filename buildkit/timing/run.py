@@ -230,7 +230,7 @@ class _Bench:
         elif scenario == "base":
             self._fresh()
             base = changes.change_base(self._scope.engine, self._base, run, self._folder)
-            change = "a base with one small layer more"
+            change = "a base of new layers"
         else:
             self._fresh()
         self._build(target, scenario, run, layers="warm", downloads="warm", change=change, base=base)

@@ -110,6 +110,22 @@ def test_timed_builds_are_shown_and_judged_with_the_image(
     assert run(*words[:5], slow, *words[6:], "--exit-zero", project=PROJECT).returncode == 0
 
 
+def test_what_an_earlier_run_saved_is_reported_and_judged_without_building(
+    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    path = tmp_path / "timings.json"
+    record.save(timings(*BUILDS), path)
+
+    fine = run("time", "--saved", path, "--format", "markdown", project=PROJECT)
+    path.write_text(path.read_text().replace('"ratio": 0.5', '"ratio": 0.9'))
+    broken = run("time", "--saved", path, project=PROJECT)
+
+    assert fine.returncode == 0, fine.stderr
+    assert "| cold | api | 40.0 | 30.0 50.0 | 0.50 |" in fine.stdout
+    assert broken.returncode == 1
+    assert "build_seconds_ratio.cold is 0.9000" in " ".join(broken.stdout.split())
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

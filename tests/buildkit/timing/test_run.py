@@ -174,6 +174,8 @@ def test_each_scenario_is_what_it_says(timed: Callable[[Plan], list[Timings]], p
     assert builds["no-op"].transfer_bytes == 0
     assert 0 < (builds["code"].transfer_bytes or 0) < 5_000_000 < (builds["cold"].transfer_bytes or 0)
     assert builds["no-op"].digest == builds["cold"].digest != builds["code"].digest
+    # a new base is new to a node, every byte of it: the base that these images are made on has about 100 MB
+    assert (builds["base"].transfer_bytes or 0) > (builds["cold"].transfer_bytes or 0) * 0.8
     assert (builds["cold"].written_bytes or 0) >= 5_000_000
     assert {stage.stage for stage in builds["cold"].stages} == {"python", "maker", "runtime"} - {"python"}
     assert all(phase.seconds <= builds["cold"].seconds for phase in builds["cold"].phases)
