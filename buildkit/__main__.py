@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from buildkit.errors import BuildkitError
+from buildkit.errors import BuildkitError, UsageError
 from buildkit.processes import end_children
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = ["main"]
 
 FOLDER = Path("build")
 INTERRUPTED = 130
+_SCENARIOS, _RUNS = "cold,no-op,code,dependency", 3
 _FORMATS = ("terminal", "json", "markdown", "html", "junit", "sarif")
 _STAGING = {
     "stage": "release the verified image: push, migrate, update, check, record",
@@ -204,15 +205,19 @@ def _time(arguments: argparse.Namespace) -> int:
     from buildkit.timing import record, run, scope
 
     if arguments.saved:
+        for name in ("target", "against", "scenarios", "runs", "dependency", "builder"):
+            if getattr(arguments, name) is not None:
+                raise UsageError(f"--saved with {name}", getattr(arguments, name), "the file says what was timed")
         timings = record.load(arguments.saved)
         return _timed(arguments, timings, _budgets_of(arguments.project, timings.target))
     loaded = spec.load(arguments.project)
+    scenarios: Any = (arguments.scenarios or _SCENARIOS).split(",")  # Plan refuses unknown ones
     plan = run.Plan(
-        loaded.target(arguments.target).name,
+        loaded.target(arguments.target or "api").name,
         loaded.target(arguments.against).name if arguments.against else None,
-        tuple(arguments.scenarios.split(",")),
-        arguments.runs,
-        arguments.dependency,
+        tuple(scenarios),
+        _RUNS if arguments.runs is None else arguments.runs,
+        arguments.dependency or "tqdm",
     )
     budgets = _budgets_of(arguments.project, plan.target)
     console = Console(stderr=True, no_color=bool(os.environ.get("NO_COLOR")) or None)
@@ -453,16 +458,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_time(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser("time", help="how long builds take, cold, warm and after changes, beside a baseline")
-    command.add_argument("target", nargs="?", default="api", help="a target of docker/images.toml (default: api)")
+    command.add_argument("target", nargs="?", help="a target of docker/images.toml (default: api)")
     command.add_argument("--against", metavar="TARGET", help="a baseline, timed in turn with it in the same run")
     command.add_argument(
         "--scenarios",
-        default="cold,no-op,code,dependency",
-        help="separated by commas, of cold-empty, cold, no-op, code, dependency, torch, base (default: %(default)s)",
+        help=f"separated by commas, of cold-empty, cold, no-op, code, dependency, torch, base (default: {_SCENARIOS})",
     )
-    command.add_argument("--runs", type=int, default=3, help="of each scenario (default: 3)")
-    command.add_argument("--dependency", default="tqdm", help="whose release the dependency scenario changes")
-    command.add_argument("--builder", default="", help="an engine of yours, by its docker context, to empty and fill")
+    command.add_argument("--runs", type=int, help=f"of each scenario (default: {_RUNS})")
+    command.add_argument("--dependency", help="whose release the dependency scenario changes (default: tqdm)")
+    command.add_argument("--builder", help="an engine of yours, by its docker context, to empty and fill")
     command.add_argument("--keep-downloads", action="store_true", help="keep that engine's downloads for the next run")
     command.add_argument("--base-origin", choices=["auto", "registry", "debian"], default="auto")
     command.add_argument("--saved", type=Path, metavar="FILE", help="report an earlier run; nothing is built")

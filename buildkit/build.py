@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from buildkit.engine import Engine
     from buildkit.spec import ImageSpec, Target
 
-__all__ = ["BuildRecord", "build", "load_record", "record_path", "tag_of"]
+__all__ = ["BuildRecord", "build", "kept_name", "load_record", "record_path", "tag_of"]
 
 SCHEMA_VERSION = 1
 _COMPRESSIONS = {
@@ -57,6 +57,9 @@ _COMPRESSIONS = {
     },
 }
 """Attributes of BuildKit's image exporter."""
+
+_IMAGE_SECONDS = 600.0
+"""How long the engine may take to name an image or to remove one: it may be busy, and an image has gigabytes."""
 
 _WARM_BYTES = 1_000_000_000
 """Room for a build that finds the environment in the cache: the application, stored and unpacked (a generous guess)."""
@@ -132,7 +135,7 @@ def build(
     check_disk: bool = True,
     network: Literal["", "host"] = "",
 ) -> BuildRecord:
-    """Builds *target* and writes its record below *folder*; the image of the build before stays until this one is done.
+    """Builds *target* and writes its record below *folder*; the image of the build before goes when this one is done.
 
     Secrets (certificates, package index, credentials) and proxies are taken from *environment*, the caller's own, and
     reach RUN steps only. *network* "host" gives RUN steps the machine's network, for an engine that has none.
@@ -152,7 +155,6 @@ def build(
     revision, created = _revision(spec.project)
     tag = tag_of(spec, target)
     labels = _labels(spec, base, revision=revision, created=created, lock_sha256=lock_sha256) | _diet_labels(target)
-    began, started = time.monotonic(), datetime.now(tz=UTC)
     events = Events()
     folder.mkdir(parents=True, exist_ok=True)
     site_packages = base.site_packages(spec.python)
@@ -160,6 +162,7 @@ def build(
     for name, value in target.arguments.items():
         build_arguments[name] = value.replace("{site_packages}", site_packages)
     with _still_named(engine, tag), tempfile.TemporaryDirectory() as scratch:
+        began, started = time.monotonic(), datetime.now(tz=UTC)
         metadata = Path(scratch) / "metadata.json"
         client = DockerClient(host=engine.host or None)
         lines = cast(
@@ -206,24 +209,27 @@ def build(
     return record
 
 
+def kept_name(tag: str) -> str:
+    """The second name that the image called *tag* has while another one is built, and after a build that was killed."""
+    return f"{tag}-before"
+
+
 @contextlib.contextmanager
 def _still_named(engine: Engine, tag: str) -> Iterator[None]:
-    """Gives the image that *tag* points to a second name for the length of the block.
+    """Gives the image that *tag* points to a second name for the length of the block, and removes it after that.
 
     BuildKit moves the name to the new image before it unpacks that one, and containerd then collects the unpacked
     layers of the old one, on some of which the new ones are just being put (github.com/moby/buildkit/issues/6521).
     """
-    keeper = f"{tag}-before"
-    try:
-        engines.docker(engine.host, "image", "tag", tag, keeper)
-    except CommandFailed:  # there is none
-        yield
-        return
+    is_there = bool(engines.docker(engine.host, "image", "ls", "--quiet", tag, seconds=_IMAGE_SECONDS).strip())
+    if is_there:
+        engines.docker(engine.host, "image", "tag", tag, kept_name(tag), seconds=_IMAGE_SECONDS)
     try:
         yield
     finally:
-        with contextlib.suppress(CommandFailed):
-            engines.docker(engine.host, "image", "rm", "--force", keeper)
+        if is_there:
+            with contextlib.suppress(CommandFailed):  # the next build takes the name anew
+                engines.docker(engine.host, "image", "rm", "--force", kept_name(tag), seconds=_IMAGE_SECONDS)
 
 
 def _follow(lines: Iterator[str], events: Events, display: BuildDisplay, target: Target) -> None:

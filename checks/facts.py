@@ -63,8 +63,11 @@ class SharedObject:
         return not self.is_executable or ".so" in self.path.rpartition("/")[2]
 
     @property
-    def is_sign(self) -> bool:
-        """Whether it only tells the loader which rule of the diet took out what was here (buildkit/diet/signs.py)."""
+    def is_refused_sign(self) -> bool:
+        """Whether the loader refuses it with the rule of the diet that took out what was here (buildkit/diet/signs.py).
+
+        The other kind of sign loads, and needs nothing.
+        """
         return len(self.needed) == 1 and " is left out of this installation (diet rule " in self.needed[0]
 
 

@@ -138,7 +138,7 @@ def test_libraries_load(
 ) -> None:
     """Each whole shared object loads, in a process of its own, those that need the driver's libraries apart."""
     # A finding of its own, but for what needs a library that is a sign: that one is there, and does not load.
-    elsewhere = {name for item in file_system.objects if not item.is_sign for name in item.unresolved}
+    elsewhere = {name for item in file_system.objects if not item.is_refused_sign for name in item.unresolved}
     named = tuple(f"{name}:" for name in (*expectations.provided_libraries, *elsewhere))
     refuse(
         (

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from buildkit.diet.rules import Rule
+    from buildkit.diet.signs import Sign
 
 __all__ = ["Choice", "diet_tree", "worker_count"]
 
@@ -136,7 +137,7 @@ def _remove(tree: Tree, rules: Iterable[Rule]) -> tuple[tuple[Removal, ...], lis
     rules = tuple(rules)
     sizes = {file.path: 0 if file.is_link else file.size_bytes for file in tree.files}
     removed: dict[str, dict[str, int]] = {rule.name: {} for rule in rules}
-    signs: list[Alteration] = []
+    signs: dict[str, tuple[Path, Sign]] = {}
     for site, paths in tree.by_site():
         root = tree.root / site
         prefix = "" if site == "." else f"{site}/"
@@ -144,18 +145,17 @@ def _remove(tree: Tree, rules: Iterable[Rule]) -> tuple[tuple[Removal, ...], lis
         claimed = {path: rule for path, rule in claimed.items() if not (rule.sign and is_sign(root / path))}
         for path, rule in claimed.items():
             removed[rule.name][f"{prefix}{path}"] = sizes[f"{prefix}{path}"]
-        for sign in make_signs(root, claimed):
-            sign.put_up(root)
-            job = (f"{prefix}{sign.path}", tree.recorded.get(f"{prefix}{sign.path}"))
-            signs.append(_alteration(tree.root, job, 0, ("sign",)))
+        signs |= {f"{prefix}{sign.path}": (root, sign) for sign in make_signs(root, claimed)}
     gone = {path for files in removed.values() for path in files}
-    remove_files(tree.root, sorted(gone.difference(sign.path for sign in signs)))
+    remove_files(tree.root, sorted(gone.difference(signs)))
+    for root, sign in signs.values():
+        sign.put_up(root)
     removals = tuple(
         Removal(rule=rule.name, reason=rule.reason, lost=rule.lost, removed=dict(sorted(removed[rule.name].items())))
         for rule in rules
         if removed[rule.name]
     )
-    return removals, signs
+    return removals, [_alteration(tree.root, (path, tree.recorded.get(path)), 0, ("sign",)) for path in sorted(signs)]
 
 
 def _is_elf(tree: Tree, file: InstalledFile) -> bool:

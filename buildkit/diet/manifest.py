@@ -173,7 +173,8 @@ def continue_from(earlier: Manifest, now: Manifest, *, present: dict[str, int]) 
     altered = {old.path: old for old in earlier.alterations}
     for new in now.alterations:
         old = altered.get(new.path)
-        if old is not None and old.sha256_after == new.sha256_before:
+        is_sign = new.steps == ("sign",)  # what it stands for is gone, whatever was done to it before
+        if old is not None and old.sha256_after == new.sha256_before and not is_sign:
             steps = (*old.steps, *(step for step in new.steps if step not in old.steps))
             new = dataclasses.replace(  # noqa: PLW2901 - the same alteration, begun earlier
                 new,

@@ -51,8 +51,8 @@ class Profile:
 
 PROFILES: Final[Mapping[str, Profile]] = {
     "full": Profile("runtime", "none", 0, 0, "every GPU, everything that torch can do without a compiler"),
-    "fleet": Profile("serving", "none", 1, 99, "several GPUs; eager torch, without triton and profilers"),
-    "single": Profile("serving", "none", 1, 1, "one GPU; eager torch, without triton and profilers"),
+    "fleet": Profile("serving", "none", 1, 99, "several GPUs; eager torch, without triton, profilers, learners"),
+    "single": Profile("serving", "none", 1, 1, "one GPU; eager torch, without triton, profilers, learners"),
     "inference": Profile("inference", "all", 1, 99, "text encoders only; no FFT, convolution, sparse or several GPUs"),
 }
 

@@ -3,6 +3,9 @@
 An import of what is gone is answered by the finder (finder.py). Two kinds of search never come to it. Transformers
 reads the sources in its folders for the names that they give, and says only that it has no attribute CLIPModel. And
 libraries that are opened late are looked for by the loader, which knows that there is no such file and no more.
+
+The price: whoever asks transformers whether it has such a name (hasattr) gets the error, not a no, as with a name whose
+module does not import for any other reason.
 """
 
 from __future__ import annotations
@@ -57,10 +60,9 @@ _HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """The content for one path; `rule` is the name of the rule that took out what was there."""
+    """The content for one path."""
 
     path: str
-    rule: str
     content: bytes
 
     def put_up(self, root: Path) -> None:
@@ -84,7 +86,7 @@ def make_signs(root: Path, claimed: Mapping[str, Rule]) -> tuple[Sign, ...]:
     for path, rule in claimed.items():
         if rule.sign in {"refused", "loaded"} and not (root / path).is_symlink():
             with contextlib.suppress(Refused):  # no ELF file, so nobody opens it
-                signs.append(Sign(path, rule.name, library_sign(map_file(root / path), _file_name(path), rule)))
+                signs.append(Sign(path, library_sign(map_file(root / path), _file_name(path), rule)))
     folders: dict[tuple[str, Rule], list[str]] = {}
     for path, rule in claimed.items():
         if rule.sign == "names" and path.endswith(".py"):
@@ -93,7 +95,7 @@ def make_signs(root: Path, claimed: Mapping[str, Rule]) -> tuple[Sign, ...]:
         readable = [path for path in paths if not _file_name(path).startswith(_UNREAD)]
         if readable:
             content = module_sign(((root / path).read_bytes() for path in readable), folder, rule)
-            signs.append(Sign(min(readable, key=_readability), rule.name, content))
+            signs.append(Sign(min(readable, key=_readability), content))
     return tuple(sorted(signs, key=lambda sign: sign.path))
 
 

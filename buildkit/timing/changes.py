@@ -136,9 +136,10 @@ def base_tag(run: int) -> str:
 
 
 def change_base(engine: Engine, base: Base, run: int, scratch: Path) -> Base:
-    """Return a base in the engine that holds what *base* does in one new layer, another one in each *run*.
+    """Return a base in the engine that holds what *base* does in one new layer, and a marker, another one each *run*.
 
-    So every byte of it is new to a node, as after most updates: Debian's own layer is the lowest, and changes.
+    So every byte of it is new to a node, as after most updates: Debian's own layer is the lowest, and changes. Of its
+    settings the variables are taken; a target sets what else it needs.
     """
     context = scratch / f"base-{run}"
     context.mkdir(exist_ok=True)

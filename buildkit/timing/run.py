@@ -256,7 +256,9 @@ class _Bench:
         """Remove the images that were made, and empty the cache."""
         self._say("emptying the builder's cache" + (", downloads too" if downloads else ""))
         for name in filter(None, (self._plan.target, self._plan.against)):
-            self._scope.remove_image(builds.tag_of(self._user_spec, self._user_spec.target(name)))
+            tag = builds.tag_of(self._user_spec, self._user_spec.target(name))
+            self._scope.remove_image(tag)
+            self._scope.remove_image(builds.kept_name(tag))
         for run in range(1, self._plan.runs + 1):
             self._scope.remove_image(changes.base_tag(run))
         self._scope.empty(downloads=downloads)
@@ -273,7 +275,8 @@ class _Bench:
 
     def _leave_out(self, target: Target, scenario: Scenario, run: int, error: BuildkitError) -> None:
         self._say(f"{target.name}, {scenario}: {error}")
-        self._not_run.append(NotRun(target.name, scenario, run, str(error)))
+        reason = f"{error.stage}: {error.instruction}" if isinstance(error, BuildFailed) else str(error)
+        self._not_run.append(NotRun(target.name, scenario, run, " ".join(reason.split())))
         self._keep(self.timings())
 
     def _build(

@@ -120,7 +120,11 @@ def test_what_an_earlier_run_saved_is_reported_and_judged_without_building(
     path.write_text(path.read_text().replace('"ratio": 0.5', '"ratio": 0.9'))
     broken = run("time", "--saved", path, project=PROJECT)
 
+    refused = run("time", "api", "--saved", path, project=PROJECT)
+
     assert fine.returncode == 0, fine.stderr
+    assert refused.returncode == 2
+    assert "--saved with target = 'api': the file says what was timed" in refused.stderr
     assert "| cold | api | 40.0 | 30.0 50.0 | 0.50 |" in fine.stdout
     assert broken.returncode == 1
     assert "build_seconds_ratio.cold is 0.9000" in " ".join(broken.stdout.split())

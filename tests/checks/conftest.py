@@ -17,7 +17,7 @@ from buildkit.errors import BuildkitError
 from buildkit.verify import verify
 from checks.golden import VECTORS
 from tests.checks.elf_maker import make_elf
-from tests.checks.faults import CUDA, EXPECTED, FAULTS, HANDED_IN, INERT, PRUNED, SITE, WHOLE, Fault
+from tests.checks.faults import CUDA, EXPECTED, FAULTS, HANDED_IN, INERT, PRUNED, SIGNS, SITE, WHOLE, Fault
 from tests.conftest import absent
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def standin_files(places: Places) -> dict[str, str | bytes]:
         "/opt/venv/bin/uvicorn": "#!/bin/sh\n",
         "/usr/local/bin/psql": "#!/bin/sh\necho psql\n",
         f"{SITE}/numpy_x.libs/libopenblas.so": make_elf(soname="libopenblas.so", sections=[(".symtab", bytes(24))]),
+        **SIGNS,
         f"{SITE}/torch_x/testing/test_helpers.txt": "not a folder of tests",
         f"{SITE}/template.py": "class {{ name }}:\n",
         "/app/.env.example": "DATABASE_URL=\n",

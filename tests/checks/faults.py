@@ -8,13 +8,15 @@ import textwrap
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from buildkit.diet.rules import choose_rules
+from buildkit.diet.signs import library_sign
 from checks.expectations import Budgets, Expectations
 from tests.checks.elf_maker import fatbin, make_elf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["DER", "EXPECTED", "FAULTS", "HANDED_IN", "INERT", "Fault"]
+__all__ = ["DER", "EXPECTED", "FAULTS", "HANDED_IN", "INERT", "SIGNS", "Fault"]
 
 SITE = "/opt/venv/lib/python@VERSION@/site-packages"
 DER = bytes([0x30, 0x82, 0x01, 0x00]) + bytes(range(256))  # has the form of a certificate, which is all that counts
@@ -176,6 +178,11 @@ SECRETS = [
     ),
 ]
 LIBRARY = f"{SITE}/torch_x/liba.so"
+# What a diet leaves in the place of a library: one that the loader refuses, and one that loads and has no symbol.
+SIGNS = {
+    f"{SITE}/torch_x/lib{rule.sign}.so": library_sign(make_elf(), f"lib{rule.sign}.so", rule)
+    for rule in choose_rules("dense-solver,cudnn-engines")
+}
 CONTENTS = [
     Fault(
         "psql missing from the package database",
@@ -316,6 +323,11 @@ MODELS = [
         },
     ),
     Fault("a library that does not load", "models::libraries_load", files={LIBRARY: make_elf(undefined=["nowhere"])}),
+    Fault(
+        "a sign in the place of a library that is needed",
+        "models::libraries_load",
+        files={LIBRARY: make_elf(needed=["librefused.so"], runpath="$ORIGIN")},
+    ),
     Fault("a wrong embedding", "models::embedding_is_right", switch="embedding"),
     Fault("a wrong embedding by command", "models::embed_command_agrees", switch="embed command"),
 ]

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from checks.facts import SharedObject
 from checks.programs import filesystem
 from tests.checks.elf_maker import fatbin, make_elf
+from tests.checks.faults import SIGNS
 
 PROGRAMS = Path(filesystem.__file__).parent
 
@@ -40,6 +42,17 @@ def test_facts_of_a_shared_object_are_read(tmp_path: Path) -> None:
         "rpath": None,
         "runpath": "$ORIGIN",
     }
+
+
+def test_a_sign_that_the_loader_refuses_is_told_by_what_it_needs(tmp_path: Path) -> None:
+    told = {}
+    for name, content in SIGNS.items():
+        path = tmp_path / Path(name).name
+        path.write_bytes(content)
+        facts = facts_of(path)
+        told[path.name] = SharedObject(str(path), needed=tuple(facts["needed"])).is_refused_sign  # type: ignore[arg-type]
+    assert told == {"librefused.so": True, "libloaded.so": False}
+    assert not SharedObject("libx.so", needed=("libnowhere.so.1",)).is_refused_sign
 
 
 def test_file_cut_short_anywhere_is_corrupt_or_whole_and_never_a_crash(tmp_path: Path) -> None:

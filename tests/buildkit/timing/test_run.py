@@ -226,7 +226,7 @@ def test_a_change_that_does_not_build_is_listed_and_the_rest_is_timed(
 
     assert [build.scenario for build in whole.builds if build.scenario not in {"cold", "cold-empty"}] == ["no-op"]
     assert [(each.target, each.scenario) for each in whole.not_run] == [("small", "code")]
-    assert "small failed in stage runtime" in whole.not_run[0].reason
+    assert whole.not_run[0].reason == "runtime: RUN if grep TIMED_RUN /app/service/app.py; then exit 3; fi"
 
 
 def test_a_builder_that_the_user_named_is_emptied_and_filled(
