@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 EPOCH_SECONDS = 315532800  # 1980-01-01: the oldest time that zip files can carry, so nothing downstream chokes on it
 VENV = Path("/opt/venv")
 MANIFESTS = Path("diet")  # below the environment: what the diet took out, one file for all layers
+APT_INSTALL = Path("/mnt/apt-install")
 CERTIFICATES = Path("/run/secrets/ca")
 INDEX = Path("/run/secrets/index")
 NETRC = Path("/run/secrets/netrc")
@@ -77,13 +78,23 @@ def make_skeleton() -> set[Path]:
 
 
 def install(requirements: Path, *, only_binary: bool) -> None:
-    """Installs exactly what *requirements* names, hashes checked, nothing resolved."""
+    """Installs exactly what *requirements* names, hashes checked, nothing resolved.
+
+    Compilers are fetched where something has no wheel, unless *only_binary* says that this is an error.
+    """
     skeleton = make_skeleton()
-    run(
+    command = (
         *("uv", "pip", "install", "--quiet", "--python", str(VENV / "bin/python"), "--link-mode", "copy"),
-        *("--no-deps", "--require-hashes", *(("--only-binary", ":all:") if only_binary else ())),
-        *("--requirements", str(requirements)),
+        *("--no-deps", "--require-hashes", "--requirements", str(requirements)),
     )
+    try:
+        run(*command, "--only-binary", ":all:")
+    except subprocess.CalledProcessError:
+        if only_binary:
+            raise
+        print("so not by wheels alone: fetching compilers", file=sys.stderr)
+        run(str(APT_INSTALL), "--compilers")
+        run(*command)
     for path in skeleton:
         path.unlink()
 
