@@ -75,7 +75,7 @@ def diet_tree(root: Path, choice: Choice, *, manifest_path: Path | None = None, 
     A manifest that lies at `manifest_path` already is continued, so a second run changes nothing, nor the manifest.
 
     Raises:
-        CompilerMissing: stubs are asked for where no C compiler is.
+        CompilerMissing: a library is to be replaced by a stub where no C compiler is; nothing was changed.
         NotATree: nothing is installed below `root`.
         TargetsGone: the manifest says that code for a chosen target was taken out before.
         UnknownManifest: what lies at `manifest_path` is no manifest of this schema.
@@ -86,9 +86,9 @@ def diet_tree(root: Path, choice: Choice, *, manifest_path: Path | None = None, 
         gone_targets = set(targets).difference(earlier.targets)
         if gone_targets:
             raise TargetsGone(tuple(sorted(gone_targets)), earlier.targets)
-    if choice.stubs:
-        find_compiler()
     tree = read_tree(root, ignored=manifest_path)
+    if any(_stub_of(file.path, choice) for file in tree.files):
+        find_compiler()
     removals, signs = _remove(tree, choice.rules)
     gone = {path for removal in removals for path in removal.removed}
     left = [file for file in tree.files if file.path not in gone]
@@ -192,7 +192,7 @@ def _change(root: Path, choice: Choice, job: tuple[str, str | None]) -> _Outcome
     steps: list[str] = []
     refusals: list[Refusal] = []
     left_out: dict[str, tuple[int, int]] = {}
-    stub = next((rule for rule in choice.stubs if fnmatchcase(path, f"*{rule.path}")), None)
+    stub = _stub_of(path, choice)
     if stub is not None:
         try:
             if _stand_in(file, stub):
@@ -218,6 +218,10 @@ def _change(root: Path, choice: Choice, job: tuple[str, str | None]) -> _Outcome
     if not steps:
         return _Outcome(None, tuple(refusals))
     return _Outcome(_alteration(root, job, bytes_before, tuple(steps), left_out), tuple(refusals))
+
+
+def _stub_of(path: str, choice: Choice) -> StubRule | None:
+    return next((rule for rule in choice.stubs if fnmatchcase(path, f"*{rule.path}")), None)
 
 
 def _alteration(

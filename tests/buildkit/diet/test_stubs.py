@@ -10,6 +10,7 @@ import pytest
 from buildkit.diet import stubs
 from buildkit.diet.diet import Choice, diet_tree
 from buildkit.diet.elf import Refused
+from buildkit.diet.rules import choose_rules
 from tests.buildkit.diet.installed import SITE, install, snapshot, untrue_rows
 from tests.buildkit.diet.synthetic import Library
 
@@ -119,6 +120,23 @@ def test_without_a_compiler_the_message_says_where_one_is(tmp_path: Path, monkey
 
     with pytest.raises(stubs.CompilerMissing, match="builder stage"):
         stubs.make_stub(Library().build(), RULE, tmp_path / "stub.so")
+
+
+def test_a_diet_wants_a_compiler_only_where_there_is_something_to_stand_in_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "venv"
+    install(root, "other", {"other/lib/libother.so.1": Library().build(), "other/tests/test_x.py": b""})
+    choice = Choice(rules=choose_rules("tests"), strips=True, stubs=(RULE,))
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    diet_tree(root, choice)
+    install(root, "nvidia", {"nvidia/cu13/lib/libmade.so.1": Library().build(), "nvidia/tests/test_x.py": b""})
+    before = snapshot(root)
+    with pytest.raises(stubs.CompilerMissing):
+        diet_tree(root, choice)
+
+    assert snapshot(root) == before
 
 
 def test_a_diet_puts_the_stub_in_place_once(library: Path, tmp_path: Path) -> None:
