@@ -117,7 +117,13 @@ def _cached(step: TimelineStep) -> str:
 # ---- a series of timed builds ---------------------------------------------------------------------------------------
 
 _SUMMARY_HEADINGS: Final = ("Scenario", "Target", "Median (s)", "Samples (s)", "Ratio", "Written", "To fetch", "Load")
-_PHASE_HEADINGS: Final = ("Scenario", "Target", "Context", "Resolve", "Steps", "Cached", "Export", "Unpack", "Written")
+_PHASE_HEADINGS: Final = (
+    *("Scenario", "Target", "Context", "Resolve", "Steps", "Cached", "Export", "Unpack", "Rest", "Written"),
+)
+_PHASES_SAY: Final = (
+    "Of the build nearest to the median, in seconds. Rest: the client's start, and what the builder tells nothing of. "
+    "Written: while layers were exported and unpacked."
+)
 _BUILD_HEADINGS: Final = ("Build", "Seconds", "Layer cache", "Downloads", "Changed", "Load", "Started")
 
 
@@ -135,7 +141,7 @@ def timings_markdown(timings: Timings, verdict: Verdict | None = None) -> str:
         _table(_SUMMARY_HEADINGS, _summary_rows(timings)),
         _LEGEND + "\n",
         "### Phases\n",
-        "Of the build nearest to the median, in seconds. Written: while layers were exported and unpacked.\n",
+        f"{_PHASES_SAY}\n",
         _table(_PHASE_HEADINGS, _phase_rows(timings)),
         "### Slowest steps\n",
         *(
@@ -182,7 +188,7 @@ def timings_page(timings: Timings, verdict: Verdict | None = None) -> str:
         "Phases of the build nearest to the median, in seconds",
         _PHASE_HEADINGS,
         phases,
-        numbers=tuple(range(2, 9)),
+        numbers=tuple(range(2, 10)),
     )
     body += table("build-table", "Every build", _BUILD_HEADINGS, every, numbers=(1, 5))
     body += "".join(f"<p>Not timed: {escape(line)}</p>" for line in _not_run(timings))
@@ -256,9 +262,10 @@ def _phase_rows(timings: Timings) -> list[tuple[str, ...]]:
                 seconds["context"],
                 seconds["resolve"],
                 seconds["steps"],
-                f"{steps.cached} of {steps.steps}",
+                f"{steps.cached}/{steps.steps}",
                 seconds["export"],
                 seconds["unpack"],
+                f"{max(0.0, build.seconds - sum(phase.seconds for phase in build.phases)):.2f}",
                 _bytes(sum(each or 0 for each in written) if any(each is not None for each in written) else None),
             )
         )
@@ -312,10 +319,11 @@ def _bytes(count: int | None) -> str:
 
 
 def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> Table:
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for heading in headings:
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, heading in enumerate(headings):
         is_text = heading in {"Scenario", "Target"}
-        grid.add_column(heading, justify="left" if is_text else "right")
+        widest = max((len(row[place]) for row in rows), default=0) if is_text else None
+        grid.add_column(heading, justify="left" if is_text else "right", min_width=widest)
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
     return grid

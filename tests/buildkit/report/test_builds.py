@@ -42,6 +42,11 @@ def test_markdown_says_where_it_was_measured_and_what_was_not() -> None:
         assert wanted in text
     assert "phase1, dependency, run 1: no room" in text
     assert "too slow" in text
+    typical = SERIES.typical("api", "cold")
+    assert typical is not None
+    rest = typical.seconds - sum(phase.seconds for phase in typical.phases)
+    assert rest > 0
+    assert f"| {rest:.2f} |" in text
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1, block
 
@@ -52,7 +57,7 @@ def test_a_terminal_shows_ratio_and_phases() -> None:
     text = console.export_text()
 
     assert re.search(r"cold +api +40\.0 +30\.0 50\.0 +0\.50", text)
-    assert "1 of 3" in text  # steps from the cache
+    assert "1/3" in text  # steps from the cache
     assert "not timed: phase1, dependency, run 1" in text
 
 
