@@ -36,8 +36,6 @@ CODE_FILE: Final = "service/app.py"
 _PIN: Final = re.compile(r'"torch==(?P<version>[^"\s;]+)"')
 _NOT_COPIED: Final = shutil.ignore_patterns(".git", "build", ".venv", ".nox", "__pycache__", ".*_cache", "*.egg-info")
 _MARKER: Final = "etc/truthgraph-timing"
-_NEW_BASE_LAYERS: Final = 2
-"""What the old base holds, and the marker."""
 
 
 def copy_project(project: Path, copy: Path) -> None:
@@ -136,7 +134,7 @@ def base_tag(run: int) -> str:
 
 
 def change_base(engine: Engine, base: Base, run: int, scratch: Path) -> Base:
-    """Return a base in the engine that holds what *base* does in one new layer, and a marker, another one each *run*.
+    """Return a base in the engine that holds what *base* does and a marker in one layer, another one each *run*.
 
     So every byte of it is new to a node, as after most updates: Debian's own layer is the lowest, and changes. Of its
     settings the variables are taken; a target sets what else it needs.
@@ -148,9 +146,9 @@ def change_base(engine: Engine, base: Base, run: int, scratch: Path) -> Base:
     variables = (variable.partition("=") for variable in config.get("Env") or ())
     lines = [
         f"FROM {base.local} AS before",
+        f"COPY marker /{_MARKER}",  # before the rest is copied: without it that layer is byte for byte the old one
         "FROM scratch",
         "COPY --from=before / /",
-        f"COPY marker /{_MARKER}",
         *(f"ENV {name}={_quoted(value)}" for name, _, value in variables),
     ]
     (context / "Dockerfile").write_text("\n".join([*lines, ""]))
@@ -162,7 +160,7 @@ def change_base(engine: Engine, base: Base, run: int, scratch: Path) -> Base:
         str(context),
         seconds=300.0,
     )
-    return replace(base, local=local, layers=_NEW_BASE_LAYERS)
+    return replace(base, local=local, layers=1)
 
 
 def _quoted(value: str) -> str:

@@ -295,6 +295,7 @@ class _Bench:
         if is_full:
             self._fresh()
         self._say(f"run {run} of {self._plan.runs}: {target.name}, {scenario}" + (f" ({change})" if change else ""))
+        os.sync()  # so that no build pays for what an earlier one wrote
         free_bytes = self._scope.free_bytes()
         load_average = os.getloadavg()[0]
         with _writes(self._scope) as written:
