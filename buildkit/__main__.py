@@ -186,7 +186,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     before, after = measurements
     comparison = compare.compare(before, after, base_layers=arguments.base_layers)
     verdict = _judge(arguments, after, before)
-    names = {"before": arguments.before.removesuffix(".json"), "after": arguments.after.removesuffix(".json")}
+    called = _called(arguments.before, arguments.after)
+    names: dict[str, Any] = {"before": called[0], "after": called[1]}
     if arguments.format == "terminal":
         tables = [terminal.comparison_tables(comparison, **names)]
     else:
@@ -194,6 +195,13 @@ def _compare(arguments: argparse.Namespace) -> int:
         shown: dict[str, Any] = {"comparison": comparison, "verdict": verdict, "timelines": _timelines(arguments)}
         _write(arguments, inspection.render(arguments.format, after, **shown, **names))
     return _concluded(arguments, tables, verdict)
+
+
+def _called(*measurements: str) -> tuple[str, ...]:
+    """What a report calls images: as the caller did, saved measurements by their files' names where these differ."""
+    names = tuple(name.removesuffix(".json") for name in measurements)
+    short = tuple(Path(name).name if name != given else name for name, given in zip(names, measurements, strict=True))
+    return short if len(set(short)) == len(short) else names
 
 
 def _time(arguments: argparse.Namespace) -> int:

@@ -56,6 +56,18 @@ def test_a_tag_chooses_the_image_of_an_archive_with_several(
     assert json.loads(done.stdout)["totals"]["files"] == 3
 
 
+def test_saved_measurements_are_called_by_their_files_where_these_differ(
+    run: Callable[..., subprocess.CompletedProcess[str]], image: Path, tmp_path: Path
+) -> None:
+    before, after, other = (tmp_path / name for name in ("x/before.json", "after.json", "y/after.json"))
+    for path, tag in ((before, "a:1"), (after, "b:2"), (other, "b:2")):
+        assert run("measure", image, "--tag", tag, "--format", "json", "--output", path).returncode == 0
+
+    assert run("compare", before, after, "--format", "markdown").stdout.startswith("## before and after\n")
+    same = run("compare", after, other, "--format", "markdown").stdout.replace("\\_", "_")
+    assert same.startswith(f"## {tmp_path}/after and {tmp_path}/y/after\n")
+
+
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
