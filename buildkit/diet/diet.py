@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from buildkit.diet import manifest as manifest_format
@@ -18,7 +20,7 @@ from buildkit.diet.files import match_files
 from buildkit.diet.loading import check_loads
 from buildkit.diet.manifest import Alteration, Manifest, Refusal, Removal, TargetsGone
 from buildkit.diet.prune import plan_prune
-from buildkit.diet.rewrite import replace_file
+from buildkit.diet.rewrite import replace_content, replace_file
 from buildkit.diet.signs import is_sign, make_signs
 from buildkit.diet.strip import strip_file
 from buildkit.diet.stubs import StubRule, find_compiler, is_stub, make_stub
@@ -26,7 +28,6 @@ from buildkit.diet.tree import InstalledFile, Tree, hash_file, read_tree, remove
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from buildkit.diet.rules import Rule
     from buildkit.diet.signs import Sign
@@ -248,17 +249,10 @@ def _stand_in(file: Path, rule: StubRule) -> bool:
     original = map_file(file)
     if is_stub(original):
         return False
-    status = file.stat()
-    temporary = file.with_name(f".{file.name}.stub")
-    try:
-        make_stub(original, rule, temporary)
-        temporary.chmod(status.st_mode & 0o7777)
-        os.chown(temporary, status.st_uid, status.st_gid)
-        os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
-        temporary.rename(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / file.name
+        make_stub(original, rule, made)
+        replace_content(file, made.read_bytes())
     return True
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from buildkit.diet import elf as elf_format
@@ -55,7 +55,6 @@ _PF_EXECUTE, _PF_WRITE, _PF_READ = 1, 2, 4
 _PT_GNU_STACK: Final = 0x6474E551
 _PAGE_BYTES: Final = 0x10000  # the largest that a machine has; x86-64 has less
 _WRITABLE_ADDRESS: Final = _PAGE_BYTES
-_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +154,13 @@ def library_sign(original: Content, name: str, rule: Rule) -> bytes:
     dynamic = b"".join(_DYNAMIC_ENTRY.pack(*entry) for entry in entries)
     dynamic_address = _WRITABLE_ADDRESS + dynamic_offset
     end = dynamic_offset + len(dynamic)
-    header = _HEADER.pack(
-        *(elf.identity, ET_DYN, elf.machine, 1, 0, ELF_HEADER_BYTES, 0, elf.flags, ELF_HEADER_BYTES),
-        *(SEGMENT_HEADER.size, 4, 0, 0, 0),
+    header = elf_format.pack_header(
+        replace(elf, type=ET_DYN, entry_address=0),
+        segment_table_offset=ELF_HEADER_BYTES,
+        segment_count=4,
+        section_table_offset=0,
+        section_count=0,
+        name_section_index=0,
     )
     segments = (  # the whole file twice: once to run, once for the loader, which writes into the dynamic section
         SEGMENT_HEADER.pack(PT_LOAD, _PF_READ | _PF_EXECUTE, 0, 0, 0, end, end, _PAGE_BYTES),
