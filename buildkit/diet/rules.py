@@ -33,7 +33,9 @@ class Rule:
         is_bytecode_only: whether the sources named stay, and only their bytecode goes or is never made.
         sign: what stays in the place of what went (signs.py): of each folder the `names` that its modules gave; of
             each library one that is `refused` by the loader with the rule's name, or one that says it when it is
-            `loaded`, for programs that keep the loader's words to themselves; nothing where nobody looks.
+            `loaded`, for programs that keep the loader's words to themselves; of each of the `demanded` packages one
+            that gives any name and says it when the name is `called`; nothing where nobody looks.
+        demanded: packages, as paths, from which what stays imports names when it loads, to call them seldom or never.
     """
 
     name: str
@@ -48,7 +50,8 @@ class Rule:
     spared_list: str | None = None
     is_imported_kept: bool = False
     is_bytecode_only: bool = False
-    sign: Literal["", "names", "refused", "loaded"] = ""
+    sign: Literal["", "names", "refused", "loaded", "called"] = ""
+    demanded: tuple[str, ...] = ()
 
     def claims(self, path: str) -> bool:
         """Whether the rule names this file, before anything is kept because it is imported."""
@@ -329,6 +332,26 @@ RULES: Final = (
         lost="loading models of those families: of 480, 60 stay",
     ),
     Rule(
+        name="scipy-sklearn",
+        globs=(
+            *("scipy/*", "scipy.libs/*", "sklearn/*", "scikit_learn.libs/*"),
+            *("joblib/*", "narwhals/*", "threadpoolctl.py"),  # which only scikit-learn imports
+        ),
+        sign="called",
+        demanded=(
+            *("scipy", "scipy/linalg", "scipy/optimize", "scipy/sparse", "scipy/stats"),
+            *("sklearn", "sklearn/metrics"),
+        ),
+        reason=(
+            "sentence-transformers and transformers import a dozen of their functions when they load, and call them to "
+            "evaluate models, to train them, and for distances between sparse embeddings: never to encode (traced)"
+        ),
+        lost=(
+            "sentence-transformers' evaluators, its Manhattan distance of sparse embeddings and pooling by clusters, "
+            "and programs that import SciPy, scikit-learn, joblib or narwhals"
+        ),
+    ),
+    Rule(
         name="estimators",
         globs=tuple(f"sklearn/{part}/*" for part in _ESTIMATORS),
         reason="scikit-learn's learners; sentence-transformers imports its metrics, which load none of them (traced)",
@@ -438,6 +461,7 @@ _INFERENCE: Final = (
     "torch-parts",
     "package-builder",
     "other-models",
+    "scipy-sklearn",
     "front-ends",
     "dense-solver",
     "nvrtc-builtins",

@@ -2,10 +2,13 @@
 
 An import of what is gone is answered by the finder (finder.py). Two kinds of search never come to it. Transformers
 reads the sources in its folders for the names that they give, and says only that it has no attribute CLIPModel. And
-libraries that are opened late are looked for by the loader, which knows that there is no such file and no more.
+libraries that are opened late are looked for by the loader, which knows that there is no such file and no more. A third
+must not fail: sentence-transformers imports, when it loads, functions of scikit-learn that it only evaluates with
+(demanded.py).
 
 The price: whoever asks transformers whether it has such a name (hasattr) gets the error, not a no, as with a name whose
-module does not import for any other reason.
+module does not import for any other reason. And whoever tries such a package to do without it where it is missing
+finds it, and the error later, at the call.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import contextlib
 import re
 import struct
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from buildkit.diet import elf as elf_format
@@ -31,15 +35,15 @@ from buildkit.diet.rewrite import replace_content
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from buildkit.diet.elf import Content
     from buildkit.diet.rules import Rule
 
-__all__ = ["Sign", "is_sign", "library_sign", "make_signs", "module_sign"]
+__all__ = ["Sign", "is_sign", "library_sign", "make_signs", "module_sign", "package_sign"]
 
 _MARK: Final = b" is left out of this installation (diet rule "
 _MOST_BYTES: Final = 1 << 16
+_DEMANDED: Final = Path(__file__).with_name("demanded.py")
 _NAMES: Final = re.compile(rb"^__all__ = \[(.*?)\]", re.MULTILINE | re.DOTALL)
 _NAME: Final = re.compile(rb"""["'](\w+)["']""")
 # Transformers reads no names from the sources that start like this (utils/import_utils.py), and gives what it reads
@@ -75,7 +79,7 @@ def is_sign(path: Path) -> bool:
 
 
 def make_signs(root: Path, claimed: Mapping[str, Rule]) -> tuple[Sign, ...]:
-    """The signs for what rules take out: one for each late library, one for each folder of modules.
+    """The signs for what rules take out: one for each late library, folder of modules and demanded package.
 
     Args:
         root: what the paths are relative to.
@@ -86,6 +90,8 @@ def make_signs(root: Path, claimed: Mapping[str, Rule]) -> tuple[Sign, ...]:
         if rule.sign in {"refused", "loaded"} and not (root / path).is_symlink():
             with contextlib.suppress(Refused):  # no ELF file, so nobody opens it
                 signs.append(Sign(path, library_sign(map_file(root / path), _file_name(path), rule)))
+        if path.removesuffix("/__init__.py") in rule.demanded:
+            signs.append(Sign(path, package_sign(path.removesuffix("/__init__.py"), rule)))
     folders: dict[tuple[str, Rule], list[str]] = {}
     for path, rule in claimed.items():
         if rule.sign == "names" and path.endswith(".py"):
@@ -107,6 +113,18 @@ def module_sign(sources: Iterable[bytes], folder: str, rule: Rule) -> bytes:
         f'"""A sign of what was here."""\n\n__all__ = [{listed}]\n\n'
         f"raise ModuleNotFoundError({_sentence(package, rule)!r}, name=__name__)\n"
     ).encode()
+
+
+def package_sign(package: str, rule: Rule) -> bytes:
+    """A package with every name, each of which says that it went when it is called.
+
+    Args:
+        package: one of those that the rule says are demanded, as a path.
+        rule: the rule.
+    """
+    parts = tuple(part.removeprefix(f"{package}/") for part in rule.demanded if part.startswith(f"{package}/"))
+    constants = f"\n\nWHERE = {_sentence('', rule)!r}\nPARTS = {parts!r}\n"
+    return _DEMANDED.read_bytes() + constants.encode()
 
 
 def _exported(source: bytes) -> list[bytes]:

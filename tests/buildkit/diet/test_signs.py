@@ -21,6 +21,7 @@ from tests.buildkit.diet.synthetic import Library
 (CUDNN,) = choose_rules("cudnn-engines")
 (SOLVER,) = choose_rules("dense-solver")
 (MODELS,) = choose_rules("other-models")
+(SCIENCE,) = choose_rules("scipy-sklearn")
 DT_INIT = 12
 ENGINES = "nvidia/cudnn/lib/libcudnn_engines_precompiled.so.9"
 CHOICE = Choice(rules=(CUDNN, MODELS), strips=True)
@@ -184,3 +185,91 @@ except ModuleNotFoundError as error:
     assert ended.returncode == 0, ended.stderr
     said = "transformers.models.clip is left out of this installation (diet rule other-models). Lost by that rule: "
     assert [line.startswith(said) for line in ended.stdout.splitlines()] == [True] * 3, ended.stdout
+
+
+def plant_science(site: Path) -> Path:
+    """SciPy and scikit-learn as folders of modules that are empty."""
+    packages = (*SCIENCE.demanded, "scipy/signal", "sklearn/metrics/pairwise", "joblib")
+    modules = dict.fromkeys((*(f"{package}/__init__.py" for package in packages), "threadpoolctl.py"), b"")
+    install(site, "science", modules, site=".")
+    return site
+
+
+def answers(site: Path, *statements: str) -> list[str]:
+    """What each statement prints or raises in a process that finds `site` first."""
+    program = f"""
+import warnings
+warnings.simplefilter("ignore")
+for statement in {statements!r}:
+    try:
+        exec(statement, {{}})
+    except Exception as error:
+        print(type(error).__name__, str(error).replace(chr(10), " "))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin", "HOME": str(site)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
+
+
+def test_a_demanded_package_has_every_name_and_says_where_it_went_when_one_is_called(tmp_path: Path) -> None:
+    site = plant_science(tmp_path)
+    result = diet_tree(site, Choice(rules=(SCIENCE,), strips=False))
+    assert {change.path for change in result.alterations if change.steps == ("sign",)} == {
+        f"{package}/__init__.py" for package in SCIENCE.demanded
+    }
+    assert untrue_rows(site, site=".") == []
+    assert not (site / "joblib/__init__.py").exists()
+
+    said = answers(
+        site,
+        "from scipy.stats import pearsonr; print(isinstance(1, pearsonr), pearsonr.__name__)",
+        "from scipy.stats import pearsonr; pearsonr([1], [2])",
+        "from scipy import linalg; linalg.dft(8)",
+        "import scipy; scipy.sparse.coo_matrix.from_array",
+        "from sklearn.base import clone",
+        "from sklearn import base\nclass Mine(base.Estimator): pass",
+        "import scipy; scipy.__version__",
+    )
+
+    went = f"is left out of this installation (diet rule scipy-sklearn). Lost by that rule: {SCIENCE.lost}."
+    assert said == [
+        "False pearsonr",
+        f"ImportError scipy.stats.pearsonr {went}",
+        f"ImportError scipy.linalg.dft {went}",
+        f"ImportError scipy.sparse.coo_matrix {went}",
+        "ModuleNotFoundError No module named 'sklearn.base'",  # finder.py says the rule where the diet put it
+        f"ImportError sklearn.base {went}",
+        "AttributeError module 'scipy' has no attribute '__version__'",
+    ]
+
+
+def test_sentence_transformers_embeds_without_what_it_only_evaluates_with(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    site = plant_science(tmp_path)
+    diet_tree(site, Choice(rules=(SCIENCE,), strips=False))
+
+    said = answers(
+        site,
+        """
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import BoW
+model = SentenceTransformer(modules=[BoW(["a", "b"])], device="cpu")
+print(model.encode(["a b", "b"]).tolist(), model.similarity([[1.0]], [[1.0]]).tolist())
+""",
+        """
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import BoW
+model = SentenceTransformer(modules=[BoW(["a", "b"])], device="cpu")
+EmbeddingSimilarityEvaluator(["a", "b"], ["b", "a"], [0.1, 0.2])(model)
+""",
+        "from transformers import FNetModel, FNetConfig; FNetModel(FNetConfig(num_hidden_layers=1))",
+    )
+
+    assert said[0] == "[[1.0, 1.0], [0.0, 1.0]] [[1.0]]"
+    assert len(said) == 2
+    assert "is left out of this installation (diet rule scipy-sklearn)" in said[1]
