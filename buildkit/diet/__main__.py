@@ -62,6 +62,9 @@ def _prove(options: argparse.Namespace) -> int:
         if found is None or found.origin is None:
             raise MissingTree
         site = Path(found.origin).parents[1]
+    for folder in (options.work, options.report and options.report.parent):  # now, and not after ten minutes of work
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.work, prefix="diet-proof-") as work:
         proof = prove(
             site.resolve(),

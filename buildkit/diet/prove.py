@@ -45,6 +45,7 @@ _SAMPLES: Final = 3
 _WORKLOAD_DEADLINE_SECONDS: Final = 1800
 _WORKLOAD: Final = Path(__file__).with_name("workload.py")
 _NO_KERNEL: Final = "no kernel image"
+_LEFT_OUT: Final = "(diet rule "  # in all that stubs.py and signs.py have libraries say
 _FIRST_KERNEL: Final = "first kernel"
 # What the cases of the workload need of what a rule takes out: on a GPU they fail, and are not compared.
 _CASES_LOST: Final = {
@@ -68,6 +69,7 @@ _UNVERIFIED_WITHOUT_A_DEVICE: Final = (
     "no GPU: start-up and memory on the device",
     "no GPU: the negative control, a tree pruned for another GPU, which must fail with 'no kernel image'",
 )
+_UNCALLED: Final = "no GPU: that the service calls no library that the profile replaces, which decides what it may"
 _UNLINKED: Final = "no nvJitLink, or no relocatable code: that containers link to the same code as before"
 _UNLISTED: Final = "no cuobjdump (it comes with triton): that NVIDIA's own tool lists the entries that were kept"
 # What `start` holds, as it is shown: unit and how many of the figure's own make one.
@@ -119,6 +121,9 @@ class Proof:
         not_verified: what this run could not look at.
         control: what the first kernel said on a tree pruned for another GPU; None without a GPU.
         start: import and first kernel (seconds), host and device memory (bytes), before and after, least of three.
+        called: what the cases that the service is made of called of stand-ins or opened of what is gone, in the
+            stand-ins' own words: what decides which libraries a profile may leave out, on a GPU. None where the
+            profile has no stand-ins.
     """
 
     date: str
@@ -135,6 +140,7 @@ class Proof:
     cases: tuple[CaseResult, ...]
     control: str | None
     start: dict[str, dict[str, float]]
+    called: tuple[str, ...] | None
     is_verified_on_device: bool
     not_verified: tuple[str, ...]
     failures: tuple[str, ...]
@@ -156,7 +162,8 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, tell: Cal
     """
     failures: list[str] = []
     tell("the original, twice with lazy and once with eager loading")
-    rules = {rule.name for rule in rules_of(profile)} | {stub.name for stub in choose_stubs(PROFILES[profile].stubs)}
+    stubs = {stub.name for stub in choose_stubs(PROFILES[profile].stubs)}
+    rules = {rule.name for rule in rules_of(profile)} | stubs
     run = partial(run_workload, work=work, has_cudnn="cudnn-engines" not in rules)
     before = {"LAZY": run(site, loading="LAZY"), "EAGER": run(site, loading="EAGER")}
     again = run(site, loading="LAZY")
@@ -198,6 +205,11 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, tell: Cal
         f"{case.name} ({case.loading}): {case.before} became {case.after}" for case in cases if not case.is_as_promised
     ]
     failures += _mapped_failures(after["LAZY"]["mapped"], site, pruned, manifest)
+    called: tuple[str, ...] | None = None
+    if stubs:
+        tell("what the service's own cases call of what the profile leaves out")
+        called = tuple(run(pruned, loading="LAZY", chosen=("--served",))["left_out"])
+        failures += [f"the service calls what the profile leaves out: {line}" for line in called]
     tell("start-up")
     start = {"before": _start(site, work), "after": _start(pruned, work)}
     control = None
@@ -221,9 +233,11 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, tell: Cal
         cases=cases,
         control=control,
         start=start,
+        called=called,
         is_verified_on_device=device is not None and not failures,
         not_verified=(
             *(_UNVERIFIED_WITHOUT_A_DEVICE if device is None else ()),
+            *((_UNCALLED,) if device is None and called is not None else ()),
             *(() if linked else (_UNLINKED,)),
             *(() if listed else (_UNLISTED,)),
         ),
@@ -253,6 +267,9 @@ def proof_summary(proof: Proof) -> str:
     lost = sorted({f"{case.name} ({case.lost_by})" for case in proof.cases if case.lost_by is not None})
     if lost:
         lines.append(f"  not compared, a rule takes out what they need: {', '.join(lost)}")
+    if proof.called is not None:
+        heard = "; ".join(proof.called) or "nothing"
+        lines.append(f"  of what the profile leaves out, the service's own cases call: {heard}")
     if proof.control is not None:
         lines.append(f"  pruned for another GPU: {proof.control}")
     lines += [f"  not verified: {claim}" for claim in proof.not_verified]
@@ -269,11 +286,18 @@ def _shown(name: str, before: float, after: float) -> str:
 
 
 def run_workload(
-    site: Path, work: Path, loading: str, *, only: str | None = None, has_cudnn: bool = True
+    site: Path, work: Path, loading: str, *, chosen: tuple[str, ...] = (), has_cudnn: bool = True
 ) -> dict[str, Any]:
     """Runs the workload with `site` as its only site-packages, and returns its report.
 
-    Without `has_cudnn`, torch is told to choose cuDNN for nothing, as the service does in such an image.
+    The report has one more key, `left_out`: each line that a stand-in for what a diet took out wrote.
+
+    Args:
+        site: a site-packages folder.
+        work: where its files may lie.
+        loading: what CUDA is told about loading modules, `LAZY` or `EAGER`.
+        chosen: the workload's options that choose cases; none, for all of them.
+        has_cudnn: False has torch choose cuDNN for nothing, as the service does in such an image.
 
     Raises:
         WorkloadFailed: it ended without one.
@@ -281,7 +305,7 @@ def run_workload(
     with tempfile.TemporaryDirectory(dir=work, prefix="run-") as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-S", "-W", "ignore", str(_WORKLOAD), str(report)]
-        command += ["--case", only] if only is not None else []
+        command += [*chosen]
         command += [] if has_cudnn else ["--without-cudnn"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
         environment |= {
@@ -303,7 +327,7 @@ def run_workload(
         if not report.exists():
             raise WorkloadFailed(site, result.returncode, "\n".join(result.stderr.splitlines()[-20:]))
         document: dict[str, Any] = json.loads(report.read_text("utf-8"))
-        return document
+        return document | {"left_out": sorted({line for line in result.stderr.splitlines() if _LEFT_OUT in line})}
 
 
 def _dieted(
@@ -349,7 +373,7 @@ def _mapped_failures(mapped: list[str], site: Path, pruned: Path, manifest: Mani
 
 def _start(site: Path, work: Path) -> dict[str, float]:
     """The least of some starts, each with one kernel: what is measured is the start and not what else ran."""
-    samples = [run_workload(site, work, "LAZY", only="random numbers")["start"] for _ in range(_SAMPLES)]
+    samples = [run_workload(site, work, "LAZY", chosen=("--case", "random numbers"))["start"] for _ in range(_SAMPLES)]
     return {name: min(sample[name] for sample in samples) for name in samples[0]}
 
 
@@ -357,6 +381,6 @@ def _control(site: Path, work: Path, pruned_for: int, tell: Callable[[str], None
     """The first kernel's result on a tree pruned for a GPU of another generation only."""
     other = 80 if pruned_for // 10 != 8 else 90  # noqa: PLR2004 - generations of compute capabilities
     wrong, _ = _dieted(site, work / "control", "single", other, tell)
-    report = run_workload(wrong, work, "LAZY", only="pointwise and reductions")
+    report = run_workload(wrong, work, "LAZY", chosen=("--case", "pointwise and reductions"))
     shutil.rmtree(wrong)
     return str(report["cases"][_FIRST_KERNEL])

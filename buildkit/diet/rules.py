@@ -343,7 +343,7 @@ RULES: Final = (
             *("sklearn", "sklearn/metrics"),
         ),
         reason=(
-            "sentence-transformers and transformers import a dozen of their functions when they load, and call them to "
+            "sentence-transformers and transformers import ten of their names when they load, and call them to "
             "evaluate models, to train them, and for distances between sparse embeddings: never to encode (traced)"
         ),
         lost=(

@@ -27,9 +27,11 @@ _IMPORTED = time.monotonic()
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["CASES", "main"]
+__all__ = ["CASES", "SERVED", "main"]
 
 CASES: dict[str, Callable[[str], Iterable[torch.Tensor]]] = {}
+SERVED = ("encoder of MiniLM's size", "embeddings of MiniLM's size", "classifier of DeBERTa-base's size")
+"""The cases that the service itself is made of: what they call, no profile may leave out."""
 
 
 def case(name: str) -> Callable[[Callable[[str], Iterable[torch.Tensor]]], Callable[[str], Iterable[torch.Tensor]]]:
@@ -276,6 +278,22 @@ def _(device: str) -> Iterable[torch.Tensor]:
         yield encoder.to(dtype)(torch.randn(8, 128, 384, device=device, dtype=dtype))
 
 
+@case("embeddings of MiniLM's size")
+def _(device: str) -> Iterable[torch.Tensor]:
+    if importlib.util.find_spec("transformers") is None:
+        return
+    from transformers import BertConfig, BertModel  # noqa: PLC0415 - only where it is
+
+    config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
+    model = BertModel(config).to(device).eval()
+    tokens = torch.randint(0, 1000, (8, 128), device=device)
+    mask = (torch.arange(128, device=device) < torch.arange(16, 129, 16, device=device)[:, None]).long()
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        states = model.to(dtype)(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
+        pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        yield torch.nn.functional.normalize(pooled)
+
+
 @case("classifier of DeBERTa-base's size")
 def _(device: str) -> Iterable[torch.Tensor]:
     if importlib.util.find_spec("transformers") is None:
@@ -297,6 +315,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", type=Path)
     parser.add_argument("--case", action="append", help="run only this one")
+    parser.add_argument("--served", action="store_const", const=list(SERVED), dest="case", help="only the service's")
     parser.add_argument("--without-cudnn", action="store_true", help="have torch choose cuDNN for nothing")
     options = parser.parse_args()
     if options.without_cudnn:

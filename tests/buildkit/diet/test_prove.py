@@ -31,6 +31,8 @@ cases = {
 if planted.get("is_lost"):
     cases["fft"] = "RuntimeError: CUFFT_NOT_SUPPORTED" if is_copy else "digest"
     cases["has cudnn"] = str("--without-cudnn" not in sys.argv)
+if planted.get("called") and is_copy and "--served" in sys.argv:
+    print("starting", planted["called"], planted["called"], sep="\n", file=sys.stderr)
 if planted.get("is_noisy"):
     cases["matmul"] = str(time.monotonic_ns())
 if planted.get("is_broken"):
@@ -64,9 +66,8 @@ def plant(site: Path, **answers: object) -> None:
 
 
 def run(site: Path, *options: str) -> tuple[int, dict[str, object]]:
-    work = site.parent / "work"
-    work.mkdir(exist_ok=True)
-    report = site.parent / "proof.json"
+    work = site.parent / "proofs/work"  # neither folder is there at first
+    report = site.parent / "proofs/reports/proof.json"
     status = main([str(site), "--prove", "--work", str(work), "--report", str(report), *options])
     assert list(work.iterdir()) == []
     return status, json.loads(report.read_text())
@@ -120,6 +121,22 @@ def test_on_a_gpu_what_a_rule_takes_out_is_named_and_not_compared(
     assert run(site, "--profile", "single")[0] == 1
 
 
+@pytest.mark.usefixtures("gcc")
+def test_a_stand_in_that_the_service_calls_fails_the_proof(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plant(site)
+    status, proof = run(site, "--profile", "inference")
+    assert (status, proof["called"]) == (0, [])
+    assert "of what the profile leaves out, the service's own cases call: nothing" in capsys.readouterr().err
+    call = "libcufft.so.12: cufftExecR2C: called, but this image's profile leaves it out (diet rule stub-cufft)."
+    plant(site, called=call)
+
+    status, proof = run(site, "--profile", "inference")
+
+    assert (status, proof["called"]) == (1, [call])
+    assert proof["failures"] == [f"the service calls what the profile leaves out: {call}"]
+    assert run(site, "--profile", "single")[1]["called"] is None
+
+
 def test_a_control_that_passes_fails_the_proof(site: Path) -> None:
     """A tree for another GPU that works means that the work did not run on the pruned files."""
     plant(site, device="A100", capability="8.0")
@@ -165,3 +182,15 @@ def test_an_original_that_does_not_run_is_one_clear_error(site: Path, capsys: py
 
     assert main([str(site), "--prove", "--work", str(site.parent)]) == 2
     assert "torch does not import" in capsys.readouterr().err
+
+
+def test_where_the_report_cannot_be_written_is_said_before_the_work(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (site.parent / "file").write_text("")
+
+    assert main([str(site), "--prove", "--report", str(site.parent / "file/proof.json")]) == 2
+
+    said = capsys.readouterr().err
+    assert "file" in said
+    assert "the original" not in said
