@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from buildkit.diet.rules import RULES
+from buildkit.diet.traced import imported_paths, is_as_traced
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,6 +56,8 @@ def match_files(root: Path, paths: Sequence[str], rules: Iterable[Rule]) -> dict
         if claiming is not None and not path.partition("/")[0].endswith(_METADATA):
             matched[path] = claiming
     _keep_imported(root, installed, matched)
+    if any(rule.is_traced for rule in matched.values()) and not is_as_traced(installed):
+        _keep_loaded(root, installed, matched)
     _keep_stubs_read_at_run_time(root, matched)
     for path, source in compiled.items():
         claiming = matched.get(source) or next((rule for rule in rules if is_left_uncompiled(source, [rule])), None)
@@ -97,6 +100,29 @@ def _keep_imported(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -
         importers = [path for name in sorted(reached.intersection(guarded)) for path in guarded.pop(name)]
         for path in importers:
             del matched[path]
+
+
+def _keep_loaded(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -> None:
+    """Gives back the modules that those which are imported anyway import when they load, of rules that ask for it."""
+    pending = sorted(imported_paths().intersection(paths).difference(matched))
+    unread = {path for path in paths if path not in matched or matched[path].is_traced}.difference(pending)
+    while pending:
+        path = pending.pop()
+        source = (root / path).read_bytes()
+        # First all its import statements, those in functions too: of most modules they lead to nothing new.
+        statements = b"\n".join(_IMPORT.findall(source))
+        anywhere = _imports(statements, path)
+        if statements and (not anywhere or unread.intersection(_files(anywhere))):
+            found = unread.intersection(_files(_imports(source, path)))
+            unread -= found
+            for file in found:
+                matched.pop(file, None)
+            pending += sorted(found)
+
+
+def _files(modules: Iterable[str]) -> set[str]:
+    """Where the source of each may lie."""
+    return {f"{module.replace('.', '/')}{end}" for module in modules for end in (".py", "/__init__.py")}
 
 
 def _imported_by(root: Path, path: str, words: set[bytes]) -> set[str]:

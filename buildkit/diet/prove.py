@@ -260,7 +260,7 @@ def proof_summary(proof: Proof) -> str:
         f"  {proof.compared_libraries} pruned libraries equal by address, {proof.loaded_libraries} altered ones load",
         f"  {proof.linked_containers} containers link alike, {proof.listed_libraries} libraries are listed alike",
         f"  {len(proof.cases)} results, {sum(case.before == case.after for case in proof.cases)} of them bit-identical",
-        *(_shown(name, before[name], after[name]) for name in sorted(before)),
+        *(_shown(name, before[name], after[name]) for name in sorted(before) if before[name] or after[name]),
     ]
     if unrepeatable:
         lines.append(f"  not comparable, the original differs from itself: {', '.join(unrepeatable)}")

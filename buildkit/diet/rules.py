@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
+
+from buildkit.diet.traced import imported_paths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Rule:
         globs: shell patterns over the whole path, whose `*` crosses folders.
         spared_suffixes: ends of file names that stay although they lie in one of the folders.
         spared_globs: patterns over the whole path of what stays whatever else names it.
-        spared_list: a file beside this one that lists paths of what stays, one a line.
+        is_traced: whether what a run of the service imports stays, by traced.py.
         is_imported_kept: whether a matched folder or module that something outside it imports stays.
         is_bytecode_only: whether the sources named stay, and only their bytecode goes or is never made.
         sign: what stays in the place of what went (signs.py): of each folder the `names` that its modules gave; of
@@ -47,7 +47,7 @@ class Rule:
     globs: tuple[str, ...] = ()
     spared_suffixes: tuple[str, ...] = ()
     spared_globs: tuple[str, ...] = ()
-    spared_list: str | None = None
+    is_traced: bool = False
     is_imported_kept: bool = False
     is_bytecode_only: bool = False
     sign: Literal["", "names", "refused", "loaded", "called"] = ""
@@ -57,17 +57,12 @@ class Rule:
         """Whether the rule names this file, before anything is kept because it is imported."""
         if any(fnmatchcase(path, glob) for glob in self.spared_globs):
             return False
-        if self.spared_list is not None and path in _listed(self.spared_list):
+        if self.is_traced and path in imported_paths():
             return False
         *folders, name = path.split("/")
         if name.endswith(self.suffixes) or name in self.names or any(fnmatchcase(path, glob) for glob in self.globs):
             return True
         return not name.endswith(self.spared_suffixes or ("/",)) and not set(folders).isdisjoint(self.folders)
-
-
-@cache
-def _listed(name: str) -> frozenset[str]:
-    return frozenset(Path(__file__).with_name(name).read_text("utf-8").splitlines())
 
 
 class UnknownRule(ValueError):
@@ -84,12 +79,6 @@ class UnknownRule(ValueError):
         self.allowed = allowed
 
 
-# What loading torch and transformers imports of torch's inductor.
-_INDUCTOR_IMPORTED: Final = (
-    *("__init__", "_functionalize_collectives", "analysis/__init__", "analysis/device_info", "config", "cpp_builder"),
-    *("cpu_vec_isa", "cudagraph_utils", "custom_graph_pass", "exc", "runtime/__init__", "runtime/cache_dir_utils"),
-    *("runtime/hints", "runtime/runtime_utils", "standalone_compile", "test_operators", "utils"),
-)
 # Parts of scikit-learn, SciPy and SymPy that loading and running sentence-transformers never imports.
 _ESTIMATORS: Final = (
     *("_loss", "cluster", "compose", "covariance", "cross_decomposition", "datasets", "decomposition", "ensemble"),
@@ -249,19 +238,14 @@ RULES: Final = (
     Rule(
         name="cute-kernels",
         globs=("torch/_vendor/quack/*",),
+        is_traced=True,
         reason="kernels that torch compiles with NVIDIA's CuTe where its compiler is installed, which no lock names",
         lost="those kernels, where nvidia-cutlass-dsl is installed beside",
     ),
     Rule(
         name="torch-tests",
         globs=("torch/testing/_internal/*",),
-        spared_globs=(
-            "torch/testing/_internal/__init__.py",
-            "torch/testing/_internal/common_dtype.py",
-            "torch/testing/_internal/logging_tensor.py",
-            "torch/testing/_internal/distributed/__init__.py",
-            "torch/testing/_internal/distributed/fake_pg.py",
-        ),
+        is_traced=True,
         reason="what torch's own test suites are written with; five modules of it, which torch itself imports, stay",
         lost="torch.library.opcheck, gradcheck of operators by name; torch.testing itself stays",
     ),
@@ -274,13 +258,14 @@ RULES: Final = (
     Rule(
         name="database-tests",
         globs=("sqlalchemy/testing/*", "sqlalchemy/dialects/*/provision.py", "alembic/testing/*", "litestar/testing/*"),
+        is_traced=True,
         reason="what SQLAlchemy's, Alembic's and Litestar's tests, and those of their users, are written with",
         lost="writing tests with these packages in the image",
     ),
     Rule(
         name="cold-bytecode",
         globs=tuple(f"{package}/*" for package in _TRACED),
-        spared_list="imported.txt",
+        is_traced=True,
         is_bytecode_only=True,
         reason="bytecode of what neither the service nor a text encoder imports (traced); the sources stay",
         lost="time: the first import of such a module in a process compiles it, about 1 s for each MB of source",
@@ -297,7 +282,7 @@ RULES: Final = (
     Rule(
         name="torch-compilers",
         globs=("torch/_inductor/*",),
-        spared_globs=tuple(f"torch/_inductor/{module}.py" for module in _INDUCTOR_IMPORTED),
+        is_traced=True,
         reason=(
             "torch's generators of kernels write for triton or a C++ compiler, and a serving image has neither; of "
             "these modules, importing torch, transformers and its text encoders loads seventeen, which stay (traced)"
@@ -307,7 +292,7 @@ RULES: Final = (
     Rule(
         name="torch-parts",
         globs=tuple(f"torch/{part}/*" for part in ("ao", "distributed", "onnx")),
-        spared_list="imported.txt",
+        is_traced=True,
         reason="training, quantizing and exporting; importing torch and the text encoders loads a part, which stays",
         lost="torch.onnx, torch.ao.quantization, and of torch.distributed what trains over several GPUs",
     ),
@@ -326,7 +311,7 @@ RULES: Final = (
             "transformers/models/*/__init__.py",
             "transformers/models/*/tokenization_*.py",
         ),
-        spared_list="imported.txt",  # sentence-transformers imports the settings of a few others by name
+        is_traced=True,  # sentence-transformers imports the settings of a few others by name
         sign="names",
         reason="networks that embed or classify no text: vision, sound, generation; each is loaded by its name only",
         lost="loading models of those families: of 480, 60 stay",
@@ -354,12 +339,14 @@ RULES: Final = (
     Rule(
         name="estimators",
         globs=tuple(f"sklearn/{part}/*" for part in _ESTIMATORS),
+        is_traced=True,
         reason="scikit-learn's learners; sentence-transformers imports its metrics, which load none of them (traced)",
         lost="training and use of scikit-learn's models",
     ),
     Rule(
         name="sciences",
         globs=(*(f"scipy/{part}/*" for part in _SCIENCES), *(f"sympy/{part}/*" for part in _ALGEBRAS)),
+        is_traced=True,
         reason="signals, files, clusters, physics: parts of SciPy and SymPy that nothing else of them loads (traced)",
         lost="those parts",
     ),
@@ -367,7 +354,7 @@ RULES: Final = (
         name="highlighting",
         globs=("pygments/lexers/*",),
         spared_globs=("pygments/lexers/__init__.py", "pygments/lexers/_mapping.py", "pygments/lexers/special.py"),
-        spared_list="imported.txt",  # a package's __getattr__ imports a few of them when it is looked through
+        is_traced=True,  # a package's __getattr__ imports a few of them when it is looked through
         reason="grammars of 500 languages to colour source text with",
         lost="coloured source in terminals",
     ),
@@ -379,6 +366,7 @@ RULES: Final = (
             *(f"huggingface_hub/{part}/*" for part in ("cli", "inference")),
             *("bin/hf", "bin/tiny-agents", "bin/transformers"),
         ),
+        is_traced=True,
         reason="command lines, pipelines and clients of remote models; serving calls the networks themselves",
         lost="transformers.pipeline, the commands hf and transformers, huggingface_hub.InferenceClient",
     ),
@@ -391,6 +379,7 @@ RULES: Final = (
     Rule(
         name="other-databases",
         globs=tuple(f"sqlalchemy/dialects/{database}/*" for database in ("mssql", "mysql", "oracle")),
+        is_traced=True,
         reason="SQLAlchemy loads a dialect by the name in a database's address, and the service's is PostgreSQL",
         lost="connecting to MySQL, MariaDB, Oracle and SQL Server",
     ),

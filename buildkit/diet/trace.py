@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import importlib.metadata
 import pkgutil
 import runpy
 import sys
@@ -51,7 +52,16 @@ def main() -> None:
 
 def _add(listing: Path) -> None:
     known = {line for line in listing.read_text("utf-8").splitlines() if line and not line.startswith("#")}
-    listing.write_text(_HEADER + "".join(f"{path}\n" for path in sorted(known | imported())), "utf-8")
+    paths = sorted(known | imported())
+    listing.write_text(_HEADER + _versions(paths) + "".join(f"{path}\n" for path in paths), "utf-8")
+
+
+def _versions(paths: list[str]) -> str:
+    """The line that says which version of which distribution holds them, names as .dist-info folders have them."""
+    holders = importlib.metadata.packages_distributions()
+    names = {name for path in paths for name in holders.get(path.partition("/")[0].removesuffix(".py"), ())}
+    versions = {name.lower().replace("-", "_").replace(".", "_"): importlib.metadata.version(name) for name in names}
+    return f"# Traced with: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}\n"
 
 
 _MODULE = sys.argv[2] if len(sys.argv) > 2 else ""  # noqa: PLR2004 - after the list

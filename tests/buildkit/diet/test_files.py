@@ -7,6 +7,7 @@ import pytest
 from buildkit.diet import rules as rules_module
 from buildkit.diet.files import is_left_uncompiled, match_files
 from buildkit.diet.rules import RULE_SETS, RULES, UnknownRule, choose_rules
+from buildkit.diet.traced import imported_paths
 
 
 def matched(root: Path, files: dict[str, str], rules: str = "runtime") -> dict[str, str]:
@@ -184,16 +185,57 @@ def test_bytecode_that_no_run_reads_goes_without_its_source(tmp_path: Path) -> N
     assert not is_left_uncompiled("transformers/models/llava/modeling_llava.py", choose_rules("runtime"))
 
 
-def test_the_list_of_imported_modules_holds_what_every_start_reads() -> None:
-    listed = Path(rules_module.__file__).with_name("imported.txt").read_text().splitlines()
+def split_list() -> tuple[list[str], list[str]]:
+    """The comments and the paths of the list of what is imported."""
+    lines = Path(rules_module.__file__).with_name("imported.txt").read_text().splitlines()
+    return [line for line in lines if line.startswith("#")], [line for line in lines if not line.startswith("#")]
 
-    assert listed[1:] == sorted(listed[1:])
+
+@pytest.mark.parametrize("version", ["2.13.0", "2.11.0"])
+def test_what_another_version_imports_when_it_loads_stays(tmp_path: Path, version: str) -> None:
+    """The list is exact for the versions that were traced; others are read."""
+    listed = "torch/distributed/tensor/_ops/__init__.py"
+    assert listed in imported_paths()
+    files = {
+        f"torch-{version}.dist-info/METADATA": "",
+        listed: "from ._math import multiply\nif True:\n    from torch.distributed import (\n        _new,\n    )\n",
+        "torch/distributed/tensor/_ops/_math.py": "def f():\n    import torch.distributed._late\n",
+        "torch/distributed/_new.py": "if TYPE_CHECKING:\n    import torch.onnx._typed\nimport torch.other",
+        "torch/other.py": 'r"""\nimport of things\n"""\nfrom torch.onnx \\\n    import _deep',
+        "torch/onnx/_deep.py": "import triton.language, networkx",
+        "torch/onnx/_typed.py": "",
+        "torch/distributed/_late.py": "",
+        "torch/unused.py": "import torch.onnx._unused",
+        "torch/onnx/_unused.py": "",
+        "networkx/__init__.py": "",
+    }
+    needed = {
+        "torch/distributed/tensor/_ops/_math.py": "torch-parts",
+        "torch/distributed/_new.py": "torch-parts",
+        "torch/onnx/_deep.py": "torch-parts",
+    }
+
+    taken = matched(tmp_path, files, "inference")
+
+    assert taken == ({} if version == "2.11.0" else needed) | {
+        "torch/onnx/_typed.py": "torch-parts",
+        "torch/distributed/_late.py": "torch-parts",
+        "torch/onnx/_unused.py": "torch-parts",
+        "networkx/__init__.py": "graph-algorithms",
+    }
+
+
+def test_the_list_of_imported_modules_holds_what_every_start_reads() -> None:
+    comments, listed = split_list()
+
+    assert listed == sorted(listed)
+    assert [comment.split(":")[0] for comment in comments] == ["# Made by trace.py", "# Traced with"]
     assert {"torch/__init__.py", "transformers/__init__.py", "sentence_transformers/__init__.py"} < set(listed)
     assert not any(line.startswith(("networkx/", "service/")) for line in listed)
 
 
 def test_no_rule_takes_what_a_run_imports(tmp_path: Path) -> None:
-    listed = Path(rules_module.__file__).with_name("imported.txt").read_text().splitlines()[1:]
+    _, listed = split_list()
     imported = [path for path in listed if not path.startswith(("setuptools/", "_distutils_hack/"))]
 
     rules = [rule for rule in choose_rules("inference") if not rule.is_imported_kept and not rule.demanded]
