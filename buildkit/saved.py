@@ -25,7 +25,7 @@ class SavedUnreadable(BuildkitError):
     exit_code = 2
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{self.path}: {self.reason}; give a file that this program wrote, or have it write this one again"
 
 
 def save(value: object, path: Path, *, indent: int | None = None) -> None:

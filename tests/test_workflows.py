@@ -67,7 +67,7 @@ def faults_of(call: list[str]) -> list[str]:
     for command in (known.get(name) for name in names):
         if command is not None:
             try:
-                _parser().parse_args([command, *given])
+                _parser(command).parse_args([command, *given])
             except (SystemExit, argparse.ArgumentError):
                 faults.append(f"python -m buildkit {command} does not take {given}")
     return faults

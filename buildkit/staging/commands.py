@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from rich.console import Console
-
 from buildkit import engine as engines
 from buildkit import spec as specs
 from buildkit.errors import CommandFailed, UsageError
+from buildkit.output import make_console, say
 from buildkit.staging import release, releases, rollback, running, swarm
 from buildkit.staging.registry import LocalRegistry, Registry
 from buildkit.staging.swarm import Stack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import argparse
+    from collections.abc import Callable, Mapping
+
+    from rich.console import Console
 
     from buildkit.spec import ImageSpec
     from buildkit.staging.releases import Release
 
-__all__ = ["INTERRUPTED", "run"]
+__all__ = ["ARGUMENTS"]
 
-INTERRUPTED: Final = "what was begun was taken back, and what served before serves"
-"""What holds when Ctrl-C has ended any of the commands."""
 _NOT_SETTINGS: Final = re.compile(r"TRUTHGRAPH_(?:[A-Z]+_IMAGE|SECRETS|STACK|BIND)$")
 """Variables of the stack file that a release fills in itself, or that only compose reads."""
-
-
-def run(words: Sequence[str]) -> int:
-    """Runs the command that *words* begin with; its exit code. Errors and interruptions go to the caller."""
-    arguments = _parser().parse_args(words)
-    command: Callable[[argparse.Namespace], int] = arguments.run
-    return command(arguments)
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(f"· {line}\n")
-    sys.stderr.flush()
 
 
 # ---- what all commands need -----------------------------------------------------------------------------------------
@@ -87,10 +73,10 @@ def _make_secrets(place: _Place) -> None:
 
 def _stage(arguments: argparse.Namespace) -> int:
     place = _Place(arguments)
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     with releases.locked(place.state, f"stage {place.stack.name}"):
         registry = _registry(arguments, place)
-        swarm.join(place.engine, place.state, is_local=arguments.local, tell=_say)
+        swarm.join(place.engine, place.state, is_local=arguments.local, tell=say)
         _make_secrets(place)
         context = _context(arguments, place, repository=f"{registry}/{place.spec.name}", console=console)
         done = release.stage(context)
@@ -106,7 +92,7 @@ def _registry(arguments: argparse.Namespace, place: _Place) -> str:
         UsageError: none is named.
     """
     if arguments.local:
-        place.local.ensure(_say)
+        place.local.ensure(say)
         return place.local.address
     named: str = arguments.registry or place.spec.staging.registry
     if not named:
@@ -130,15 +116,15 @@ def _context(
         state=place.state,
         stack=place.stack,
         repository=repository,
-        tell=_say,
+        tell=say,
         part=partial(
             parts.obtain,
             place.spec,
             engine=place.engine,
             folder=folder,
             environment=os.environ,
-            console=console or Console(stderr=True),
-            say=_say,
+            console=console or make_console(stderr=True),
+            say=say,
         ),
         allows_gap=getattr(arguments, "allow_gap", False),
         keeps_schema=getattr(arguments, "keep_schema", False),
@@ -150,17 +136,17 @@ def _tidy(place: _Place, registry: str) -> None:
 
     local = place.local if registry == place.local.address else None
     freed = retention.tidy(
-        place.engine, place.stack, place.state, keep=place.spec.staging.keep_releases, local=local, tell=_say
+        place.engine, place.stack, place.state, keep=place.spec.staging.keep_releases, local=local, tell=say
     )
     for image in freed.images:
-        _say(f"removed {image}")
+        say(f"removed {image}")
     if freed.images:
         in_engine, in_registry = freed.engine_bytes / 1e6, freed.registry_bytes / 1e6
-        _say(f"freed {in_engine:,.1f} MB in the engine, {in_registry:,.1f} MB in the registry")
+        say(f"freed {in_engine:,.1f} MB in the engine, {in_registry:,.1f} MB in the registry")
 
 
 def _tell_release(done: Release, place: _Place) -> None:
-    console = Console()
+    console = make_console()
     console.print(f"{done.name} serves at {replace(place.stack, settings=done.settings).address}")
     console.print(f"{done.image}", soft_wrap=True)
     console.print(f"recorded in {place.state / 'releases.json'}", soft_wrap=True)
@@ -170,7 +156,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
     place = _Place(arguments)
     with releases.locked(place.state, f"rollback {place.stack.name}"):
         if place.local.program.exists():
-            place.local.ensure(_say)
+            place.local.ensure(say)
         done = rollback.roll_back(_context(arguments, place, repository=""), arguments.release)
     _tell_release(done, place)
     return 1 if done.reason else 0
@@ -180,18 +166,18 @@ def _down(arguments: argparse.Namespace) -> int:
     place = _Place(arguments)
     with releases.locked(place.state, f"stage-down {place.stack.name}"):
         if place.stack.exists("api") or place.stack.exists("database"):
-            place.stack.remove(_say)
+            place.stack.remove(say)
         if arguments.purge:
-            place.stack.remove_volumes(_say)
+            place.stack.remove_volumes(say)
         known = releases.load(place.state)
         releases.save(place.state, releases.Releases(releases=known.retired("replaced")))
-        swarm.leave(place.engine, place.state, tell=_say)
-        place.local.stop(_say, purge=arguments.purge)
+        swarm.leave(place.engine, place.state, tell=say)
+        place.local.stop(say, purge=arguments.purge)
         if not arguments.purge:
-            _say("the database's volume, the secrets and the releases stay; --purge removes them")
+            say("the database's volume, the secrets and the releases stay; --purge removes them")
     if arguments.purge:
         releases.forget(place.state)
-        _say(f"removed {place.state}")
+        say(f"removed {place.state}")
     return 0
 
 
@@ -201,11 +187,11 @@ def _status(arguments: argparse.Namespace) -> int:
     place = _Place(arguments)
     known = releases.load(place.state)
     seen = status.look(place.stack)
-    console = Console(no_color=bool(os.environ.get("NO_COLOR")) or None)
+    console = make_console()
     for table in status.tables(seen, known):
         console.print(table)
     if not Registry(place.local.address).answers() and place.local.program.exists():
-        _say("the local registry does not run; `nox -s stage -- --local` and `nox -s rollback` start it")
+        say("the local registry does not run; `nox -s stage -- --local` and `nox -s rollback` start it")
     return 0 if seen.is_fine else 1
 
 
@@ -221,9 +207,9 @@ def _watch(arguments: argparse.Namespace) -> int:
         minutes=place.spec.staging.budget.minutes if arguments.minutes is None else arguments.minutes,
         record=arguments.record or place.state / "watch.jsonl",
     )
-    broken = watch.watch(plan, Console(no_color=bool(os.environ.get("NO_COLOR")) or None))
+    broken = watch.watch(plan, make_console())
     if broken and arguments.rollback:
-        _say("rolling back: " + "; ".join(broken))
+        say("rolling back: " + "; ".join(broken))
         arguments.release = None
         _rollback(arguments)
     return 1 if broken else 0
@@ -244,7 +230,7 @@ def _backup(arguments: argparse.Namespace) -> int:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    _say(f"{path.stat().st_size / 1e6:,.1f} MB in {path}")
+    say(f"{path.stat().st_size / 1e6:,.1f} MB in {path}")
     return 0
 
 
@@ -255,7 +241,7 @@ def _restore(arguments: argparse.Namespace) -> int:
     container = place.stack.container("database")
     with releases.locked(place.state, f"restore {place.stack.name}"), arguments.file.open("rb") as file:
         _pipe(place, [container, "restore", *(["--replace"] if arguments.replace else [])], stdin=file)
-    _say(f"{arguments.file} is the database now")
+    say(f"{arguments.file} is the database now")
     return 0
 
 
@@ -277,51 +263,65 @@ def _pipe(
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m buildkit", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    everywhere = argparse.ArgumentParser(add_help=False)
-    everywhere.add_argument(
-        "--project", type=Path, default=Path.cwd(), help="the folder that holds docker/ (default: .)"
-    )
-    everywhere.add_argument("--name", default="", help="of the stack (default: docker/images.toml)")
-    everywhere.add_argument("--state", type=Path, help="where releases.json lies (default: a folder of this machine)")
-    everywhere.add_argument("--registry-port", type=int, default=5055, help="of the local registry (default: 5055)")
+def _everywhere(run: Callable[[argparse.Namespace], int], command: argparse.ArgumentParser) -> None:
+    command.add_argument("--name", default="", help="of the stack (default: docker/images.toml)")
+    command.add_argument("--state", type=Path, help="where releases.json lies (default: a folder of this machine)")
+    command.add_argument("--registry-port", type=int, default=5055, help="of the local registry (default: 5055)")
+    command.set_defaults(run=run)
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text, parents=[everywhere])
-        made.set_defaults(run=run)
-        return made
 
-    made = command("stage", _stage, "release the verified image: push, migrate, update, check, record")
-    where = made.add_mutually_exclusive_group()
+def _stage_arguments(command: argparse.ArgumentParser) -> None:
+    _everywhere(_stage, command)
+    where = command.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="this machine alone: own registry, own swarm, own secrets")
     where.add_argument("--registry", default="", help="host[:port][/path] to push to (default: docker/images.toml)")
-    made.add_argument("--build", type=Path, help="the build record (default: build/image.json)")
-    made.add_argument("--verify", type=Path, help="the verification record (default: build/verify.json)")
-    made.add_argument("--allow-gap", action="store_true", help="migrate even if the serving release then stops")
+    command.add_argument("--build", type=Path, help="the build record (default: build/image.json)")
+    command.add_argument("--verify", type=Path, help="the verification record (default: build/verify.json)")
+    command.add_argument("--allow-gap", action="store_true", help="migrate even if the serving release then stops")
 
-    command("stage-status", _status, "what runs, how it is, and which releases are kept")
 
-    made = command("rollback", _rollback, "go back to the release before, or to RELEASE, its schema included")
-    made.add_argument("release", nargs="?", help="a name of stage-status")
-    made.add_argument("--keep-schema", action="store_true", help="take the code alone back")
+def _rollback_arguments(command: argparse.ArgumentParser) -> None:
+    _everywhere(_rollback, command)
+    command.add_argument("release", nargs="?", help="a name of stage-status (default: the release before)")
+    command.add_argument("--keep-schema", action="store_true", help="take the code alone back")
 
-    made = command("stage-down", _down, "take the stack down; what is stored stays")
-    made.add_argument("--purge", action="store_true", help="remove the volumes, the secrets, the registry, the records")
 
-    made = command("watch", _watch, "look at replicas and metrics for hours; 1 where the budget was broken")
-    made.add_argument("--hours", type=float, default=24.0, help="(default: 24)")
-    made.add_argument("--every", type=float, default=15.0, metavar="SECONDS", help="between two looks (default: 15)")
-    made.add_argument("--minutes", type=float, help="broken for this long ends it (default: docker/images.toml)")
-    made.add_argument(
+def _down_arguments(command: argparse.ArgumentParser) -> None:
+    _everywhere(_down, command)
+    command.add_argument(
+        "--purge", action="store_true", help="remove the volumes, the secrets, the registry, the records"
+    )
+
+
+def _watch_arguments(command: argparse.ArgumentParser) -> None:
+    _everywhere(_watch, command)
+    command.add_argument("--hours", type=float, default=24.0, help="(default: 24)")
+    command.add_argument("--every", type=float, default=15.0, metavar="SECONDS", help="between two looks (default: 15)")
+    command.add_argument("--minutes", type=float, help="broken for this long ends it (default: docker/images.toml)")
+    command.add_argument(
         "--record", type=Path, metavar="FILE", help="JSON lines, one a look (default: beside releases.json)"
     )
-    made.add_argument("--rollback", action="store_true", help="and go back to the release before")
+    command.add_argument("--rollback", action="store_true", help="and go back to the release before")
 
-    made = command("backup", _backup, "write the whole database into a file")
-    made.add_argument("file", type=Path)
-    made = command("restore", _restore, "put a backup in the place of the database")
-    made.add_argument("file", type=Path)
-    made.add_argument("--replace", action="store_true", help="even where there are tables already")
-    return parser
+
+def _backup_arguments(command: argparse.ArgumentParser) -> None:
+    _everywhere(_backup, command)
+    command.add_argument("file", type=Path)
+
+
+def _restore_arguments(command: argparse.ArgumentParser) -> None:
+    _everywhere(_restore, command)
+    command.add_argument("file", type=Path)
+    command.add_argument("--replace", action="store_true", help="even where there are tables already")
+
+
+ARGUMENTS: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "stage": _stage_arguments,
+    "stage-status": partial(_everywhere, _status),
+    "rollback": _rollback_arguments,
+    "stage-down": _down_arguments,
+    "watch": _watch_arguments,
+    "backup": _backup_arguments,
+    "restore": _restore_arguments,
+}
+"""What each command takes; `run` among its defaults does its work and returns the exit code."""

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from buildkit.__main__ import _ARGUMENTS, _parser
+from buildkit.report import commands as report_commands
+from buildkit.staging import commands as staging_commands
 from buildkit.timing import record
 from tests.buildkit.image_maker import LayerMaker, make_image, oci_files, write_folder
 from tests.buildkit.timing.test_record import BUILDS, timings
@@ -159,3 +162,43 @@ def test_what_cannot_be_timed_is_refused_before_an_engine_is_started(
     assert done.returncode == 2
     assert said in done.stderr
     assert "engine" not in done.stderr
+
+
+COMMANDS = (*_ARGUMENTS, *report_commands.ARGUMENTS, *staging_commands.ARGUMENTS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_project_is_named_before_or_after_the_command(command: str) -> None:
+    words = {"compare": ["a", "b"], "backup": ["file"], "restore": ["file"]}.get(command, [])
+    parser = _parser(command)
+
+    assert parser.parse_args([command, *words]).project == Path.cwd()
+    assert parser.parse_args(["--project", "/x", command, *words]).project == Path("/x")
+    assert parser.parse_args([command, *words, "--project", "/x"]).project == Path("/x")
+    assert callable(parser.parse_args([command, *words]).run)
+
+
+def test_the_command_is_found_behind_the_project_and_the_others_are_listed(
+    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    helped = run("--help").stdout
+    assert [command for command in (*COMMANDS, "diet") if f"    {command} " not in helped] == []
+
+    dieted = run("diet", "--help")  # behind --project
+    assert "--require-device" in dieted.stdout
+    looked = run("stage-status", "--state", tmp_path / "none")
+    assert "Traceback" not in looked.stderr
+    assert str(tmp_path) in looked.stderr
+    assert run("stag").returncode == run().returncode == 2
+
+
+def test_a_file_that_was_not_saved_here_is_refused_with_what_to_do(
+    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "x.json").write_text('{"schema_version": 1')
+
+    refused = run("time", "--saved", tmp_path / "x.json")
+
+    assert refused.returncode == 2
+    assert "x.json: not timings" in refused.stderr
+    assert "give a file that this program wrote" in refused.stderr
