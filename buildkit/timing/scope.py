@@ -12,6 +12,7 @@ import ipaddress
 import json
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -33,6 +34,9 @@ _LAYERS: Final = ("regular", "source.local", "internal", "frontend")
 """Kinds of records in BuildKit's cache (client/diskusage.go); cache mounts are the one besides, `_DOWNLOADS`."""
 _DOWNLOADED: Final = "downloaded"
 _PRUNE_SECONDS: Final = 600.0
+_COLLECTION_SECONDS: Final = 120.0
+_QUIET_SECONDS, _QUIET_BYTES = 3.0, 1_000_000
+"""Storage that has changed by less for so long is no longer being freed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,17 @@ class CacheScope:
             engines.docker(self.engine.host, *command, seconds=_PRUNE_SECONDS)
         if downloads and self._downloaded:
             self._downloaded.unlink(missing_ok=True)
+        self._await_collection()
+
+    def _await_collection(self) -> None:
+        """Wait until the engine has deleted what it forgot: containerd does that behind its answer, gigabytes of it."""
+        deadline = time.monotonic() + _COLLECTION_SECONDS
+        free_bytes, since = self.free_bytes(), time.monotonic()
+        while free_bytes is not None and since + _QUIET_SECONDS > time.monotonic() < deadline:
+            time.sleep(_QUIET_SECONDS / 10)
+            before, free_bytes = free_bytes, self.free_bytes()
+            if free_bytes is not None and abs(free_bytes - before) > _QUIET_BYTES:
+                since = time.monotonic()
 
     def downloaded(self) -> set[str]:
         """Return what `remember` was told since the cache mounts were empty, by a kept engine's earlier runs too."""

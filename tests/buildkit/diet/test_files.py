@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -323,3 +325,18 @@ def test_rules_are_chosen_by_set_and_by_name() -> None:
         choose_rules("runtime,header")
     assert error.value.value == "header"
     assert "headers" in error.value.allowed
+
+
+def test_a_trace_adds_what_a_program_imports_and_says_the_versions(tmp_path: Path) -> None:
+    listing = tmp_path / "imported.txt"
+    listing.write_text("# old\nzzz/__init__.py\n")
+    program = Path(rules_module.__file__).with_name("trace.py")
+
+    subprocess.run([sys.executable, program, listing, "pytest", "--version"], check=True, capture_output=True)
+
+    comments = [line for line in listing.read_text().splitlines() if line.startswith("#")]
+    paths = [line for line in listing.read_text().splitlines() if not line.startswith("#")]
+    assert paths == sorted(paths)
+    assert {"_pytest/main.py", "zzz/__init__.py"} < set(paths)
+    assert len(comments) == 2
+    assert f"pytest {pytest.__version__}" in comments[1].removeprefix("# Traced with: ").split(", ")

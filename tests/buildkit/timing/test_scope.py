@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -118,3 +120,23 @@ def test_failures_of_the_engine_are_not_passed_over(tmp_path: Path, monkeypatch:
 
     with pytest.raises(CommandFailed, match="nothing was pruned"):
         scope.CacheScope(ENGINE, "", "", None).empty(downloads=False)
+
+
+def test_what_was_forgotten_is_awaited_until_it_is_deleted(
+    said: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collector that frees 5 MB a look, ten times, and then nothing."""
+    looks = iter([*range(0, 50_000_000, 5_000_000), *[50_000_000] * 100])
+    seen: list[int] = []
+
+    def usage(_: Path) -> SimpleNamespace:
+        seen.append(next(looks))
+        return SimpleNamespace(free=seen[-1])
+
+    monkeypatch.setattr(scope.shutil, "disk_usage", usage)
+    monkeypatch.setattr(scope, "_QUIET_SECONDS", 0.05)
+
+    scope.CacheScope(replace(ENGINE, root=tmp_path), "", "", None).empty(downloads=False)
+
+    assert seen.count(50_000_000) > 5
+    assert said.read_text()
