@@ -22,16 +22,13 @@ from buildkit.processes import end_children
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-
 __all__ = ["main"]
 
 FOLDER = Path("build")
 INTERRUPTED = 130
-_LEFT = {
-    False: "nothing was left running, and the last image is as it was",
-    True: "what was begun was taken back, and what served before serves",
-}
-"""What holds when Ctrl-C has ended a command that is not, or is, one of staging."""
+_LEFT = "nothing was left running, and the last image is as it was"
+_LEFT_BY_STAGING = "what was begun was taken back, and what served before serves"
+"""What holds when Ctrl-C has ended a command."""
 _HERE = {
     "engine": "find, install or start a container engine",
     "build": "build one target and record its digest in build/",
@@ -212,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         end_children()
-        print(f"interrupted; {_LEFT[asked in _STAGING]}", file=sys.stderr)
+        print(f"interrupted; {_LEFT_BY_STAGING if asked in _STAGING else _LEFT}", file=sys.stderr)
         return INTERRUPTED
 
 

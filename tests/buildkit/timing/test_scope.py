@@ -133,7 +133,7 @@ def test_what_was_forgotten_is_awaited_until_it_is_deleted(
         seen.append(next(looks))
         return SimpleNamespace(free=seen[-1])
 
-    monkeypatch.setattr(scope.shutil, "disk_usage", usage)
+    monkeypatch.setattr("buildkit.timing.scope.shutil.disk_usage", usage)
     monkeypatch.setattr(scope, "_QUIET_SECONDS", 0.05)
 
     scope.CacheScope(replace(ENGINE, root=tmp_path), "", "", None).empty(downloads=False)
