@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from buildkit.errors import BuildkitError
-from buildkit.output import make_console, say
+from buildkit.output import FOLDER, make_console, say
 from buildkit.processes import end_children
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-FOLDER = Path("build")
 INTERRUPTED = 130
 _LEFT = "nothing was left running, and the last image is as it was"
 _LEFT_BY_STAGING = "what was begun was taken back, and what served before serves"
@@ -171,19 +170,19 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in {**_HERE, **_REPORT, **_DIET, **_STAGING}.items():
         command = commands.add_parser(name, help=text, description=text)
-        if name == asked:
+        if name == asked and name not in _DIET:
             command.add_argument("--project", type=Path, default=argparse.SUPPRESS, help=here)
             arguments = import_module(_ELSEWHERE[name]).ARGUMENTS if name in _ELSEWHERE else _ARGUMENTS
             arguments[name](command)
     return parser
 
 
-def _asked(words: Sequence[str]) -> str:
-    """The command among *words*: the first that is no option of the program itself."""
-    reader = argparse.ArgumentParser(add_help=False)
-    reader.add_argument("--project")
-    _, rest = reader.parse_known_args(list(words))
-    return next((word for word in rest if not word.startswith("-")), "")
+def _asked(words: Sequence[str]) -> int:
+    """Where the command is among *words*: the first that is neither an option of the program itself nor its value."""
+    place = 0
+    while place < len(words) and words[place].startswith("-"):
+        place += 2 if words[place] == "--project" else 1
+    return place
 
 
 def _interrupt(_signal: int, _frame: object) -> NoReturn:
@@ -193,11 +192,15 @@ def _interrupt(_signal: int, _frame: object) -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; every expected failure is one message on stderr."""
     words = list(sys.argv[1:] if argv is None else argv)
-    asked = _asked(words)
-    if asked == "diet":
+    place = _asked(words)
+    asked = "".join(words[place : place + 1])
+    if asked == "diet" and not {"-h", "--help"}.intersection(words[:place]):
+        if place:
+            print("error: diet is about a tree, not a project: leave --project away", file=sys.stderr)
+            return 2
         from buildkit.diet.__main__ import main as diet  # has a command line of its own, which runs without this one
 
-        return diet(words[words.index(asked) + 1 :])
+        return diet(words[1:])
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: whoever starts us in the background has it ignored
         signal.signal(number, _interrupt)
     try:

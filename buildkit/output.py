@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from rich.console import Console
 
-__all__ = ["make_console", "say", "write"]
+__all__ = ["FOLDER", "make_console", "say", "write"]
+
+FOLDER: Final = Path("build")
+"""Where commands keep what they make, below the project."""
 
 
 def say(line: str) -> None:

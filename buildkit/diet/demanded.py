@@ -1,8 +1,8 @@
-"""A package that is gone, for what imports names from it when it loads: it has every name, and one says so when called.
+"""A package that is gone, for what imports names from it at its start: it has every name, and says so when one is used.
 
 Copied into the site-packages of a dieted tree by signs.py, as each of a rule's `demanded` packages, with its two
-constants behind it. What imports the package and never calls it is served; what calls it gets an ImportError that names
-the function and the rule.
+constants behind it. What imports a name and does nothing with it but tests of type is served; what calls it or looks
+into it gets an ImportError with the name and the rule.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import importlib
 
 WHERE = ""  # what the error says of a name
 PARTS: tuple[str, ...] = ()  # the modules inside that are such packages too
+
+__version__ = "0"  # so that whoever asks for a version at least does without
 
 
 class _LeftOut(type):

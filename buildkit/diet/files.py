@@ -56,8 +56,9 @@ def match_files(root: Path, paths: Sequence[str], rules: Iterable[Rule]) -> dict
         if claiming is not None and not path.partition("/")[0].endswith(_METADATA):
             matched[path] = claiming
     _keep_imported(root, installed, matched)
-    if any(rule.is_traced for rule in matched.values()) and not is_as_traced(installed):
+    if any(rule.is_traced for rule in rules) and not is_as_traced(installed):
         _keep_loaded(root, installed, matched)
+        rules = tuple(rule for rule in rules if not rule.is_bytecode_only)  # whose list is of other versions
     _keep_stubs_read_at_run_time(root, matched)
     for path, source in compiled.items():
         claiming = matched.get(source) or next((rule for rule in rules if is_left_uncompiled(source, [rule])), None)
@@ -105,24 +106,28 @@ def _keep_imported(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -
 def _keep_loaded(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -> None:
     """Gives back the modules that those which are imported anyway import when they load, of rules that ask for it."""
     pending = sorted(imported_paths().intersection(paths).difference(matched))
-    unread = {path for path in paths if path not in matched or matched[path].is_traced}.difference(pending)
+    unread: dict[str, set[str]] = {}  # module to what it is made of: a source, a package's, an extension for a Python
+    for path in set(paths).difference(pending):
+        if path.endswith((".py", ".so")) and (path not in matched or matched[path].is_traced):
+            unread.setdefault(_module_name(path), set()).add(path)
     while pending:
         path = pending.pop()
-        source = (root / path).read_bytes()
-        # First all its import statements, those in functions too: of most modules they lead to nothing new.
-        statements = b"\n".join(_IMPORT.findall(source))
-        anywhere = _imports(statements, path)
-        if statements and (not anywhere or unread.intersection(_files(anywhere))):
-            found = unread.intersection(_files(_imports(source, path)))
-            unread -= found
-            for file in found:
-                matched.pop(file, None)
-            pending += sorted(found)
+        if path.endswith(".so"):
+            continue
+        for name in _imports((root / path).read_bytes(), path):
+            parts = name.split(".")
+            for depth in range(1, len(parts) + 1):
+                found = unread.pop(".".join(parts[:depth]), set())
+                for file in found:
+                    matched.pop(file, None)
+                pending += sorted(found)
 
 
-def _files(modules: Iterable[str]) -> set[str]:
-    """Where the source of each may lie."""
-    return {f"{module.replace('.', '/')}{end}" for module in modules for end in (".py", "/__init__.py")}
+def _module_name(path: str) -> str:
+    """`a.b` for `a/b.py`, `a/b/__init__.py` and `a/b.cpython-313-x86_64-linux-gnu.so`."""
+    folder, _, name = path.rpartition("/")
+    module = name.partition(".")[0]
+    return ".".join([*folder.split("/"), *([] if module == "__init__" else [module])]).lstrip(".")
 
 
 def _imported_by(root: Path, path: str, words: set[bytes]) -> set[str]:
@@ -169,7 +174,7 @@ def _imports(source: bytes, path: str) -> set[str]:
             base = ".".join([*above, *([node.module] if node.module else [])])
             names.add(base)
             names.update(f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        elif isinstance(node, ast.If) and ast.unparse(node.test).rpartition(".")[2] == "TYPE_CHECKING":
             pending.extend(node.orelse)
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             pending.extend(ast.iter_child_nodes(node))

@@ -8,6 +8,7 @@ or the rest proves nothing. Without one, files, loading and the CPU's results ar
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -206,9 +207,12 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, tell: Cal
     ]
     failures += _mapped_failures(after["LAZY"]["mapped"], site, pruned, manifest)
     called: tuple[str, ...] | None = None
+    idle: list[str] = []
     if stubs:
         tell("what the service's own cases call of what the profile leaves out")
-        called = tuple(run(pruned, loading="LAZY", chosen=("--served",))["left_out"])
+        served = run(pruned, loading="LAZY", chosen=("--served",))
+        called = tuple(served["left_out"])
+        idle = sorted(name for name, result in served["cases"].items() if not _is_result(result))
         failures += [f"the service calls what the profile leaves out: {line}" for line in called]
     tell("start-up")
     start = {"before": _start(site, work), "after": _start(pruned, work)}
@@ -238,11 +242,17 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, tell: Cal
         not_verified=(
             *(_UNVERIFIED_WITHOUT_A_DEVICE if device is None else ()),
             *((_UNCALLED,) if device is None and called is not None else ()),
+            *(f"{name} did not run (no transformers?): what it calls" for name in idle),
             *(() if linked else (_UNLINKED,)),
             *(() if listed else (_UNLISTED,)),
         ),
         failures=tuple(failures),
     )
+
+
+def _is_result(result: str) -> bool:
+    """Whether a case gave something: no error, and not the digest of nothing."""
+    return ": " not in result and result != hashlib.sha256().hexdigest()
 
 
 def save_proof(proof: Proof, path: Path) -> None:

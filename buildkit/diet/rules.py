@@ -329,11 +329,12 @@ RULES: Final = (
         ),
         reason=(
             "sentence-transformers and transformers import ten of their names when they load, and call them to "
-            "evaluate models, to train them, and for distances between sparse embeddings: never to encode (traced)"
+            "evaluate and train models, and for distances of sparse embeddings: not to encode on a GPU or CPU (traced)"
         ),
         lost=(
-            "sentence-transformers' evaluators, its Manhattan distance of sparse embeddings and pooling by clusters, "
-            "and programs that import SciPy, scikit-learn, joblib or narwhals"
+            "sentence-transformers' evaluators, its to_scipy_coo, Manhattan distance of sparse embeddings and pooling "
+            "by clusters, assisted generation, FNet's settings for TPUs, and programs that import SciPy, "
+            "scikit-learn, joblib or narwhals"
         ),
     ),
     Rule(

@@ -90,8 +90,9 @@ def make_signs(root: Path, claimed: Mapping[str, Rule]) -> tuple[Sign, ...]:
         if rule.sign in {"refused", "loaded"} and not (root / path).is_symlink():
             with contextlib.suppress(Refused):  # no ELF file, so nobody opens it
                 signs.append(Sign(path, library_sign(map_file(root / path), _file_name(path), rule)))
-        if path.removesuffix("/__init__.py") in rule.demanded:
-            signs.append(Sign(path, package_sign(path.removesuffix("/__init__.py"), rule)))
+        module = path.removesuffix(".py").removesuffix("/__init__")
+        if path.endswith(".py") and module in rule.demanded:
+            signs.append(Sign(path, package_sign(module, rule)))
     folders: dict[tuple[str, Rule], list[str]] = {}
     for path, rule in claimed.items():
         if rule.sign == "names" and path.endswith(".py"):

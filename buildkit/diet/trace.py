@@ -13,6 +13,7 @@ import atexit
 import importlib
 import importlib.metadata
 import pkgutil
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ _SITE = "/site-packages/"
 _HEADER = (
     "# Made by trace.py: what serving, migrating, embedding and loading text encoders import. One module a line.\n"
 )
+_VERSIONS = "# Traced with: "
 
 
 def imported() -> set[str]:
@@ -51,17 +53,23 @@ def main() -> None:
 
 
 def _add(listing: Path) -> None:
-    known = {line for line in listing.read_text("utf-8").splitlines() if line and not line.startswith("#")}
-    paths = sorted(known | imported())
-    listing.write_text(_HEADER + _versions(paths) + "".join(f"{path}\n" for path in paths), "utf-8")
+    lines = listing.read_text("utf-8").splitlines()
+    paths = sorted({line for line in lines if line and not line.startswith("#")} | imported())
+    said = next((line for line in lines if line.startswith(_VERSIONS)), "").removeprefix(_VERSIONS)
+    before = dict(entry.split(" ") for entry in said.split(", ") if entry)
+    now = _versions(paths)
+    other = [f"{name} {before[name]}, not {now[name]}" for name in before.keys() & now if before[name] != now[name]]
+    if other:
+        sys.exit(f"{listing} was traced with {'; '.join(sorted(other))}: empty it, and trace everything again")
+    versions = ", ".join(f"{name} {version}" for name, version in sorted({**before, **now}.items()))
+    listing.write_text(f"{_HEADER}{_VERSIONS}{versions}\n" + "".join(f"{path}\n" for path in paths), "utf-8")
 
 
-def _versions(paths: list[str]) -> str:
-    """The line that says which version of which distribution holds them, names as .dist-info folders have them."""
+def _versions(paths: list[str]) -> dict[str, str]:
+    """The version of each distribution that holds them, by its name as traced.py has it."""
     holders = importlib.metadata.packages_distributions()
     names = {name for path in paths for name in holders.get(path.partition("/")[0].removesuffix(".py"), ())}
-    versions = {name.lower().replace("-", "_").replace(".", "_"): importlib.metadata.version(name) for name in names}
-    return f"# Traced with: {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}\n"
+    return {re.sub(r"[-_.]+", "_", name).lower(): importlib.metadata.version(name) for name in names}
 
 
 _MODULE = sys.argv[2] if len(sys.argv) > 2 else ""  # noqa: PLR2004 - after the list

@@ -1,7 +1,9 @@
 """What a run of the service imports: the list `imported.txt`, which trace.py makes, and the versions it was made with.
 
 A rule that takes a part of a package spares what is listed. The list is exact for the versions that were traced. In
-others, what a listed module imports when it loads is found by reading it, and is spared too.
+others, what a listed module imports when it loads is found by reading it, and is spared too. That needs the whole
+environment in one tree: where layers are dieted one by one, as in the image, a module that only another layer's new
+version imports goes, and the image's check of what imports fails with the name of the rule.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ __all__ = ["imported_paths", "is_as_traced", "traced_versions"]
 
 _LIST: Final = Path(__file__).with_name("imported.txt")
 _VERSIONS: Final = "# Traced with: "
+_SEPARATORS: Final = re.compile(r"[-_.]+")  # all the same in names (PyPA specification "Names and normalization")
 _DISTRIBUTION: Final = re.compile(r"([^/]+)-([^-/]+)\.dist-info/")
 
 
@@ -29,14 +32,18 @@ def imported_paths() -> frozenset[str]:
 
 @cache
 def traced_versions() -> Mapping[str, str]:
-    """The version of each distribution that holds one of them, by its name as in the name of its .dist-info folder."""
+    """The version of each distribution that holds one of them, by its name in small letters with underscores.
+
+    Empty where the list does not say.
+    """
     lines = (line for line in _LIST.read_text("utf-8").splitlines() if line.startswith(_VERSIONS))
-    listed = next(lines).removeprefix(_VERSIONS).split(", ")
-    return dict(sorted((name, version) for name, version in (entry.split() for entry in listed)))
+    listed = next(lines, "").removeprefix(_VERSIONS).split(", ")
+    return {name: version for name, _, version in (entry.partition(" ") for entry in listed) if version}
 
 
 def is_as_traced(paths: Iterable[str]) -> bool:
-    """Whether what is installed at these paths of a site-packages has the versions that were traced."""
+    """Whether every listed distribution among what is installed at these paths has the version that was traced."""
     versions = traced_versions()
     installed = {found.groups() for path in paths if (found := _DISTRIBUTION.match(path)) is not None}
-    return all(versions.get(name.lower(), version) == version for name, version in installed)
+    normal = ((_SEPARATORS.sub("_", name).lower(), version) for name, version in installed)
+    return bool(versions) and all(versions.get(name, version) == version for name, version in normal)

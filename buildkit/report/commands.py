@@ -12,7 +12,7 @@ from buildkit import budget, build, compare, display, engine, inspection, kept, 
 from buildkit.errors import BuildkitError, UsageError
 from buildkit.handed_in import HandedIn
 from buildkit.image.layer_stream import Limits
-from buildkit.output import make_console, say, write
+from buildkit.output import FOLDER, make_console, say, write
 from buildkit.report import builds, terminal
 from buildkit.timing import record, run, scope
 
@@ -29,21 +29,19 @@ if TYPE_CHECKING:
 
 __all__ = ["ARGUMENTS"]
 
-_FOLDER: Final = Path("build")
 _SCENARIOS, _RUNS = "cold,no-op,code,dependency", 3
 _FORMATS: Final = ("terminal", "json", "markdown", "html", "junit", "sarif")
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-
     loaded = spec.load(arguments.project)
-    folder: Path = arguments.project / _FOLDER
+    folder: Path = arguments.project / FOLDER
     found = engine.find(os.environ, engine.Private())
     labels = None
     image: str = arguments.image
     if not image:
-        record = build.load_record(arguments.build or build.record_path(folder, arguments.target))
-        image, labels = record.digest, record.labels
+        built = build.load_record(arguments.build or build.record_path(folder, arguments.target))
+        image, labels = built.digest, built.labels
     handed_in = HandedIn.of(os.environ)
     expectations = verify.expect(
         loaded,
@@ -70,16 +68,15 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-
     timelines: list[Timeline] = []
     name, series = arguments.image, arguments.image
     if not name:
-        record = build.load_record(build.record_path(arguments.project / _FOLDER, arguments.target))
-        name, series, timelines = record.digest, record.target, [builds.timeline_of(record)]
+        built = build.load_record(build.record_path(arguments.project / FOLDER, arguments.target))
+        name, series, timelines = built.digest, built.target, [builds.timeline_of(built)]
     say(f"reading {name}")
     measurement = inspection.obtain(name, **_reading(arguments))
     if not arguments.image:
-        measurement = measurement.called(record.tags[0])
+        measurement = measurement.called(built.tags[0])
     if arguments.keep:
         say(f"kept {kept.keep(measurement, _kept(arguments), series=series, taken=datetime.now(tz=UTC))}")
     trend = kept.series_in(_kept(arguments), series)
@@ -121,7 +118,6 @@ def _called(*measurements: str) -> tuple[str, ...]:
 
 
 def _time(arguments: argparse.Namespace) -> int:
-
     if arguments.saved:
         for name in ("target", "against", "scenarios", "runs", "dependency", "builder"):
             if getattr(arguments, name) is not None:
@@ -139,7 +135,7 @@ def _time(arguments: argparse.Namespace) -> int:
     )
     budgets = _budgets_of(arguments.project, plan.target)
     console = make_console(stderr=True)
-    kept = arguments.project / _FOLDER / "timings.json"
+    saved = arguments.project / FOLDER / "timings.json"
     with (
         nullcontext(scope.named(engine.find(os.environ, engine.Private()), arguments.builder))
         if arguments.builder
@@ -151,12 +147,12 @@ def _time(arguments: argparse.Namespace) -> int:
             spec=loaded,
             environment=os.environ,
             base_origin=arguments.base_origin,
-            cache=arguments.project / _FOLDER / "cache",
+            cache=arguments.project / FOLDER / "cache",
             show=lambda events, title: display.BuildDisplay(console, events, title=title),
             say=say,
-            keep=lambda so_far: record.save(so_far, kept),
+            keep=lambda so_far: record.save(so_far, saved),
         )
-    say(f"wrote {kept}")
+    say(f"wrote {saved}")
     return _timed(arguments, timings, budgets)
 
 
@@ -191,7 +187,7 @@ def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
     if host:
         docker = ("docker", "--host", host)
     return {
-        "cache": arguments.project / _FOLDER / "cache" / "layers",
+        "cache": arguments.project / FOLDER / "cache" / "layers",
         "platform": arguments.platform,
         "tag": arguments.tag,
         "limits": _limits(arguments),
@@ -211,7 +207,7 @@ def _limits(arguments: argparse.Namespace) -> Limits:
 
 def _kept(arguments: argparse.Namespace) -> Path:
     """Where measurements are kept."""
-    folder: Path = arguments.kept or arguments.project / _FOLDER / "measurements"
+    folder: Path = arguments.kept or arguments.project / FOLDER / "measurements"
     return folder
 
 

@@ -35,8 +35,8 @@ _LAYERS: Final = ("regular", "source.local", "internal", "frontend")
 _DOWNLOADED: Final = "downloaded"
 _PRUNE_SECONDS: Final = 600.0
 _COLLECTION_SECONDS: Final = 120.0
-_QUIET_SECONDS, _QUIET_BYTES = 3.0, 1_000_000
-"""Storage that has changed by less for so long is no longer being freed."""
+_QUIET_SECONDS, _QUIET_BYTES = 5.0, 10_000_000
+"""Storage that has changed by less for so long is no longer being freed: guesses, above an idle machine's noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +70,17 @@ class CacheScope:
         self._await_collection()
 
     def _await_collection(self) -> None:
-        """Wait until the engine has deleted what it forgot: containerd does that behind its answer, gigabytes of it."""
+        """Wait until the engine has deleted what it forgot, two minutes at most.
+
+        containerd does that behind its answer, gigabytes of it, and starts within a second.
+        """
         deadline = time.monotonic() + _COLLECTION_SECONDS
         free_bytes, since = self.free_bytes(), time.monotonic()
         while free_bytes is not None and since + _QUIET_SECONDS > time.monotonic() < deadline:
             time.sleep(_QUIET_SECONDS / 10)
-            before, free_bytes = free_bytes, self.free_bytes()
-            if free_bytes is not None and abs(free_bytes - before) > _QUIET_BYTES:
-                since = time.monotonic()
+            now = self.free_bytes()
+            if now is None or abs(now - free_bytes) > _QUIET_BYTES:
+                free_bytes, since = now, time.monotonic()
 
     def downloaded(self) -> set[str]:
         """Return what `remember` was told since the cache mounts were empty, by a kept engine's earlier runs too."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from buildkit.__main__ import _ARGUMENTS, _parser
+from buildkit.__main__ import _ARGUMENTS, _asked, _parser
 from buildkit.report import commands as report_commands
 from buildkit.staging import commands as staging_commands
 from buildkit.timing import record
@@ -184,12 +184,16 @@ def test_the_command_is_found_behind_the_project_and_the_others_are_listed(
     helped = run("--help").stdout
     assert [command for command in (*COMMANDS, "diet") if f"    {command} " not in helped] == []
 
-    dieted = run("diet", "--help")  # behind --project
-    assert "--require-device" in dieted.stdout
+    dieted = run("diet", tmp_path)  # behind --project
+    assert dieted.returncode == 2
+    assert "leave --project away" in dieted.stderr
     looked = run("stage-status", "--state", tmp_path / "none")
     assert "Traceback" not in looked.stderr
     assert str(tmp_path) in looked.stderr
-    assert run("stag").returncode == run().returncode == 2
+    assert run("stag").returncode == run().returncode == run("build", "--project").returncode == 2
+    assert [_asked(words) for words in ([], ["a"], ["--project", "a", "b"], ["--project=a", "b"], ["-h", "b"])] == [
+        *(0, 0, 2, 1, 1)
+    ]
 
 
 def test_a_file_that_was_not_saved_here_is_refused_with_what_to_do(

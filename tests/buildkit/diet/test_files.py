@@ -9,7 +9,7 @@ import pytest
 from buildkit.diet import rules as rules_module
 from buildkit.diet.files import is_left_uncompiled, match_files
 from buildkit.diet.rules import RULE_SETS, RULES, UnknownRule, choose_rules
-from buildkit.diet.traced import imported_paths
+from buildkit.diet.traced import imported_paths, is_as_traced
 
 
 def matched(root: Path, files: dict[str, str], rules: str = "runtime") -> dict[str, str]:
@@ -204,7 +204,11 @@ def test_what_another_version_imports_when_it_loads_stays(tmp_path: Path, versio
         "torch/distributed/tensor/_ops/_math.py": "def f():\n    import torch.distributed._late\n",
         "torch/distributed/_new.py": "if TYPE_CHECKING:\n    import torch.onnx._typed\nimport torch.other",
         "torch/other.py": 'r"""\nimport of things\n"""\nfrom torch.onnx \\\n    import _deep',
-        "torch/onnx/_deep.py": "import triton.language, networkx",
+        "torch/onnx/_deep.py": "try: import torch.ao.new.mod\nexcept ImportError: pass\nimport triton, networkx",
+        "torch/ao/new/__init__.py": "from . import _fast\nif not TYPE_CHECKING:\n    import torch.ao._late",
+        "torch/ao/new/mod.py": "",
+        "torch/ao/new/_fast.cpython-313-x86_64-linux-gnu.so": "",
+        "torch/ao/_late.py": "",
         "torch/onnx/_typed.py": "",
         "torch/distributed/_late.py": "",
         "torch/unused.py": "import torch.onnx._unused",
@@ -215,6 +219,10 @@ def test_what_another_version_imports_when_it_loads_stays(tmp_path: Path, versio
         "torch/distributed/tensor/_ops/_math.py": "torch-parts",
         "torch/distributed/_new.py": "torch-parts",
         "torch/onnx/_deep.py": "torch-parts",
+        "torch/ao/new/__init__.py": "torch-parts",
+        "torch/ao/new/mod.py": "torch-parts",
+        "torch/ao/new/_fast.cpython-313-x86_64-linux-gnu.so": "torch-parts",
+        "torch/ao/_late.py": "torch-parts",
     }
 
     taken = matched(tmp_path, files, "inference")
@@ -225,6 +233,33 @@ def test_what_another_version_imports_when_it_loads_stays(tmp_path: Path, versio
         "torch/onnx/_unused.py": "torch-parts",
         "networkx/__init__.py": "graph-algorithms",
     }
+
+
+def test_bytecode_is_not_left_out_by_the_list_of_other_versions(tmp_path: Path) -> None:
+    files = {
+        "transformers/models/llava/modeling_llava.py": "",
+        "transformers/models/llava/__pycache__/modeling_llava.cpython-313.pyc": "",
+    }
+
+    taken = matched(tmp_path / "a", files | {"transformers-5.23.0.dist-info/METADATA": ""}, "cold-bytecode")
+    kept = matched(tmp_path / "b", files | {"transformers-5.24.0.dist-info/METADATA": ""}, "cold-bytecode")
+
+    assert taken == {"transformers/models/llava/__pycache__/modeling_llava.cpython-313.pyc": "cold-bytecode"}
+    assert kept == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "is_traced"),
+    [
+        ("torch-2.13.0.dist-info/METADATA", True),
+        ("torch-2.13.1.dist-info/METADATA", False),
+        ("Huggingface.Hub-1.0.dist-info/METADATA", False),
+        ("mine-7.dist-info/METADATA", True),
+        ("torch/vendored-1.dist-info/METADATA", True),
+    ],
+)
+def test_versions_are_compared_with_those_of_the_list(path: str, is_traced: bool) -> None:  # noqa: FBT001
+    assert is_as_traced([path, "torch/__init__.py"]) == is_traced
 
 
 def test_the_list_of_imported_modules_holds_what_every_start_reads() -> None:
@@ -340,3 +375,11 @@ def test_a_trace_adds_what_a_program_imports_and_says_the_versions(tmp_path: Pat
     assert {"_pytest/main.py", "zzz/__init__.py"} < set(paths)
     assert len(comments) == 2
     assert f"pytest {pytest.__version__}" in comments[1].removeprefix("# Traced with: ").split(", ")
+
+    listing.write_text(listing.read_text().replace(f"pytest {pytest.__version__}", "pytest 1.0, gone 2.0"))
+    before = listing.read_text()
+    refused = subprocess.run(
+        [sys.executable, program, listing, "pytest", "--version"], check=False, capture_output=True, text=True
+    )
+    assert f"was traced with pytest 1.0, not {pytest.__version__}" in refused.stderr
+    assert listing.read_text() == before

@@ -33,6 +33,8 @@ if planted.get("is_lost"):
     cases["has cudnn"] = str("--without-cudnn" not in sys.argv)
 if planted.get("called") and is_copy and "--served" in sys.argv:
     print("starting", planted["called"], planted["called"], sep="\n", file=sys.stderr)
+if "--served" in sys.argv:
+    cases.update(planted.get("served", {}))
 if planted.get("is_noisy"):
     cases["matmul"] = str(time.monotonic_ns())
 if planted.get("is_broken"):
@@ -135,6 +137,17 @@ def test_a_stand_in_that_the_service_calls_fails_the_proof(site: Path, capsys: p
     assert (status, proof["called"]) == (1, [call])
     assert proof["failures"] == [f"the service calls what the profile leaves out: {call}"]
     assert run(site, "--profile", "single")[1]["called"] is None
+
+
+@pytest.mark.usefixtures("gcc")
+def test_a_case_of_the_service_that_did_not_run_is_not_verified(site: Path) -> None:
+    nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    plant(site, served={"embeddings": nothing, "encoder": "digest", "classifier": "OSError: no file"})
+
+    not_verified = run(site, "--profile", "inference")[1]["not_verified"]
+
+    told = [claim for claim in not_verified if "did not run" in claim]  # type: ignore[attr-defined] # JSON
+    assert [claim.partition(" did")[0] for claim in told] == ["classifier", "embeddings"]
 
 
 def test_a_control_that_passes_fails_the_proof(site: Path) -> None:
