@@ -92,12 +92,7 @@ def _keep_imported(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -
     # What is given back imports in its turn, so this goes on until nothing is.
     importers = [path for path in paths if path not in matched]
     while importers and guarded:
-        imported = set().union(*(_imported_by(root, path, words) for path in importers))
-        reached = {
-            ".".join(parts[:depth])
-            for parts in (module.split(".") for module in imported)
-            for depth in range(1, len(parts) + 1)
-        }
+        reached = _with_parents(set().union(*(_imported_by(root, path, words) for path in importers)))
         importers = [path for name in sorted(reached.intersection(guarded)) for path in guarded.pop(name)]
         for path in importers:
             del matched[path]
@@ -105,7 +100,7 @@ def _keep_imported(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -
 
 def _keep_loaded(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -> None:
     """Gives back the modules that those which are imported anyway import when they load, of rules that ask for it."""
-    pending = sorted(imported_paths().intersection(paths).difference(matched))
+    pending = list(imported_paths().intersection(paths).difference(matched))
     unread: dict[str, set[str]] = {}  # module to what it is made of: a source, a package's, an extension for a Python
     for path in set(paths).difference(pending):
         if path.endswith((".py", ".so")) and (path not in matched or matched[path].is_traced):
@@ -114,13 +109,11 @@ def _keep_loaded(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -> 
         path = pending.pop()
         if path.endswith(".so"):
             continue
-        for name in _imports((root / path).read_bytes(), path):
-            parts = name.split(".")
-            for depth in range(1, len(parts) + 1):
-                found = unread.pop(".".join(parts[:depth]), set())
-                for file in found:
-                    matched.pop(file, None)
-                pending += sorted(found)
+        for module in _with_parents(_imports((root / path).read_bytes(), path)):
+            found = unread.pop(module, set())
+            for file in found:
+                matched.pop(file, None)
+            pending += found
 
 
 def _module_name(path: str) -> str:
@@ -151,6 +144,15 @@ def _module_root(path: str) -> str:
         if part in _GUARDED_FOLDERS:
             return ".".join(parts[:depth])
     return ".".join(parts)
+
+
+def _with_parents(modules: Iterable[str]) -> set[str]:
+    """The modules, and the packages that importing each of them imports before it."""
+    return {
+        ".".join(parts[:depth])
+        for parts in (module.split(".") for module in modules)
+        for depth in range(1, len(parts) + 1)
+    }
 
 
 def _imports(source: bytes, path: str) -> set[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["imported_paths", "is_as_traced", "traced_versions"]
+__all__ = ["imported_paths", "is_as_traced"]
 
 _LIST: Final = Path(__file__).with_name("imported.txt")
 _VERSIONS: Final = "# Traced with: "
@@ -31,7 +31,7 @@ def imported_paths() -> frozenset[str]:
 
 
 @cache
-def traced_versions() -> Mapping[str, str]:
+def _traced_versions() -> Mapping[str, str]:
     """The version of each distribution that holds one of them, by its name in small letters with underscores.
 
     Empty where the list does not say.
@@ -43,7 +43,7 @@ def traced_versions() -> Mapping[str, str]:
 
 def is_as_traced(paths: Iterable[str]) -> bool:
     """Whether every listed distribution among what is installed at these paths has the version that was traced."""
-    versions = traced_versions()
+    versions = _traced_versions()
     installed = {found.groups() for path in paths if (found := _DISTRIBUTION.match(path)) is not None}
     normal = ((_SEPARATORS.sub("_", name).lower(), version) for name, version in installed)
     return bool(versions) and all(versions.get(name, version) == version for name, version in normal)

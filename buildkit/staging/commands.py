@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Final
 from buildkit import engine as engines
 from buildkit import spec as specs
 from buildkit.errors import CommandFailed, UsageError
-from buildkit.output import make_console, say
+from buildkit.output import FOLDER, make_console, say
 from buildkit.staging import release, releases, rollback, running, swarm
 from buildkit.staging.registry import LocalRegistry, Registry
 from buildkit.staging.swarm import Stack
@@ -107,7 +107,7 @@ def _context(
     from buildkit import build  # noqa: PLC0415 - with python-on-whales, half a second
     from buildkit.staging import parts  # noqa: PLC0415
 
-    folder = place.spec.project / "build"
+    folder = place.spec.project / FOLDER
     return running.Stage(
         spec=place.spec,
         engine=place.engine,
