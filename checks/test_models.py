@@ -46,7 +46,10 @@ def test_module_imports(module: str, run: ModelRun) -> None:
         [f"importing {module} fails: {outcome.error.strip() if outcome else 'it was not tried'}"]
         if outcome is None or outcome.error
         else [],
-        fix="look at the last change of the lock, of the pruning and of the stripping, in that order",
+        fix=(
+            "look at the last change of the lock, of the pruning and of the stripping, in that order; where the error "
+            "names a diet rule, add the module to buildkit/diet/imported.txt, with buildkit/diet/trace.py"
+        ),
     )
 
 
