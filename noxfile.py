@@ -127,7 +127,7 @@ def eval_retrieval(session: nox.Session) -> None:
 def bench_serving(session: nox.Session) -> None:
     """Measure how fast the API answers on this machine, beside another server if there is one (`-- --against`)."""
     install(session, "bench", extras=("", "ml"))
-    session.run("python", "-m", "tests.service.benchmark", *session.posargs)
+    session.run("python", "-m", "benchmarks.serving", *session.posargs)
 
 
 @nox.session

@@ -1,6 +1,6 @@
 """`python -m buildkit COMMAND`: the command line, and the commands that begin everything: engine, build, lock.
 
-The others are in report/commands.py, diet/__main__.py and staging/commands.py.
+The others are in report/commands.py, slim/__main__.py and staging/commands.py.
 
 Exit codes: 0 fine, 1 findings, 2 usage or configuration, 3 could not do it, 130 interrupted.
 """
@@ -15,9 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from buildkit.console import FOLDER, log, make_console
+from buildkit.engine.processes import end_children
 from buildkit.errors import BuildkitError
-from buildkit.output import FOLDER, make_console, say
-from buildkit.processes import end_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ _REPORT = {
     "compare": "what changed between two images, and what a node must fetch",
     "time": "how long builds take, cold, warm and after changes, beside a baseline",
 }
-_DIET = {"diet": "take out of an installed tree what its GPUs can never run"}
+_SLIM = {"slim": "take out of an installed tree what its GPUs can never run"}
 _STAGING = {
     "stage": "release the verified image: push, migrate, update, check, record",
     "stage-status": "what runs in staging, how it is, and which releases are kept",
@@ -50,51 +50,54 @@ _STAGING = {
     "restore": "put a backup in the place of staging's database",
 }
 _ELSEWHERE = {
-    **dict.fromkeys(_REPORT, "buildkit.report.commands"),
-    **dict.fromkeys(_STAGING, "buildkit.staging.commands"),
+    **dict.fromkeys(_REPORT, "buildkit.cli.report"),
+    **dict.fromkeys(_STAGING, "buildkit.cli.staging"),
 }
 """The modules of commands that are not here. Only the one that is asked for is imported."""
 
 
 def _engine(arguments: argparse.Namespace) -> int:
-    from buildkit import engine, spec
-    from buildkit.timing import scope
+    from buildkit import spec
+    from buildkit.engine import client, daemon
+    from buildkit.timing import builder
 
-    private = engine.Private()
+    private = daemon.ManagedDaemon()
     if arguments.action == "stop":
-        scope.remove_own(say, purge=arguments.purge)  # of a run that was killed
-        if not engine.stop(private, say, purge=arguments.purge):
-            say("no private engine was running")
+        builder.remove_own(log, purge=arguments.purge)  # of a run that was killed
+        if not daemon.stop(private, log, purge=arguments.purge):
+            log("no private engine was running")
         return 0
     if arguments.action == "clean":
         names = (spec.load(arguments.project).name, "truthgraph-base")
-        engine.clean(engine.find(os.environ, private), private, names, say)
+        daemon.clean(daemon.find(os.environ, private), private, names, log)
         return 0
-    found = engine.ensure(os.environ, private, say)
-    for name, version in engine.versions(found).items():
+    found = daemon.ensure(os.environ, private, log)
+    for name, version in client.versions(found).items():
         print(f"{name:<9} {version}")
     if found.host and found.host != os.environ.get("DOCKER_HOST"):
         print(f"address   {found.host}")
-        say(f"to use it by hand: export DOCKER_HOST={found.host}")
+        log(f"to use it by hand: export DOCKER_HOST={found.host}")
     return 0
 
 
 def _build(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from buildkit import base, build, display, engine, spec
+    from buildkit import spec
+    from buildkit.build import base, build, display
+    from buildkit.engine import daemon
 
     loaded = spec.load(arguments.project, base=arguments.base, python=arguments.python)
     include_dev = "1" in (os.environ.get("INCLUDE_DEV"), "1" if arguments.include_dev else None)
     target = loaded.target("dev" if include_dev and arguments.target == "api" else arguments.target)
-    found = engine.find(os.environ, engine.Private())
-    origin = base.obtain(
+    found = daemon.find(os.environ, daemon.ManagedDaemon())
+    origin = base.ensure_base_image(
         found,
         reference=loaded.base,
         python=loaded.python,
         origin=arguments.base_origin,
         cache=arguments.project / FOLDER / "cache",
-        say=say,
+        log=log,
     )
     console = make_console(stderr=True)
     if os.environ.get("CI"):
@@ -116,17 +119,18 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _lock(arguments: argparse.Namespace) -> int:
-    from buildkit import layers, spec
+    from buildkit import spec
+    from buildkit.build import locks
 
     loaded = spec.load(arguments.project)
     if arguments.check:
-        layers.check_locks(loaded)
+        locks.check_locks(loaded)
         return 0
-    say("resolving with uv, which asks the package index")
-    changed = layers.write_locks(loaded, upgrade=arguments.upgrade)
+    log("resolving with uv, which asks the package index")
+    changed = locks.write_locks(loaded, upgrade=arguments.upgrade)
     for path in changed:
         print(path.relative_to(loaded.project))
-    say(f"{len(changed)} lock files changed")
+    log(f"{len(changed)} lock files changed")
     return 0
 
 
@@ -168,9 +172,9 @@ def _parser(asked: str) -> argparse.ArgumentParser:
     here = "the folder that holds docker/ (default: .)"
     parser.add_argument("--project", type=Path, default=Path.cwd(), help=here)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in {**_HERE, **_REPORT, **_DIET, **_STAGING}.items():
+    for name, text in {**_HERE, **_REPORT, **_SLIM, **_STAGING}.items():
         command = commands.add_parser(name, help=text, description=text)
-        if name == asked and name not in _DIET:
+        if name == asked and name not in _SLIM:
             command.add_argument("--project", type=Path, default=argparse.SUPPRESS, help=here)
             arguments = import_module(_ELSEWHERE[name]).ARGUMENTS if name in _ELSEWHERE else _ARGUMENTS
             arguments[name](command)
@@ -194,13 +198,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     place = _asked(words)
     asked = "".join(words[place : place + 1])
-    if asked == "diet" and not {"-h", "--help"}.intersection(words[:place]):
+    if asked == "slim" and not {"-h", "--help"}.intersection(words[:place]):
         if place:
-            print("error: diet is about a tree, not a project: leave --project away", file=sys.stderr)
+            print("error: slim is about a tree, not a project: leave --project away", file=sys.stderr)
             return 2
-        from buildkit.diet.__main__ import main as diet  # has a command line of its own, which runs without this one
+        from buildkit.slim.__main__ import main as slim  # has a command line of its own, which runs without this one
 
-        return diet(words[1:])
+        return slim(words[1:])
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: whoever starts us in the background has it ignored
         signal.signal(number, _interrupt)
     try:

@@ -11,7 +11,7 @@ import msgspec
 
 from buildkit.errors import UsageError
 
-__all__ = ["ImageSpec", "Layer", "Staging", "StagingBudget", "Target", "load"]
+__all__ = ["ImageSpec", "LayerSpec", "Staging", "StagingBudget", "Target", "load"]
 
 SCHEMA_VERSION = 1
 PYTHONS = ("3.12", "3.13", "3.14")
@@ -21,7 +21,7 @@ class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A table of images.toml: an unknown key is refused, never passed over."""
 
 
-class Layer(_Table, frozen=True):
+class LayerSpec(_Table, frozen=True):
     """One layer of the environment.
 
     Attributes:
@@ -127,7 +127,7 @@ class _Image(_Table, frozen=True):
 class _File(_Table, frozen=True):
     schema_version: int
     image: _Image
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerSpec, ...]
     targets: tuple[Target, ...]
     left_out: dict[str, str] = {}
     budgets: dict[str, dict[str, object]] = {}
@@ -141,7 +141,7 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
         project: the folder that holds `docker/`, absolute.
         cuda_targets: compute capabilities that the image must run on, as `sm_90`.
         left_out: distributions that are locked and in no image, each with the reason.
-        budgets: limits per target, judged by `budget.judge`, which knows the keys.
+        budgets: limits per target, judged by `budget.evaluate`, which knows the keys.
         staging: how releases are made, and what they are judged by.
     """
 
@@ -156,7 +156,7 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
     app: str
     model: str
     cuda_targets: tuple[str, ...]
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerSpec, ...]
     targets: tuple[Target, ...]
     left_out: dict[str, str]
     budgets: dict[str, dict[str, object]]

@@ -15,9 +15,9 @@ import msgspec
 import pytest
 import testinfra
 
-from checks.engine import Engine, EngineFailed, ImageUnknown
-from checks.evidence import Evidence, Recorded
-from checks.expectations import HANDED_IN_VARIABLE, Expectations, HandedIn, UnknownExpectations
+from checks.engine import DockerClient, EngineFailed, ImageUnknown
+from checks.evidence import Observations, Recorded
+from checks.expectations import HANDED_IN_VARIABLE, Expectations, SecretFingerprint, UnknownExpectations
 from checks.verdicts import CheckResult, Findings, NotApplicable, NotVerified, Outcome, Results
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ PARTS = {
     "cuda": lambda expectations: expectations.has_models and expectations.is_cuda,
 }
 RESULTS = pytest.StashKey[list[CheckResult]]()
-EVIDENCE = pytest.StashKey[Evidence]()
+EVIDENCE = pytest.StashKey[Observations]()
 EXPECTATIONS = pytest.StashKey[Expectations]()
 BEGAN = pytest.StashKey[float]()
-HANDED_IN = pytest.StashKey[tuple[HandedIn, ...]]()
+HANDED_IN = pytest.StashKey[tuple[SecretFingerprint, ...]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,8 +64,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         config.stash[BEGAN] = time.monotonic()
         file, cache = config.getoption("--reuse"), config.getoption("--layer-cache")
         recorded = msgspec.json.decode(file.read_bytes(), type=Recorded) if file else Recorded()
-        config.stash[EVIDENCE] = Evidence(
-            Engine(),
+        config.stash[EVIDENCE] = Observations(
+            DockerClient(),
             image,
             expectations,
             handed_in=handed_in,
@@ -78,7 +78,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         pytest.exit(str(error), returncode=EXIT_UNABLE)
     config.stash[EXPECTATIONS] = expectations
     config.stash[RESULTS] = []
-    session.config.stash[HANDED_IN] = HandedIn.of(handed_in)
+    session.config.stash[HANDED_IN] = SecretFingerprint.of(handed_in)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -160,7 +160,7 @@ def title_of(item: pytest.Item) -> str:
 
 
 @pytest.fixture(scope="session")
-def evidence(request: pytest.FixtureRequest) -> Evidence:
+def evidence(request: pytest.FixtureRequest) -> Observations:
     """All evidence on the image, as futures."""
     return request.config.stash[EVIDENCE]
 
@@ -172,30 +172,30 @@ def expectations(request: pytest.FixtureRequest) -> Expectations:
 
 
 @pytest.fixture(scope="session")
-def handed_in(request: pytest.FixtureRequest) -> tuple[HandedIn, ...]:
+def handed_in(request: pytest.FixtureRequest) -> tuple[SecretFingerprint, ...]:
     """Which values handed to the build the checks were given to look for."""
     return request.config.stash[HANDED_IN]
 
 
 @pytest.fixture(scope="session")
-def file_system(evidence: Evidence) -> FileSystem:
+def file_system(evidence: Observations) -> FileSystem:
     """Every file of the merged file system, with facts of shared objects, packages and distributions."""
     return evidence.file_system.result()
 
 
 @pytest.fixture(scope="session")
-def layers(evidence: Evidence) -> ImageLayers:
+def layers(evidence: Observations) -> ImageLayers:
     """Every layer with its entries."""
     return evidence.layers.result()
 
 
 @pytest.fixture(scope="session")
-def configuration(evidence: Evidence) -> Configuration:
+def configuration(evidence: Observations) -> Configuration:
     """How the image says it is to be run."""
     return evidence.configuration
 
 
 @pytest.fixture(scope="session")
-def host(evidence: Evidence) -> testinfra.host.Host:
+def host(evidence: Observations) -> testinfra.host.Host:
     """A container of the image: read-only, no capabilities, no network, as the image's user."""
     return testinfra.get_host(f"docker://{evidence.container.result()}")

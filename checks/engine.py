@@ -15,7 +15,7 @@ from checks.facts import Configuration
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["LABEL", "Engine", "EngineFailed", "ImageUnknown", "Process"]
+__all__ = ["LABEL", "DockerClient", "EngineFailed", "ImageUnknown", "Process"]
 
 LABEL = "io.truthgraph.checks"
 PROGRAMS = Path(__file__).parent / "programs"
@@ -49,7 +49,7 @@ class Process:
 
 
 @dataclass(slots=True)
-class Engine:
+class DockerClient:
     """The engine that `docker` talks to: DOCKER_HOST decides, as for every other tool."""
 
     started: list[str] = field(default_factory=list)

@@ -20,17 +20,17 @@ from checks.engine import EngineFailed, Process
 from checks.facts import FileSystem
 from checks.golden import TEXTS
 from checks.layers import ImageLayers, read_store, read_stream
-from checks.secrets import Traces
+from checks.secrets import SecretScanner
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from checks.engine import Engine
+    from checks.engine import DockerClient
     from checks.expectations import Expectations
 
-__all__ = ["Answer", "DeviceRun", "Evidence", "Import", "ModelRun", "ProgramFailed", "Recorded", "ServiceRun"]
+__all__ = ["Answer", "DeviceRun", "Import", "ModelRun", "Observations", "ProgramFailed", "Recorded", "ServiceRun"]
 
 WORKERS = 4
 SETTLED_SECONDS = 3.0  # a service that is about to give up has done so by then; a guess
@@ -129,7 +129,7 @@ class Recorded:
     device: DeviceRun | None = None
 
 
-class Evidence:
+class Observations:
     """The evidence on *image*; `seconds` says how long each piece took, once it is there.
 
     Pieces that are *recorded* are taken as they are; what was read of a layer is kept in the folder *cache*.
@@ -137,7 +137,7 @@ class Evidence:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: DockerClient,
         image: str,
         expectations: Expectations,
         *,
@@ -149,7 +149,7 @@ class Evidence:
         self.engine = engine
         self.image, self.configuration = engine.inspect(image)
         self.expectations = expectations
-        self.traces = Traces(handed_in, frozenset(expectations.certificates_sha256))
+        self.traces = SecretScanner(handed_in, frozenset(expectations.certificates_sha256))
         self.seconds: dict[str, float] = {}
         self.pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="evidence")
         runs, embeds = expectations.has_application, expectations.has_models

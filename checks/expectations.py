@@ -16,7 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["HANDED_IN_VARIABLE", "SCHEMA_VERSION", "Budgets", "Expectations", "HandedIn", "UnknownExpectations"]
+__all__ = [
+    "HANDED_IN_VARIABLE",
+    "SCHEMA_VERSION",
+    "Expectations",
+    "SecretFingerprint",
+    "SizeLimits",
+    "UnknownExpectations",
+]
 
 SCHEMA_VERSION = 1
 HANDED_IN_VARIABLE = "TRUTHGRAPH_CHECKS_HANDED_IN"
@@ -32,7 +39,7 @@ class UnknownExpectations(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Budgets:
+class SizeLimits:
     """Limits in bytes and layers; None where there is none.
 
     Attributes:
@@ -49,14 +56,14 @@ class Budgets:
 
 
 @dataclass(frozen=True, slots=True)
-class HandedIn:
+class SecretFingerprint:
     """A value that the build was given and must not keep, by name; `sha256` tells whether the checks got the same."""
 
     name: str
     sha256: str
 
     @classmethod
-    def of(cls, values: Mapping[str, str]) -> tuple[HandedIn, ...]:
+    def of(cls, values: Mapping[str, str]) -> tuple[SecretFingerprint, ...]:
         """The entries for *values*, by name."""
         return tuple(cls(name, hashlib.sha256(value.encode()).hexdigest()) for name, value in sorted(values.items()))
 
@@ -104,9 +111,9 @@ class Expectations:
     unstripped_folders: tuple[str, ...] = ("*.libs",)
     labels: dict[str, str | None] = field(default_factory=dict)
     base_paths: tuple[str, ...] = ()
-    budgets: Budgets = field(default_factory=Budgets)
+    budgets: SizeLimits = field(default_factory=SizeLimits)
     certificates_sha256: tuple[str, ...] = ()
-    handed_in: tuple[HandedIn, ...] = ()
+    handed_in: tuple[SecretFingerprint, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def save(self, path: Path) -> None:

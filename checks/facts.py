@@ -13,11 +13,11 @@ __all__ = [
     "Configuration",
     "Content",
     "Copies",
+    "DebianPackage",
     "Distribution",
     "File",
     "FileSystem",
     "Interpreter",
-    "Package",
     "SharedObject",
 ]
 
@@ -64,11 +64,11 @@ class SharedObject:
 
     @property
     def is_refused_sign(self) -> bool:
-        """Whether the loader refuses it with the rule of the diet that took out what was here (buildkit/diet/signs.py).
+        """Whether it is a placeholder that the loader refuses (buildkit/slim/placeholders/libraries.py).
 
         The other kind of sign loads, and needs nothing.
         """
-        return len(self.needed) == 1 and " is left out of this installation (diet rule " in self.needed[0]
+        return len(self.needed) == 1 and " is left out of this installation (slim rule " in self.needed[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Copies:
 
 
 @dataclass(frozen=True, slots=True)
-class Package:
+class DebianPackage:
     """An entry of the operating system's package database."""
 
     name: str
@@ -124,7 +124,7 @@ class FileSystem:
     contents: tuple[Content, ...]
     copies: tuple[Copies, ...]
     bytecode_problems: tuple[Content, ...]
-    packages: tuple[Package, ...]
+    packages: tuple[DebianPackage, ...]
     distributions: tuple[Distribution, ...]
 
     @cached_property

@@ -4,7 +4,7 @@ The file system of a container hides what an earlier layer still carries: a dele
 a later layer changes, a key that a later instruction removes. The layers show them all. They are read where the engine
 keeps them when this process may (`read_store`), else from a streamed `docker save` (`read_stream`), which is the same
 but costs the engine 20 ms of processor time per MB with the containerd image store (measured, Docker 26.1). Nothing is
-written to disk. Docker's layout is understood as well as OCI's (image specification 1.1, "Image Layer Filesystem
+written to disk. Docker's layout is understood as well as OCI's (image specification 1.1, "Image TarLayer Filesystem
 Changeset"), compressed by gzip, zstd or not at all.
 """
 
@@ -33,9 +33,9 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from checks.secrets import Traces
+    from checks.secrets import SecretScanner
 
-__all__ = ["Entry", "ImageLayers", "Layer", "Repeat", "UnreadableImage", "read_store", "read_stream"]
+__all__ = ["ImageLayers", "Repeat", "TarLayer", "TarMember", "UnreadableImage", "read_store", "read_stream"]
 
 CHUNK_BYTES = 1 << 20
 DOCUMENT_MAXIMUM_BYTES = 16 << 20  # an image configuration has kilobytes; a guess at what is absurd
@@ -64,7 +64,7 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TarMember:
     """One member of a layer's archive; `digest` is the SHA-256 of a regular file's bytes, else empty."""
 
     path: str
@@ -75,13 +75,13 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class TarLayer:
     """One layer: its number from 0, what made it, and its regular files' bytes."""
 
     number: int
     instruction: str
     unpacked_bytes: int
-    entries: tuple[Entry, ...]
+    entries: tuple[TarMember, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Repeat:
 class ImageLayers:
     """All layers in order, and what was found by looking into their files."""
 
-    layers: tuple[Layer, ...]
+    layers: tuple[TarLayer, ...]
     traces: tuple[Trace, ...]
     home: dict[str, int] = field(repr=False)
     history: tuple[str, ...] = ()
@@ -115,12 +115,12 @@ class ImageLayers:
         return "no layer" if number is None else self.name(number)
 
     def name(self, number: int) -> str:
-        """Layer *number* in words."""
+        """TarLayer *number* in words."""
         return f"layer {number}: {shorten(self.layers[number].instruction)}"
 
     def repeats(self) -> Iterator[Repeat]:
         """Each file whose bytes the image carries in vain, with its cause."""
-        present: dict[str, tuple[int, Entry]] = {}
+        present: dict[str, tuple[int, TarMember]] = {}
         children: dict[str, set[str]] = {}
         for layer in self.layers:
             for entry in sorted(layer.entries, key=lambda entry: WHITEOUT not in entry.path):
@@ -138,7 +138,7 @@ class ImageLayers:
                 children.setdefault(folder, set()).add(entry.path)
 
 
-def cause_of(earlier: Entry, later: Entry) -> str:
+def cause_of(earlier: TarMember, later: TarMember) -> str:
     """Why the bytes of *earlier* are stored in vain once *later* is there."""
     if earlier.digest != later.digest:
         return "overwritten"
@@ -149,7 +149,7 @@ def cause_of(earlier: Entry, later: Entry) -> str:
 def deleted(
     target: str,
     again: int,
-    present: dict[str, tuple[int, Entry]],
+    present: dict[str, tuple[int, TarMember]],
     children: dict[str, set[str]],
     *,
     keep_target: bool,
@@ -170,7 +170,7 @@ def shorten(instruction: str) -> str:
     return words if len(words) <= 100 else f"{words[:97]}..."
 
 
-class Window(io.RawIOBase):
+class FileSlice(io.RawIOBase):
     """The next *size_bytes* of a forward-only stream as a file: seeking forward reads and drops."""
 
     def __init__(self, stream: Readable, size_bytes: int | None) -> None:
@@ -221,7 +221,7 @@ class Joined(io.RawIOBase):
         return taken + self.stream.read(size - len(taken) if size >= 0 else -1)
 
 
-def decompressed(window: Window) -> Readable:
+def decompressed(window: FileSlice) -> Readable:
     """The layer's archive as it was before compression, told by its first bytes."""
     head = window.read(4)
     rest = Joined(head, window)
@@ -234,25 +234,25 @@ def decompressed(window: Window) -> Readable:
     return rest
 
 
-def read_stream(stream: Readable, traces: Traces) -> ImageLayers:
+def read_stream(stream: Readable, traces: SecretScanner) -> ImageLayers:
     """Reads the image that `docker save` writes to *stream*, looking for *traces* in each file on the way.
 
     Raises:
         UnreadableImage: the stream ends early, holds no manifest, or names a layer that it does not hold.
     """
-    archives: dict[str, list[Entry]] = {}
+    archives: dict[str, list[TarMember]] = {}
     found: dict[str, list[Trace]] = {}
     documents: dict[str, bytes] = {}
     aliases: dict[str, str] = {}
     try:
-        window = Window(stream, None)
+        window = FileSlice(stream, None)
         with tarfile.open(fileobj=window, mode="r:") as outer:
             while (member := outer.next()) is not None:
                 if member.issym():
                     aliases[member.name] = member.linkname
                 if not member.isreg():
                     continue
-                blob = Window(window, member.size)
+                blob = FileSlice(window, member.size)
                 if looks_like_document(member):
                     documents[member.name] = blob.read()
                     continue
@@ -276,7 +276,7 @@ def read_stream(stream: Readable, traces: Traces) -> ImageLayers:
     return assemble(config, [archives[name] for name in names], [found[name] for name in names])
 
 
-def read_store(blobs: Path, digest: str, architecture: str, traces: Traces, cache: Path | None) -> ImageLayers:
+def read_store(blobs: Path, digest: str, architecture: str, traces: SecretScanner, cache: Path | None) -> ImageLayers:
     """Reads the image with this *digest* from a folder of content-addressed *blobs*, looking for *traces* in each file.
 
     What was found in a layer is kept in the folder *cache*, if there is one.
@@ -299,17 +299,17 @@ def read_store(blobs: Path, digest: str, architecture: str, traces: Traces, cach
     return assemble(config, archives, found)
 
 
-def read_blob(blob: Path, traces: Traces, cache: Path | None) -> tuple[list[Entry], list[Trace]]:
+def read_blob(blob: Path, traces: SecretScanner, cache: Path | None) -> tuple[list[TarMember], list[Trace]]:
     """The members of one layer and what they betray, from *cache* where it was read before.
 
     The same bytes under the same rules give the same result. Values handed in are looked for each time: a note of
     them, even a hash, must not lie about.
     """
-    kept = cache / f"{blob.name}-{RULES}.json" if cache and not traces.needles else None
+    kept = cache / f"{blob.name}-{RULES}.json" if cache and not traces.patterns else None
     if kept and kept.exists():
-        return msgspec.json.decode(kept.read_bytes(), type=tuple[list[Entry], list[Trace]])
+        return msgspec.json.decode(kept.read_bytes(), type=tuple[list[TarMember], list[Trace]])
     with blob.open("rb") as stream:
-        result = read_archive(decompressed(Window(stream, None)), traces)
+        result = read_archive(decompressed(FileSlice(stream, None)), traces)
     if kept:
         part = kept.with_suffix(f".{os.getpid()}")
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -338,11 +338,11 @@ def looks_like_document(member: tarfile.TarInfo) -> bool:
     return member.name.endswith((".json", "/json", "VERSION", "oci-layout", "repositories"))
 
 
-def read_archive(content: Readable, traces: Traces) -> tuple[list[Entry], list[Trace]]:
+def read_archive(content: Readable, traces: SecretScanner) -> tuple[list[TarMember], list[Trace]]:
     """The members of one layer and what they betray; `layer` of each trace is still to be told."""
-    entries: list[Entry] = []
+    entries: list[TarMember] = []
     found: list[Trace] = []
-    window = Window(content, None)
+    window = FileSlice(content, None)
     with tarfile.open(fileobj=window, mode="r:") as archive:
         while (member := archive.next()) is not None:
             path = "/" + member.name.removeprefix("./").strip("/")
@@ -350,11 +350,11 @@ def read_archive(content: Readable, traces: Traces) -> tuple[list[Entry], list[T
             if member.isreg():
                 digest = read_body(path, window, member.size, traces, found)
             kind = "file" if member.isreg() else KINDS.get(member.type, "other")
-            entries.append(Entry(path, kind, member.size if digest else 0, member.mode, digest))
+            entries.append(TarMember(path, kind, member.size if digest else 0, member.mode, digest))
     return entries, found
 
 
-def read_body(path: str, body: Readable, size_bytes: int, traces: Traces, found: list[Trace]) -> str:
+def read_body(path: str, body: Readable, size_bytes: int, traces: SecretScanner, found: list[Trace]) -> str:
     """The SHA-256 of one file, adding what it betrays to *found*."""
     digest = hashlib.sha256()
     overlap = b""
@@ -375,14 +375,14 @@ def read_body(path: str, body: Readable, size_bytes: int, traces: Traces, found:
     return digest.hexdigest()
 
 
-def assemble(config: Any, archives: list[list[Entry]], found: list[list[Trace]]) -> ImageLayers:  # noqa: ANN401 - JSON
+def assemble(config: Any, archives: list[list[TarMember]], found: list[list[Trace]]) -> ImageLayers:  # noqa: ANN401 - JSON
     """Names each layer by the instruction that made it."""
     steps = config.get("history", [])
     history = tuple(step.get("created_by", "") or step.get("comment", "") for step in steps)
     makers = [text for text, step in zip(history, steps, strict=True) if not step.get("empty_layer")]
     makers += ["(no history)"] * (len(archives) - len(makers))
     layers = tuple(
-        Layer(number, maker, sum(entry.size_bytes for entry in entries), tuple(entries))
+        TarLayer(number, maker, sum(entry.size_bytes for entry in entries), tuple(entries))
         for number, (entries, maker) in enumerate(zip(archives, makers, strict=False))
     )
     home = {entry.path: layer.number for layer in layers for entry in layer.entries}

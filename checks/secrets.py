@@ -1,6 +1,6 @@
 """What must never be in an image: keys, tokens, passwords, and whatever the caller handed to the build.
 
-`Traces` looks into one file at a time; each rule has a name, so that each kind of find is a check of its own.
+`SecretScanner` looks into one file at a time; each rule has a name, so that each kind of find is a check of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Trace", "Traces", "certificate_fingerprints"]
+__all__ = ["SecretScanner", "Trace", "certificate_fingerprints"]
 
 NEEDLE_MINIMUM_BYTES = 6  # shorter values ("on", a port) are no secrets and are everywhere
 # The index that everybody has by default is no secret, and packages name it in their documentation.
@@ -128,17 +128,17 @@ def needles_of(value: str) -> set[bytes]:
     return {form.encode() for form in forms if len(form) >= NEEDLE_MINIMUM_BYTES}
 
 
-class Traces:
+class SecretScanner:
     """The rules, ready to look into files: *handed_in* maps a name to the plain value that must not be found."""
 
     def __init__(self, handed_in: Mapping[str, str], certificates_sha256: frozenset[str] = frozenset()) -> None:
-        self.needles = [(name, needle) for name, value in handed_in.items() for needle in sorted(needles_of(value))]
+        self.patterns = [(name, needle) for name, value in handed_in.items() for needle in sorted(needles_of(value))]
         self.certificates_sha256 = certificates_sha256
-        self.overlap_bytes = max((len(needle) for _, needle in self.needles), default=1) - 1
+        self.overlap_bytes = max((len(needle) for _, needle in self.patterns), default=1) - 1
 
     def of_piece(self, path: str, data: bytes) -> Iterator[Trace]:
         """Finds in a piece of a file too big to look at as a whole: what was handed in, and nothing else."""
-        for name, needle in self.needles:
+        for name, needle in self.patterns:
             if needle in data:
                 yield Trace("handed-in", path, f"the value handed in as {name}")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from checks.verdicts import refuse
+from checks.verdicts import fail_if
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +90,7 @@ def test_tool_is_absent(tool: str, file_system: FileSystem, layers: ImageLayers)
             if re.fullmatch(distributions, item.name)
         ),
     ]
-    refuse(found, fix="install build tools in the builder stage only, and start the runtime stage from base")
+    fail_if(found, fix="install build tools in the builder stage only, and start the runtime stage from base")
 
 
 def test_no_build_tool_hides_under_another_name(file_system: FileSystem, layers: ImageLayers) -> None:
@@ -101,7 +101,7 @@ def test_no_build_tool_hides_under_another_name(file_system: FileSystem, layers:
         if not content.what.startswith(("a static", "a Debian", "an entry"))
         and not re.fullmatch(CONTENT_OWNERS, content.path.rpartition("/")[2])
     )
-    refuse(found, fix="copy named files from the builder stage, not whole folders such as /usr/local")
+    fail_if(found, fix="copy named files from the builder stage, not whole folders such as /usr/local")
 
 
 def test_no_uv_cache(file_system: FileSystem, layers: ImageLayers) -> None:
@@ -113,7 +113,7 @@ def test_no_uv_cache(file_system: FileSystem, layers: ImageLayers) -> None:
         or re.fullmatch(r"(/root|/home/[^/]+)/\.local/bin/uvx?", file.path)
         or (file.kind == "folder" and UV_CACHE.fullmatch(file.name))
     ]
-    refuse(
+    fail_if(
         described(file_system, layers, inner_most(paths)),
         fix="mount uv's cache: RUN --mount=type=cache; never copy /root",
     )
@@ -129,7 +129,7 @@ def test_no_pip_cache(file_system: FileSystem, layers: ImageLayers) -> None:
         or (file.kind == "file" and file.path.endswith(".whl") and "/ensurepip/" not in file.path)
         or file.path in cached
     ]
-    refuse(
+    fail_if(
         described(file_system, layers, inner_most(paths)),
         fix="mount pip's cache: RUN --mount=type=cache,target=/root/.cache",
     )
@@ -149,7 +149,7 @@ def test_no_apt_lists(file_system: FileSystem, layers: ImageLayers) -> None:
             or file.path in archives
         )
     )
-    refuse(
+    fail_if(
         described(file_system, layers, paths),
         fix="mount /var/lib/apt and /var/cache/apt as caches in the RUN that installs",
     )
@@ -180,7 +180,7 @@ def test_no_development_distribution(expectations: Expectations, file_system: Fi
             ),
         ),
     ]
-    refuse(found, fix="build the runtime target without INCLUDE_DEV; the dev group belongs to the dev target")
+    fail_if(found, fix="build the runtime target without INCLUDE_DEV; the dev group belongs to the dev target")
 
 
 def normalized(name: str) -> str:
@@ -203,7 +203,7 @@ def test_no_tests_or_scripts(expectations: Expectations, file_system: FileSystem
             or (file.name in ("tests", "scripts") and file.path.startswith(f"{expectations.application}/"))
         )
     ]
-    refuse(
+    fail_if(
         described(file_system, layers, inner_most(paths)),
         fix="prune tests before the layer is copied; copy named folders to the application",
     )
@@ -217,7 +217,7 @@ def test_no_headers_or_static_libraries(file_system: FileSystem, layers: ImageLa
         for file in file_system.below(*file_system.site_packages)
         if file.kind == "file" and (file.name.endswith((*HEADERS, ".a")) or file.path in archives)
     )
-    refuse(
+    fail_if(
         described(file_system, layers, paths),
         fix="prune headers and archives in the stage that installs: nothing can be compiled here",
     )
@@ -235,7 +235,7 @@ def test_no_git_repository(file_system: FileSystem, layers: ImageLayers) -> None
             and {f"{file.path[:-7]}HEAD", f"{file.path[:-7]}refs"} <= file_system.by_path.keys()
         )
     ]
-    refuse(described(file_system, layers, inner_most(paths)), fix="copy named folders, and list .git in .dockerignore")
+    fail_if(described(file_system, layers, inner_most(paths)), fix="copy named folders, and list .git in .dockerignore")
 
 
 def test_no_setuid_file(file_system: FileSystem, layers: ImageLayers) -> None:
@@ -246,4 +246,4 @@ def test_no_setuid_file(file_system: FileSystem, layers: ImageLayers) -> None:
         for file in file_system.files
         if file.kind == "file" and (file.mode & 0o6000 or file.has_capabilities)
     )
-    refuse(found, fix="find / -xdev -perm /6000 -type f -exec chmod a-s {} + in the instruction that installs them")
+    fail_if(found, fix="find / -xdev -perm /6000 -type f -exec chmod a-s {} + in the instruction that installs them")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from checks.verdicts import not_applicable, not_verified, refuse
+from checks.verdicts import fail_if, not_applicable, not_verified
 
 if TYPE_CHECKING:
     import testinfra
 
-    from checks.evidence import Answer, Evidence, ServiceRun
+    from checks.evidence import Answer, Observations, ServiceRun
     from checks.expectations import Expectations
 
 pytestmark = pytest.mark.needs("application")
@@ -20,7 +20,7 @@ UNDOCUMENTED = ("/docs", "/openapi.json")  # the documentation does not describe
 
 
 @pytest.fixture(scope="module")
-def life(evidence: Evidence) -> ServiceRun:
+def life(evidence: Observations) -> ServiceRun:
     """One life of the service, however short."""
     return evidence.service.result()
 
@@ -57,7 +57,7 @@ def log_of(service: ServiceRun) -> str:
 def test_application_starts(life: ServiceRun, expectations: Expectations) -> None:
     """The application starts and answers within its time."""
     answer = life.answers["/health"]
-    refuse(
+    fail_if(
         [f"nothing on port {expectations.port}: {answer.body}; its log ends with: {log_of(life)}"]
         if answer.status == 0
         else [],
@@ -69,7 +69,7 @@ def test_health_answers(service: ServiceRun) -> None:
     """/health answers 200 and says how each part is."""
     answer = answer_of(service, "/health")
     document = parsed(answer.body)
-    refuse(
+    fail_if(
         [f"/health answered {answer.status}: {answer.body[:500]}"]
         if answer.status != 200 or "status" not in document
         else [],
@@ -82,7 +82,7 @@ def test_healthcheck_passes(service: ServiceRun) -> None:
     ended = service.healthcheck
     if ended.exit_code and not service.is_running:
         not_verified("the application ended by itself")
-    refuse(
+    fail_if(
         [f"it ended with {ended.exit_code}: {(ended.errors or ended.output).strip()[:500]}"] if ended.exit_code else [],
         fix="HEALTHCHECK must name a program that the image has, and the port that the service listens on",
     )
@@ -91,7 +91,7 @@ def test_healthcheck_passes(service: ServiceRun) -> None:
 def test_liveness_answers(service: ServiceRun) -> None:
     """/livez answers 200 without a database."""
     answer = answer_of(service, "/livez")
-    refuse(
+    fail_if(
         [f"/livez answered {answer.status}: {answer.body[:500]}"] if answer.status != 200 else [],
         fix="liveness depends on the process alone, or an orchestrator restarts what it cannot mend",
     )
@@ -103,7 +103,7 @@ def test_readiness_says_why_not(service: ServiceRun) -> None:
     document = parsed(answer.body)
     reasons = document.get("reasons")
     is_right = answer.status == 503 and document.get("is_ready") is False and bool(reasons)
-    refuse(
+    fail_if(
         [] if is_right else [f"/readyz answered {answer.status}: {answer.body[:500]}"],
         fix="readiness is false, with a reason for each part, until every part is ready",
     )
@@ -111,7 +111,7 @@ def test_readiness_says_why_not(service: ServiceRun) -> None:
 
 def test_it_keeps_running(service: ServiceRun) -> None:
     """Without database and network the service keeps running: no crash loop."""
-    refuse(
+    fail_if(
         [f"it ended with {service.exit_code}; its log ends with: {log_of(service)}"] if not service.is_running else [],
         fix="a missing database makes the service unready, it does not end it",
     )
@@ -120,7 +120,7 @@ def test_it_keeps_running(service: ServiceRun) -> None:
 def test_metrics_answer(service: ServiceRun) -> None:
     """/metrics answers in Prometheus' format."""
     answer = answer_of(service, "/metrics")
-    refuse(
+    fail_if(
         [f"/metrics answered {answer.status}: {answer.body[:200]}"]
         if answer.status != 200 or "# TYPE" not in answer.body
         else [],
@@ -128,12 +128,12 @@ def test_metrics_answer(service: ServiceRun) -> None:
     )
 
 
-def test_routes_are_the_declared_ones(evidence: Evidence) -> None:
+def test_routes_are_the_declared_ones(evidence: Observations) -> None:
     """The registered routes are exactly the declared ones."""
     ended = evidence.routes.result()
     table = parsed(ended.output)
     declared, registered = (operations(table.get(key)) for key in ("declared", "registered"))
-    refuse(
+    fail_if(
         [
             *(f"{' '.join(item)} is registered but not declared" for item in sorted(registered - declared)),
             *(f"{' '.join(item)} is declared but not registered" for item in sorted(declared - registered)),
@@ -148,7 +148,7 @@ def test_routes_are_the_declared_ones(evidence: Evidence) -> None:
     )
 
 
-def test_openapi_agrees(service: ServiceRun, evidence: Evidence) -> None:
+def test_openapi_agrees(service: ServiceRun, evidence: Observations) -> None:
     """The OpenAPI document that the running service gives describes exactly the declared routes."""
     answer = answer_of(service, "/openapi.json")
     document = parsed(answer.body)
@@ -157,7 +157,7 @@ def test_openapi_agrees(service: ServiceRun, evidence: Evidence) -> None:
     if not declared:
         not_verified("the declared routes are not known")
     expected = {item for item in declared if not item[1].startswith(UNDOCUMENTED)}
-    refuse(
+    fail_if(
         [
             *(f"{' '.join(item)} is described but not declared" for item in sorted(described - declared)),
             *(f"{' '.join(item)} is declared but not described" for item in sorted(expected - described)),
@@ -183,7 +183,7 @@ def parsed(text: str) -> dict[str, Any]:
 
 def test_stop_signal_drains(stopped: ServiceRun) -> None:
     """A request that is under way when the stop signal comes still gets its answer."""
-    refuse(
+    fail_if(
         [f"the connection ended without an answer: {stopped.drained_why}; its log ends with: {log_of(stopped)}"]
         if stopped.drained_status == 0
         else [],
@@ -194,7 +194,7 @@ def test_stop_signal_drains(stopped: ServiceRun) -> None:
 def test_stop_signal_ends_it(stopped: ServiceRun, expectations: Expectations) -> None:
     """The stop signal ends the service with exit code 0 within its time."""
     limit = expectations.stop_seconds
-    refuse(
+    fail_if(
         [f"exit code {stopped.exit_code} after {stopped.stop_seconds:.1f} of {limit:.0f} s; log: {log_of(stopped)}"]
         if stopped.exit_code or stopped.stop_seconds > limit
         else [],
@@ -208,7 +208,7 @@ def test_console_script_runs(script: str, expectations: Expectations, host: test
     if script not in expectations.locked:
         not_applicable(f"{script} is not in the lock")
     ended = host.run(f"{script} --version")
-    refuse(
+    fail_if(
         [f"`{script} --version` ended with {ended.rc}: {ended.stderr.strip()[-500:]}"] if ended.rc else [],
         fix="copy the environment whole, bin/ included, to the path that it was made at",
     )
@@ -219,16 +219,16 @@ def test_service_runs_as_its_user(stopped: ServiceRun, expectations: Expectation
     users = stopped.status.partition("\nUid:")[2].split()[:1]
     if not users:
         not_verified("the process's status cannot be read")
-    refuse(
+    fail_if(
         [f"its user is {users[0]}, expected {expectations.user}"] if users != [expectations.user] else [],
         fix=f"USER {expectations.user}:{expectations.user} in the final stage",
     )
 
 
-def test_migrations_are_written_as_sql(evidence: Evidence) -> None:
+def test_migrations_are_written_as_sql(evidence: Observations) -> None:
     """`alembic upgrade head --sql` writes the migrations in the container, without a database."""
     ended = evidence.migration.result()
-    refuse(
+    fail_if(
         [f"it ended with {ended.exit_code}: {ended.errors.strip()[-1000:]}"]
         if ended.exit_code or "alembic_version" not in ended.output
         else [],

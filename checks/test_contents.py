@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from checks.verdicts import not_applicable, refuse
+from checks.verdicts import fail_if, not_applicable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,12 +33,12 @@ def test_system_packages_are_installed(
             ended = host.run(f"{commands[name]} --version")
             if ended.rc:
                 found.append(f"`{commands[name]} --version` ends with {ended.rc}: {ended.stderr.strip()}")
-    refuse(found, fix="install them in the base stage")
+    fail_if(found, fix="install them in the base stage")
 
 
 def test_no_world_writable_file(file_system: FileSystem, layers: ImageLayers) -> None:
     """No file is writable for everyone, and no folder without the sticky bit."""
-    refuse(
+    fail_if(
         (
             f"{file.path} has mode {file.mode:04o} ({layers.where(file.path)})"
             for file in file_system.files
@@ -64,7 +64,7 @@ def test_code_is_read_only(expectations: Expectations, file_system: FileSystem, 
         places.append(expectations.virtual_environment)
     roots = (file_system.by_path[place] for place in places if place in file_system.by_path)
     candidates = {file.path: file for file in (*roots, *file_system.below(*places))}
-    refuse(
+    fail_if(
         (
             f"{file.path} belongs to {file.uid}:{file.gid} with mode {file.mode:04o} ({layers.where(file.path)})"
             for file in writable(iter(candidates.values()), int(expectations.user))
@@ -78,10 +78,10 @@ def test_cache_is_writable(expectations: Expectations, file_system: FileSystem, 
     """The one folder for caches belongs to the service's user and can be written to."""
     folder = file_system.by_path.get(expectations.cache)
     if folder is None:
-        refuse([f"{expectations.cache} does not exist"], fix="make it in the base stage: install -d -o 1000 -g 1000")
+        fail_if([f"{expectations.cache} does not exist"], fix="make it in the base stage: install -d -o 1000 -g 1000")
         return
     ended = host.run(f"touch {expectations.cache}/checked && rm {expectations.cache}/checked")
-    refuse(
+    fail_if(
         [f"{folder.path} belongs to {folder.uid}:{folder.gid} with mode {folder.mode:04o}: {ended.stderr.strip()}"]
         if ended.rc
         else [],
@@ -91,7 +91,7 @@ def test_cache_is_writable(expectations: Expectations, file_system: FileSystem, 
 
 def test_bytecode_is_there(file_system: FileSystem, layers: ImageLayers) -> None:
     """Each Python file of the environment and the application has bytecode that this Python will use."""
-    refuse(
+    fail_if(
         (f"{item.path}: {item.what} ({layers.where(item.path)})" for item in file_system.bytecode_problems),
         fix="compile in the stage that installs, with the runtime's Python, after the last change of the sources",
     )
@@ -106,7 +106,7 @@ def test_shared_objects_are_stripped(expectations: Expectations, file_system: Fi
             fnmatch.fnmatch(folder, pattern) for folder in folders for pattern in expectations.unstripped_folders
         )
 
-    refuse(
+    fail_if(
         (
             f"{item.path} has {', '.join(item.symbol_sections)}: {item.symbol_bytes} bytes ({layers.where(item.path)})"
             for item in file_system.objects
@@ -118,7 +118,7 @@ def test_shared_objects_are_stripped(expectations: Expectations, file_system: Fi
 
 def test_shared_objects_are_whole(file_system: FileSystem, layers: ImageLayers) -> None:
     """Each shared object can be parsed: none is cut short or damaged."""
-    refuse(
+    fail_if(
         (f"{item.path} ({layers.where(item.path)})" for item in file_system.objects if item.is_corrupt),
         fix="build again; if it stays so, the tool that strips or prunes it is at fault",
     )
@@ -127,7 +127,7 @@ def test_shared_objects_are_whole(file_system: FileSystem, layers: ImageLayers) 
 def test_needed_libraries_resolve(expectations: Expectations, file_system: FileSystem, layers: ImageLayers) -> None:
     """Each library that a shared object needs is found where the loader looks."""
     provided = set(expectations.provided_libraries)
-    refuse(
+    fail_if(
         (
             f"{item.path} needs {name} ({layers.where(item.path)})"
             for item in file_system.objects
@@ -151,7 +151,7 @@ def test_distributions_equal_the_lock(expectations: Expectations, file_system: F
         and canonical(item.name) not in INSTALLERS
         and item.name not in expectations.development_only  # a finding of its own
     ]
-    refuse(found, fix="install with --require-hashes from the lock, and nothing else")
+    fail_if(found, fix="install with --require-hashes from the lock, and nothing else")
 
 
 def test_the_lock_is_installed(expectations: Expectations, file_system: FileSystem) -> None:
@@ -159,7 +159,7 @@ def test_the_lock_is_installed(expectations: Expectations, file_system: FileSyst
     if not expectations.locked:
         not_applicable("no lock was given")
     installed = {canonical(item.name) for item in file_system.distributions}
-    refuse(
+    fail_if(
         (f"{name} {version}" for name, version in expectations.locked.items() if name not in installed),
         fix="install every layer's lock, with its metadata: the environment must say what it holds",
     )
@@ -179,7 +179,7 @@ def test_each_distribution_is_there_once(file_system: FileSystem) -> None:
     top = [item for item in file_system.distributions if item.path.rpartition("/")[0] in file_system.site_packages]
     for item in top:
         paths.setdefault(canonical(item.name), []).append(f"{item.path} ({item.version})")
-    refuse(
+    fail_if(
         (f"{name}: {', '.join(places)}" for name, places in paths.items() if len(places) > 1),
         fix="start the environment without the system's packages, and install each distribution in one layer",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from checks.verdicts import not_applicable, refuse
+from checks.verdicts import fail_if, not_applicable
 
 if TYPE_CHECKING:
     from checks.expectations import Expectations
@@ -23,7 +23,7 @@ def refuse_repeats(layers: ImageLayers, expectations: Expectations, cause: str, 
     """Fails where files stored in vain for *cause* take more than the budget."""
     repeats = repeated(layers, expectations, cause)
     if sum(item.size_bytes for item in repeats) > expectations.budgets.wasted_bytes:
-        refuse(
+        fail_if(
             (
                 f"{item.path}: {item.size_bytes} bytes, {layers.name(item.first)}, {cause} in {layers.name(item.again)}"
                 for item in repeats
@@ -53,7 +53,7 @@ def test_no_file_is_deleted(layers: ImageLayers, expectations: Expectations) -> 
 
 def test_no_copies(file_system: FileSystem, layers: ImageLayers) -> None:
     """No large file is there twice under two names."""
-    refuse(
+    fail_if(
         (
             f"{copies.size_bytes} bytes at {', '.join(copies.paths)} ({layers.where(copies.paths[-1])})"
             for copies in file_system.copies
@@ -71,7 +71,7 @@ def test_size_is_within_budget(layers: ImageLayers, expectations: Expectations) 
     limit = expectations.budgets.unpacked_bytes
     if limit is None:
         not_applicable("docker/images.toml sets no budget for the size of this target")
-    refuse(
+    fail_if(
         [f"{layers.unpacked_bytes} bytes, the budget is {limit}"] if layers.unpacked_bytes > limit else [],
         fix="`python -m buildkit measure` shows what is large; raise the budget only with a reason",
     )
@@ -82,7 +82,7 @@ def test_each_layer_is_within_budget(layers: ImageLayers, expectations: Expectat
     limit = expectations.budgets.largest_layer_bytes
     if limit is None:
         not_applicable("docker/images.toml sets no budget for the layers of this target")
-    refuse(
+    fail_if(
         (
             f"{layers.name(layer.number)}: {layer.unpacked_bytes} bytes, the budget is {limit}"
             for layer in layers.layers
@@ -97,7 +97,7 @@ def test_number_of_layers_is_within_budget(layers: ImageLayers, expectations: Ex
     limit = expectations.budgets.layers
     if limit is None:
         not_applicable("docker/images.toml sets no budget for the number of layers of this target")
-    refuse(
+    fail_if(
         [f"{len(layers.layers)} layers, the budget is {limit}"] if len(layers.layers) > limit else [],
         fix="join groups in docker/images.toml that change together",
     )

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from checks.verdicts import not_verified, refuse
+from checks.verdicts import fail_if, not_verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from checks.evidence import Evidence
-    from checks.expectations import Expectations, HandedIn
+    from checks.evidence import Observations
+    from checks.expectations import Expectations, SecretFingerprint
     from checks.facts import Configuration
     from checks.layers import ImageLayers
     from checks.secrets import Trace
@@ -51,12 +51,14 @@ def described(layers: ImageLayers, trace: Trace) -> str:
 def test_no_secret_in_a_layer(rule: str, what: str, layers: ImageLayers) -> None:
     """No layer holds {what}."""
     assert what
-    refuse(seen(layers, rule), fix=MOUNT)
+    fail_if(seen(layers, rule), fix=MOUNT)
 
 
-def test_no_secret_in_the_configuration(configuration: Configuration, evidence: Evidence, layers: ImageLayers) -> None:
+def test_no_secret_in_the_configuration(
+    configuration: Configuration, evidence: Observations, layers: ImageLayers
+) -> None:
     """No secret is in the environment, labels, command or history of the image."""
-    refuse(
+    fail_if(
         [
             *(
                 f"the variable {name} has a value"
@@ -76,7 +78,7 @@ def test_no_secret_in_the_configuration(configuration: Configuration, evidence: 
     )
 
 
-def configured(evidence: Evidence, layers: ImageLayers) -> Iterator[Trace]:
+def configured(evidence: Observations, layers: ImageLayers) -> Iterator[Trace]:
     """What the image's configuration betrays."""
     configuration = evidence.configuration
     for name, value in configuration.environment.items():
@@ -89,13 +91,13 @@ def configured(evidence: Evidence, layers: ImageLayers) -> Iterator[Trace]:
 
 
 def test_nothing_handed_in_is_left(
-    expectations: Expectations, handed_in: tuple[HandedIn, ...], evidence: Evidence, layers: ImageLayers
+    expectations: Expectations, handed_in: tuple[SecretFingerprint, ...], evidence: Observations, layers: ImageLayers
 ) -> None:
     """No credential, index address or proxy that was handed to the build is in a layer, the history or a label."""
     if set(handed_in) != set(expectations.handed_in):
         missing = sorted({item.name for item in set(expectations.handed_in) ^ set(handed_in)})
         not_verified(f"the values of {', '.join(missing)} that the build was given are not known here")
-    refuse(
+    fail_if(
         [
             *seen(layers, "handed-in"),
             *(f"{trace.path}: {trace.what}" for trace in configured(evidence, layers) if trace.rule == "handed-in"),
@@ -112,7 +114,7 @@ def test_no_certificate_handed_in_is_left(expectations: Expectations, layers: Im
         if trace.rule == "certificate" and PUBLIC_AUTHORITIES.fullmatch(trace.path)
     }
     private = set(expectations.certificates_sha256) - public
-    refuse(
+    fail_if(
         (described(layers, trace) for trace in layers.traces if trace.fingerprint in private),
         fix=f"{MOUNT}, and leave the image's own trust store as its packages make it",
     )
@@ -122,7 +124,7 @@ def test_no_authority_was_added(layers: ImageLayers) -> None:
     """No certificate authority was added to the system's own."""
     certificates = [trace for trace in layers.traces if trace.rule == "certificate"]
     public = {trace.fingerprint for trace in certificates if PUBLIC_AUTHORITIES.fullmatch(trace.path)}
-    refuse(
+    fail_if(
         (
             described(layers, trace)
             for trace in certificates

@@ -19,9 +19,9 @@ __all__ = [
     "NotVerified",
     "Outcome",
     "Results",
+    "fail_if",
     "not_applicable",
     "not_verified",
-    "refuse",
 ]
 
 RESULTS_VERSION = 1
@@ -50,7 +50,7 @@ class NotVerified(Exception):
     """The check could not be made here; that is no pass."""
 
 
-def refuse(found: Iterable[str], *, fix: str) -> None:
+def fail_if(found: Iterable[str], *, fix: str) -> None:
     """Fails the check unless *found* is empty; each finding is one line that names a path, layer or instruction."""
     lines = list(found)
     if lines:

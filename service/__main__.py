@@ -150,8 +150,8 @@ def _serve_on(chosen: argparse.Namespace, settings: Settings) -> tuple[int, bool
         """Tells readiness, and goes on listening for a while where it was told to, before it stops listening."""
 
         def handle_exit(self, sig: int, frame: "FrameType | None") -> None:
-            if settings.linger_seconds and not application.health.is_draining:
-                later = threading.Timer(settings.linger_seconds, super().handle_exit, (sig, None))
+            if settings.shutdown_delay_seconds and not application.health.is_draining:
+                later = threading.Timer(settings.shutdown_delay_seconds, super().handle_exit, (sig, None))
                 later.daemon = True
                 later.start()
             else:
@@ -196,27 +196,29 @@ def _migrate(chosen: argparse.Namespace) -> int:
 
 
 def _keys_add(chosen: argparse.Namespace) -> int:
-    from service.access import Keys  # noqa: PLC0415
+    from service.access import ApiKeyRepository  # noqa: PLC0415
 
     key = _with_database(
-        lambda database: Keys(database).add(chosen.name, [chosen.scope], chosen.tenant, chosen.tokens_per_minute)
+        lambda database: ApiKeyRepository(database).add(
+            chosen.name, [chosen.scope], chosen.tenant, chosen.tokens_per_minute
+        )
     )
     sys.stdout.write(f"{key}\n")
     return 0
 
 
 def _keys_list(_chosen: argparse.Namespace) -> int:
-    from service.access import Keys  # noqa: PLC0415
+    from service.access import ApiKeyRepository  # noqa: PLC0415
 
-    for record in _with_database(lambda database: Keys(database).all()):
+    for record in _with_database(lambda database: ApiKeyRepository(database).all()):
         _print(asdict(record))
     return 0
 
 
 def _keys_revoke(chosen: argparse.Namespace) -> int:
-    from service.access import Keys  # noqa: PLC0415
+    from service.access import ApiKeyRepository  # noqa: PLC0415
 
-    _with_database(lambda database: Keys(database).revoke(chosen.name))
+    _with_database(lambda database: ApiKeyRepository(database).revoke(chosen.name))
     return 0
 
 
@@ -228,7 +230,7 @@ def _ingest(chosen: argparse.Namespace) -> int:
 
 def _evaluate(chosen: argparse.Namespace) -> int:
     from service.evaluation import JudgementsError, evaluate  # noqa: PLC0415
-    from service.inference import ModelUnavailableError  # noqa: PLC0415
+    from service.inference.types import ModelUnavailableError  # noqa: PLC0415
 
     def tell(line: str) -> None:
         sys.stderr.write(f"\r{line}\033[K" if sys.stderr.isatty() else f"{line}\n")
@@ -283,11 +285,11 @@ def _routes(_chosen: argparse.Namespace) -> int:
 
 
 def _embed(chosen: argparse.Namespace) -> int:
-    from service.engine import before_torch  # noqa: PLC0415
-    from service.models import check  # noqa: PLC0415
+    from service.inference.engine import before_torch  # noqa: PLC0415
+    from service.inference.models import check  # noqa: PLC0415
 
     before_torch()
-    from service.torch_models import load_embedder, place  # noqa: PLC0415
+    from service.inference.torch_models import load_embedder, place  # noqa: PLC0415
 
     settings = Settings.from_environment()
     placement = place(chosen.device, chosen.dtype, compute_threads=settings.compute_threads)
@@ -298,7 +300,7 @@ def _embed(chosen: argparse.Namespace) -> int:
 
 
 def _models_add(chosen: argparse.Namespace) -> int:
-    from service.models import KNOWN, ModelFolderError, add  # noqa: PLC0415
+    from service.inference.models import KNOWN, ModelFolderError, add  # noqa: PLC0415
 
     source = chosen.source or KNOWN.get(chosen.name)
     if source is None:

@@ -15,13 +15,13 @@ from service.database import ConflictError, Database, DatabaseUnavailableError, 
 
 __all__ = [
     "Allowance",
+    "ApiKeyRepository",
+    "Authenticator",
     "Caller",
     "ForbiddenError",
-    "Gate",
     "KeyRecord",
-    "Keys",
-    "Limiter",
     "RateLimitedError",
+    "RateLimiter",
     "Scope",
     "UnauthorizedError",
     "client_address",
@@ -103,7 +103,7 @@ class Allowance:
     reset_seconds: int
 
 
-class Keys:
+class ApiKeyRepository:
     """The keys in the database."""
 
     def __init__(self, database: Database) -> None:
@@ -167,10 +167,10 @@ class Keys:
         return Caller(str(row["id"]), row["tenant_id"], scopes, row["tokens_per_minute"])
 
 
-class Gate:
+class Authenticator:
     """Tells who a caller is. Without a key only this machine is let in, and only as long as no key exists."""
 
-    def __init__(self, keys: Keys, *, has_database: bool, allow_anonymous: bool) -> None:
+    def __init__(self, keys: ApiKeyRepository, *, has_database: bool, allow_anonymous: bool) -> None:
         self._keys = keys
         self._has_database = has_database
         self._allow_anonymous = allow_anonymous
@@ -230,7 +230,7 @@ class Gate:
         return self._keys_exist[1]
 
 
-class Limiter:
+class RateLimiter:
     """Token buckets of one minute's tokens, filled evenly, one per key, in the database that the replicas share."""
 
     def __init__(self, database: Database) -> None:

@@ -15,20 +15,29 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.types import ASGIApp, Guard
 
-from service.access import Allowance, Caller, ForbiddenError, Gate, Keys, Limiter, Scope, client_address
+from service.access import (
+    Allowance,
+    ApiKeyRepository,
+    Authenticator,
+    Caller,
+    ForbiddenError,
+    RateLimiter,
+    Scope,
+    client_address,
+)
 from service.database import Database
-from service.engine import Engine
 from service.errors import on_error
-from service.evidence import Intake
+from service.evidence import EvidenceIngestor
 from service.health import Health
+from service.inference.engine import InferenceEngine
+from service.inference.scheduler import Scheduler
 from service.retrieval import Retriever
 from service.routes import claims, compatible, documentation, inference, system, verification
 from service.routes.table import ROUTES, SCOPES, registered
-from service.scheduler import Scheduler
 from service.settings import Settings
 from service.store import Store
 from service.tasks import Queue, Worker
-from service.telemetry import Metrics, Observed, note_header
+from service.telemetry import Metrics, TelemetryMiddleware, note_header
 from service.tracing import otlp_tracer
 from service.verification import Verifier
 
@@ -42,7 +51,7 @@ class Application:
     asgi: ASGIApp
     litestar: Litestar
     health: Health
-    engine: Engine
+    engine: InferenceEngine
 
 
 def create_app(settings: Settings) -> Application:
@@ -63,14 +72,14 @@ def build(settings: Settings) -> Application:
         timeout_seconds=settings.database_timeout_seconds,
     )
     store = Store(database)
-    engine = Engine(settings, Scheduler(queue_tokens=settings.queue_tokens, observe=metrics.observe_batch))
+    engine = InferenceEngine(settings, Scheduler(queue_tokens=settings.queue_tokens, observe=metrics.observe_batch))
     health = Health(database, engine, stall_seconds=settings.stall_seconds)
     retriever = Retriever(store, engine)
     verifier = Verifier(retriever, engine)
     queue = Queue(database, lease_seconds=settings.task_seconds, attempts=settings.task_attempts)
-    limiter = Limiter(database)
-    gate = Gate(
-        Keys(database),
+    limiter = RateLimiter(database)
+    gate = Authenticator(
+        ApiKeyRepository(database),
         has_database=settings.database_url is not None,
         allow_anonymous=settings.allow_anonymous,
     )
@@ -96,7 +105,7 @@ def build(settings: Settings) -> Application:
     parts = {
         "engine": engine,
         "health": health,
-        "intake": Intake(store, engine),
+        "intake": EvidenceIngestor(store, engine),
         "limiter": limiter,
         "metrics": metrics,
         "queue": queue,
@@ -126,7 +135,7 @@ def build(settings: Settings) -> Application:
         logging_config=None,
         openapi_config=_openapi(),
     )
-    observed = Observed(
+    observed = TelemetryMiddleware(
         litestar,
         metrics,
         receive_seconds=settings.request_seconds,
@@ -135,7 +144,7 @@ def build(settings: Settings) -> Application:
     return Application(observed, litestar, health, engine)
 
 
-def _guard(gate: Gate, limiter: Limiter, settings: Settings) -> Guard:
+def _guard(gate: Authenticator, limiter: RateLimiter, settings: Settings) -> Guard:
     """What every request passes before its body is read: who is it, may it, and has it tokens left."""
 
     async def guard(connection: ASGIConnection[object, object, object, State], _handler: BaseRouteHandler) -> None:

@@ -12,9 +12,9 @@ from litestar.openapi.datastructures import ResponseSpec
 from msgspec import DecodeError, Struct, field
 from msgspec import ValidationError as MsgspecValidationError
 
-from service import inference
 from service.access import ForbiddenError, RateLimitedError, UnauthorizedError
 from service.database import ConflictError, DatabaseUnavailableError, NotFoundError
+from service.inference import types
 from service.telemetry import SlowBodyError, request_id
 from service.verification import InvalidTextError, RequestMismatchError
 
@@ -50,12 +50,12 @@ class _Row:
 
 
 _TABLE: Final[Mapping[type[Exception], _Row]] = {
-    inference.TextTooLongError: _Row(422, "text-too-long", "A text has more tokens than the model takes"),
-    inference.OverloadedError: _Row(429, "overloaded", "The queue is full"),
-    inference.InferenceFailedError: _Row(500, "inference-failed", "The model failed on this input"),
-    inference.ModelUnavailableError: _Row(503, "model-unavailable", "The model is not available"),
-    inference.DeviceLostError: _Row(503, "device-lost", "The device answers no more"),
-    inference.DeadlineExceededError: _Row(504, "deadline-exceeded", "The deadline passed"),
+    types.TextTooLongError: _Row(422, "text-too-long", "A text has more tokens than the model takes"),
+    types.OverloadedError: _Row(429, "overloaded", "The queue is full"),
+    types.InferenceFailedError: _Row(500, "inference-failed", "The model failed on this input"),
+    types.ModelUnavailableError: _Row(503, "model-unavailable", "The model is not available"),
+    types.DeviceLostError: _Row(503, "device-lost", "The device answers no more"),
+    types.DeadlineExceededError: _Row(504, "deadline-exceeded", "The deadline passed"),
     SlowBodyError: _Row(408, "slow-body", "The body did not come"),
     InvalidTextError: _Row(400, "invalid-text", "The text cannot be a claim"),
     RequestMismatchError: _Row(400, "mismatch", "The request contradicts itself"),
@@ -102,7 +102,7 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
         _LOGGER.error("unexpected error", exc_info=error)
     else:
         detail = str(error) or row.title
-    if isinstance(error, inference.OverloadedError | RateLimitedError):
+    if isinstance(error, types.OverloadedError | RateLimitedError):
         headers["Retry-After"] = f"{error.retry_after_seconds:.0f}"
     if isinstance(error, ConflictError) and error.location:
         headers["Location"] = error.location
@@ -110,7 +110,7 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, InvalidTextError):
         errors = [FieldProblem("text", error.code)]
-    if isinstance(error, inference.TextTooLongError):
+    if isinstance(error, types.TextTooLongError):
         errors = [FieldProblem(f"[{error.index}]", str(error))]
     problem = Problem(
         type=f"urn:truthgraph:problem:{row.kind}",

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Final
 
 from service.database import Database
-from service.engine import Engine
-from service.evidence import Intake
+from service.evidence import EvidenceIngestor
+from service.inference.engine import InferenceEngine
+from service.inference.scheduler import Scheduler
 from service.retrieval import Retriever
-from service.scheduler import Scheduler
 from service.schemas import NewEvidenceItem
 from service.settings import Settings
 from service.store import SearchMode, Store
@@ -110,14 +110,14 @@ async def _evaluate(
     tell: Callable[[str], None],
 ) -> list[Quality]:
     database = Database(settings.database_url, connections=2, timeout_seconds=60.0)
-    engine = Engine(settings, Scheduler(queue_tokens=settings.queue_tokens))
+    engine = InferenceEngine(settings, Scheduler(queue_tokens=settings.queue_tokens))
     await database.open()
     engine.start()
     try:
         await asyncio.to_thread(engine.wait_loaded, _LOAD_SECONDS)
         engine.embedding.get()
         store = Store(database)
-        intake, retriever = Intake(store, engine), Retriever(store, engine)
+        intake, retriever = EvidenceIngestor(store, engine), Retriever(store, engine)
         for start in range(0, len(sentences), _BATCH):
             pieces = [NewEvidenceItem(sentence) for sentence in sentences[start : start + _BATCH] if sentence]
             await intake.add(tenant, pieces, truncate=True)

@@ -7,13 +7,13 @@ from uuid import UUID
 
 import msgspec
 
-from service.engine import Engine
-from service.inference import ModelUnavailableError, TextTooLongError
+from service.inference.engine import InferenceEngine
+from service.inference.types import ModelUnavailableError, TextTooLongError
 from service.schemas import EvidenceLines, LineProblem, NewEvidenceItem
 from service.store import NewEvidence, Store
 from service.telemetry import note_stages
 
-__all__ = ["Intake", "LineResult"]
+__all__ = ["EvidenceIngestor", "LineResult"]
 
 _BATCH_LINES: Final = 64
 _LINE_BYTES: Final = 1_000_000
@@ -37,11 +37,11 @@ class LineResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Intake:
+class EvidenceIngestor:
     """Embeds evidence and keeps it."""
 
     store: Store
-    engine: Engine
+    engine: InferenceEngine
 
     async def add(
         self, tenant: str, pieces: Sequence[NewEvidenceItem], *, truncate: bool = False

@@ -9,8 +9,8 @@ from enum import StrEnum
 from typing import Final
 
 from service.database import Database
-from service.engine import Engine
-from service.inference import ModelSlot, Scores, SlotState, Vector
+from service.inference.engine import InferenceEngine
+from service.inference.types import ModelSlot, Scores, SlotState, Vector
 
 __all__ = ["Condition", "Health", "Level"]
 
@@ -42,7 +42,7 @@ class Condition:
 class Health:
     """Asks the parts. `is_draining` is set once, when the process was told to stop."""
 
-    def __init__(self, database: Database, engine: Engine, *, stall_seconds: float) -> None:
+    def __init__(self, database: Database, engine: InferenceEngine, *, stall_seconds: float) -> None:
         self.is_draining = False
         self.started = time.monotonic()
         self._source = database

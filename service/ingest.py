@@ -11,10 +11,10 @@ from typing import Final
 import msgspec
 
 from service.database import Database, DatabaseUnavailableError
-from service.engine import Engine
-from service.evidence import Intake, LineResult
-from service.inference import InferenceError
-from service.scheduler import Scheduler
+from service.evidence import EvidenceIngestor, LineResult
+from service.inference.engine import InferenceEngine
+from service.inference.scheduler import Scheduler
+from service.inference.types import InferenceError
 from service.schemas import NewEvidenceItem
 from service.settings import Settings
 from service.store import Store
@@ -70,13 +70,13 @@ async def _ingest(settings: Settings, file: Path, *, tenant: str, truncate: bool
     note = file.with_name(file.name + ".progress")
     done_lines = int(note.read_text(encoding="ascii")) if note.is_file() else 0
     database = Database(settings.database_url, connections=2, timeout_seconds=settings.database_timeout_seconds)
-    engine = Engine(settings, Scheduler(queue_tokens=settings.queue_tokens))
+    engine = InferenceEngine(settings, Scheduler(queue_tokens=settings.queue_tokens))
     await database.open()
     engine.start()
     try:
         await asyncio.to_thread(engine.wait_loaded, _LOAD_SECONDS)
         engine.embedding.get()
-        intake, result = Intake(Store(database), engine), LineResult()
+        intake, result = EvidenceIngestor(Store(database), engine), LineResult()
         batch: list[tuple[int, NewEvidenceItem]] = []
         for number, piece, read_fraction in read_lines(file, done_lines):
             if isinstance(piece, str):

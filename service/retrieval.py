@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
-from service.engine import Engine
-from service.store import Filters, Found, SearchMode, Store
+from service.inference.engine import InferenceEngine
+from service.store import Filters, SearchHit, SearchMode, Store
 from service.telemetry import note_stages
 
 __all__ = ["Retriever"]
@@ -24,7 +24,7 @@ class Retriever:
     """
 
     store: Store
-    engine: Engine
+    engine: InferenceEngine
 
     async def search(
         self,
@@ -35,7 +35,7 @@ class Retriever:
         limit: int,
         min_similarity: float = 0.0,
         filters: Filters | None = None,
-    ) -> list[Found]:
+    ) -> list[SearchHit]:
         """Up to `limit` pieces of evidence, best first. A query longer than the model takes is refused, not cut.
 
         The order is that of the similarity, and in the mode hybrid that of reciprocal rank fusion over both.

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from msgspec import Meta, Struct, field
 
-from service.inference import Label
+from service.inference.types import Label
 from service.store import Outcome
 from service.tasks import TaskState
 

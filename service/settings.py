@@ -37,7 +37,7 @@ class Settings:
     port: int = 8000
     drain_seconds: float = 8.0
     """Docker sends SIGKILL ten seconds after SIGTERM; we are gone before that."""
-    linger_seconds: float = 0.0
+    shutdown_delay_seconds: float = 0.0
     """How long after SIGTERM new connections are still taken, before draining begins: whoever sends requests here
     learns of the end by readiness or from a name server, a moment late. Another signal ends it."""
 
@@ -88,7 +88,7 @@ class Settings:
             host=reader.text("HOST") or defaults.host,
             port=reader.integer("PORT", defaults.port, lowest=0, highest=65_535),
             drain_seconds=reader.seconds("DRAIN_SECONDS", defaults.drain_seconds),
-            linger_seconds=reader.seconds("LINGER_SECONDS", defaults.linger_seconds),
+            shutdown_delay_seconds=reader.seconds("SHUTDOWN_DELAY_SECONDS", defaults.shutdown_delay_seconds),
             database_url=reader.database_url(),
             database_pool_connections=reader.integer("DATABASE_POOL_CONNECTIONS", defaults.database_pool_connections),
             database_timeout_seconds=reader.seconds("DATABASE_TIMEOUT_SECONDS", defaults.database_timeout_seconds),

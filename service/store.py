@@ -21,17 +21,17 @@ from service.database import (
     mismatch,
     stored_space,
 )
-from service.inference import Label, Scores, Vector
+from service.inference.types import Label, Scores, Vector
 
 __all__ = [
     "Claim",
     "Evidence",
     "Filters",
-    "Found",
-    "Judged",
     "NewEvidence",
     "NewVerdict",
     "Outcome",
+    "ScoredEvidence",
+    "SearchHit",
     "SearchMode",
     "Store",
     "Verdict",
@@ -94,7 +94,7 @@ class Filters:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchHit:
     """Evidence that a search returned. `similarity` is from 0 to 1, see `retrieval`."""
 
     evidence_id: UUID | None
@@ -105,10 +105,10 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ScoredEvidence:
     """Evidence and what the entailment model makes of the claim in its light."""
 
-    found: Found
+    found: SearchHit
     scores: Scores
 
 
@@ -128,7 +128,7 @@ class NewVerdict:
     entailment_model: str
     warnings: tuple[str, ...]
     processing_seconds: float
-    judged: tuple[Judged, ...]
+    judged: tuple[ScoredEvidence, ...]
 
     def count(self, label: Label) -> int:
         """How many pieces of evidence have `label`."""
@@ -308,7 +308,7 @@ class Store:
         min_similarity: float,
         filters: Filters,
         space: EmbeddingSpace | None,
-    ) -> list[Found]:
+    ) -> list[SearchHit]:
         """Up to `candidates` pieces of evidence from each side that `mode` asks, best first."""
         async with self._database.connection() as connection:
             if space is not None:
@@ -324,7 +324,7 @@ class Store:
                 candidates,
                 min_similarity,
             )
-        return [Found(**{**row, "similarity": min(1.0, row["similarity"])}) for row in rows]
+        return [SearchHit(**{**row, "similarity": min(1.0, row["similarity"])}) for row in rows]
 
     async def add_verdict(self, tenant: str, claim: Claim | tuple[str, str | None], content: NewVerdict) -> Verdict:
         """Keep a verdict on a kept claim, or on a new one given as (text, source_url), which is then kept with it."""
@@ -410,8 +410,8 @@ def _verdict(claim: Claim, row: asyncpg.Record, judged: Sequence[asyncpg.Record]
         verdict=Outcome(row["verdict"]),
         warnings=tuple(row["warnings"]),
         judged=tuple(
-            Judged(
-                Found(*(each[name] for name in Found.__dataclass_fields__)),
+            ScoredEvidence(
+                SearchHit(*(each[name] for name in SearchHit.__dataclass_fields__)),
                 Scores(each["entailment"], each["neutral"], each["contradiction"]),
             )
             for each in judged

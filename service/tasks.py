@@ -20,8 +20,8 @@ from uuid import UUID
 import asyncpg
 
 from service.database import ConflictError, Database, DatabaseUnavailableError, NotFoundError
-from service.engine import Engine
-from service.inference import (
+from service.inference.engine import InferenceEngine
+from service.inference.types import (
     DeadlineExceededError,
     DeviceLostError,
     InferenceError,
@@ -29,7 +29,7 @@ from service.inference import (
     OverloadedError,
 )
 from service.store import Claim, Filters, NewVerdict, insert_verdict
-from service.telemetry import request_id, within_request
+from service.telemetry import request_context, request_id
 from service.verification import InvalidTextError, Options, Verifier
 
 __all__ = ["Queue", "Task", "TaskState", "Worker"]
@@ -280,7 +280,7 @@ def _task(row: asyncpg.Record) -> Task:
 class Worker:
     """Takes tasks one after the other for as long as it runs, and only while both models are there."""
 
-    def __init__(self, queue: Queue, verifier: Verifier, engine: Engine, *, expiry_days: float) -> None:
+    def __init__(self, queue: Queue, verifier: Verifier, engine: InferenceEngine, *, expiry_days: float) -> None:
         self._queue = queue
         self._verifier = verifier
         self._engine = engine
@@ -313,7 +313,7 @@ class Worker:
                     await self._queue.expire(self._expiry)
                 leased = await self._queue.lease(self._holder) if self._engine.is_ready else None
                 if leased is not None:
-                    with within_request(leased.request_id):
+                    with request_context(leased.request_id):
                         await self._work(leased)
                     continue
             except DatabaseUnavailableError as error:

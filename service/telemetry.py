@@ -19,20 +19,20 @@ from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope,
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from service.inference import StageSeconds
-from service.scheduler import BatchRecord, SchedulerState
+from service.inference.scheduler import BatchRecord, SchedulerState
+from service.inference.types import StageSeconds
 from service.tracing import Tracer
 
 __all__ = [
     "Metrics",
-    "Observed",
     "SlowBodyError",
+    "TelemetryMiddleware",
     "configure_logging",
     "note_header",
     "note_stage",
     "note_stages",
+    "request_context",
     "request_id",
-    "within_request",
 ]
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -63,7 +63,7 @@ def request_id() -> str:
 
 
 @contextmanager
-def within_request(identifier: str) -> Iterator[None]:
+def request_context(identifier: str) -> Iterator[None]:
     """Log what follows under `identifier`: work that a request left behind, done later."""
     token = _CURRENT.set(_Observation(identifier))
     try:
@@ -161,7 +161,7 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class Observed:
+class TelemetryMiddleware:
     """The outermost ASGI layer: gives each request its id, times it, counts it, logs it, ends it if the caller left."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, *, receive_seconds: float, tracer: Tracer | None = None) -> None:

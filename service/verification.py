@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from service.engine import Engine
-from service.inference import Label
+from service.inference.engine import InferenceEngine
+from service.inference.types import Label
 from service.retrieval import Retriever
-from service.store import Filters, Judged, NewVerdict, Outcome, SearchMode
+from service.store import Filters, NewVerdict, Outcome, ScoredEvidence, SearchMode
 from service.telemetry import note_stages
 
 __all__ = [
@@ -69,7 +69,7 @@ class InvalidTextError(ValueError):
         self.code = code
 
 
-def decide(judged: Sequence[Judged], threshold: float) -> Decision:
+def decide(judged: Sequence[ScoredEvidence], threshold: float) -> Decision:
     """The one verdict rule.
 
     For each side, `strongest` is the highest probability that any piece of evidence gives it, and `mass` the sum of
@@ -99,7 +99,7 @@ class Verifier:
     """Retrieves evidence, asks the entailment model, decides."""
 
     retriever: Retriever
-    engine: Engine
+    engine: InferenceEngine
 
     async def verify(
         self, tenant: str, text: str, options: Options, progress: Callable[[int], Awaitable[None]] | None = None
@@ -118,13 +118,13 @@ class Verifier:
         )
         if progress is not None:
             await progress(30)
-        judged: tuple[Judged, ...] = ()
+        judged: tuple[ScoredEvidence, ...] = ()
         if found:
             pairs = [(each.content, text) for each in found]
             spent_seconds = time.perf_counter() - began
             reply = await self.engine.classify(pairs, truncate=True, spent_seconds=spent_seconds)
             note_stages(reply.seconds)
-            judged = tuple(Judged(each, scores) for each, scores in zip(found, reply.results, strict=True))
+            judged = tuple(ScoredEvidence(each, scores) for each, scores in zip(found, reply.results, strict=True))
         if progress is not None:
             await progress(90)
         decision = decide(judged, options.threshold)
@@ -192,7 +192,7 @@ def _is_mojibake(text: str) -> bool:
     return True
 
 
-def _reasoning(decision: Decision, judged: Sequence[Judged], options: Options) -> str:
+def _reasoning(decision: Decision, judged: Sequence[ScoredEvidence], options: Options) -> str:
     if not judged:
         return "No evidence was found."
     counts = {label: sum(each.scores.label is label for each in judged) for label in Label}

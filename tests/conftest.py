@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from buildkit import engine
+from buildkit.engine import daemon
 from buildkit.errors import BuildkitError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def make_certificate(folder: Path, name: str) -> Path:
 def docker(pytestconfig: pytest.Config) -> Sequence[str]:
     """The client of an engine that answers, with its options: append a command and run it."""
     try:
-        found = engine.find(os.environ, engine.Private())
+        found = daemon.find(os.environ, daemon.ManagedDaemon())
     except BuildkitError as error:
         absent(pytestconfig, "docker", str(error).splitlines()[0])
     return ("docker", "-H", found.host) if found.host else ("docker",)

@@ -1,7 +1,7 @@
 """Kernels for GPUs in the shared objects of a layer: how many bytes for which architecture, library by library.
 
-The code is found where the linker puts it, in the sections that `buildkit.diet` prunes, so a layer's content has to be
-at hand: uncompressed, in a file. What `buildkit.diet.fatbin` does not know is counted as unknown, never left out.
+The code is found where the linker puts it, in the sections that `buildkit.slim` prunes, so a layer's content has to be
+at hand: uncompressed, in a file. What `buildkit.binary.fatbin` does not know is counted as unknown, never left out.
 """
 
 from collections import defaultdict
@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from buildkit.diet import elf
-from buildkit.diet.elf import Refused
-from buildkit.diet.fatbin import CONTAINER_HEADER_BYTES, parse_containers
-from buildkit.diet.prune import FATBIN_SECTIONS
-from buildkit.image.layer_tar import Entry, GpuCode, LayerContents
-from buildkit.image.merge import FileSystem
+from buildkit.binary import elf
+from buildkit.binary.elf import UnsupportedBinary
+from buildkit.binary.fatbin import CONTAINER_HEADER_BYTES, parse_containers
+from buildkit.image.layer_tar import GpuCode, LayerContents, LayerEntry
+from buildkit.image.merge import MergedFileSystem
+from buildkit.slim.libraries.prune import FATBIN_SECTIONS
 
 __all__ = ["UNKNOWN", "GpuArchitecture", "GpuCodeMeasurement", "GpuLibrary", "find_gpu_code", "measure_gpu_code"]
 
@@ -58,7 +58,7 @@ class GpuCodeMeasurement:
 
 
 def measure_gpu_code(
-    layers: Sequence[LayerContents], file_system: FileSystem, package_of: Callable[[str], str | None]
+    layers: Sequence[LayerContents], file_system: MergedFileSystem, package_of: Callable[[str], str | None]
 ) -> GpuCodeMeasurement:
     """Add up the code of the files that a container sees; a hard-linked library counts at its first name."""
     codes: dict[tuple[int, str], dict[str, int]] = defaultdict(dict)
@@ -84,7 +84,7 @@ def measure_gpu_code(
     )
 
 
-def find_gpu_code(entries: Sequence[Entry], tar: memoryview, forget: Callable[[], None]) -> tuple[GpuCode, ...]:
+def find_gpu_code(entries: Sequence[LayerEntry], tar: memoryview, forget: Callable[[], None]) -> tuple[GpuCode, ...]:
     """Find the GPU code in the regular files of *entries*, whose contents are at their offsets in *tar*.
 
     *forget* is called now and then, so that a mapped *tar* does not pile up in memory.
@@ -104,7 +104,7 @@ def _code_of(content: memoryview, forget: Callable[[], None]) -> list[tuple[str,
         return []
     try:
         sections = elf.parse(content).sections
-    except Refused:
+    except UnsupportedBinary:
         return []  # no object for a host with CUDA: another class, order or machine
     sizes: dict[str, int] = defaultdict(int)
     for section in sections:
@@ -122,7 +122,7 @@ def _code_of_section(section: memoryview, forget: Callable[[], None]) -> Iterato
         end = offset + CONTAINER_HEADER_BYTES + stated_bytes
         try:
             containers = parse_containers(section[offset:end])
-        except Refused:
+        except UnsupportedBinary:
             yield UNKNOWN, len(section) - offset
             return
         for container in containers:

@@ -34,7 +34,7 @@ from buildkit.image.tar_format import (
     xattrs_sha256,
 )
 
-__all__ = ["FORMAT_VERSION", "Entry", "GpuCode", "LayerContents", "read_layer"]
+__all__ = ["FORMAT_VERSION", "GpuCode", "LayerContents", "LayerEntry", "read_layer"]
 
 _EMPTY_SHA256: Final = hashlib.sha256(b"").digest()
 _ZERO_BLOCK: Final = bytes(BLOCK_BYTES)
@@ -43,7 +43,7 @@ _ALL_PATHS_BYTES: Final = 200 << 20
 FORMAT_VERSION: Final = 2
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class LayerEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One entry of a layer: `path` is relative to the root and normalised, the root itself is the empty string.
 
     `link` is the target as written for a symlink, a normalised path for a hard link, "major:minor" for a device.
@@ -88,7 +88,7 @@ class LayerContents(msgspec.Struct, frozen=True, array_like=True, gc=False):
     blob_bytes: int
     compression: Compression
     unpacked_bytes: int
-    entries: tuple[Entry, ...]
+    entries: tuple[LayerEntry, ...]
     captured: dict[str, bytes]
     gpu_code: tuple[GpuCode, ...] | None = None
 
@@ -149,7 +149,7 @@ class _TarReader:
         self._global_pax: dict[str, bytes] = {}
         self._paths_bytes = 0
         self._captured_bytes = 0
-        self.entries: list[Entry] = []
+        self.entries: list[LayerEntry] = []
         self.captured: dict[str, bytes] = {}
         self.unpacked_bytes = 0
         self.has_end_marker = False
@@ -208,7 +208,7 @@ class _TarReader:
         elif kind in {"whiteout", "opaque"} and header.type_flag not in HEADER_ONLY:
             self._skip(padded(stored_bytes))
         self.entries.append(
-            Entry(
+            LayerEntry(
                 path=path,
                 kind=kind,
                 size_bytes=size_bytes,

@@ -20,8 +20,8 @@ __all__ = [
     "Descriptor",
     "DockerManifest",
     "ImageConfig",
+    "ImageManifest",
     "Index",
-    "Manifest",
     "MediaType",
     "Platform",
     "RunConfig",
@@ -79,7 +79,7 @@ class Index(msgspec.Struct, frozen=True):
     manifests: tuple[Descriptor, ...]
 
 
-class Manifest(msgspec.Struct, frozen=True, rename="camel"):
+class ImageManifest(msgspec.Struct, frozen=True, rename="camel"):
     """One image: its configuration and its layers, the lowest first."""
 
     config: Descriptor

@@ -14,10 +14,10 @@ from typing import Final, Literal
 
 import msgspec
 
-from buildkit.image.layer_tar import Entry, LayerContents
+from buildkit.image.layer_tar import LayerContents, LayerEntry
 from buildkit.image.tar_format import CorruptLayer, UnsafePath
 
-__all__ = ["Cause", "FileSystem", "Node", "StoredFile", "Waste", "merge"]
+__all__ = ["Cause", "MergedFileSystem", "Node", "StoredFile", "Waste", "merge"]
 
 Cause = Literal["overwritten", "deleted", "metadata only"]
 
@@ -28,7 +28,7 @@ class StoredFile(msgspec.Struct, eq=False, gc=False):
     """The content of one regular file where a layer stores it; `names` counts the paths that lead to it now."""
 
     layer: int
-    entry: Entry
+    entry: LayerEntry
     names: int = 0
 
 
@@ -53,13 +53,13 @@ class Node(msgspec.Struct, eq=False, gc=False):
     """
 
     layer: int
-    entry: Entry | None = None
+    entry: LayerEntry | None = None
     file: StoredFile | None = None
     children: "dict[str, Node] | None" = None
 
 
 @dataclass(slots=True, eq=False)
-class FileSystem:
+class MergedFileSystem:
     """The merged file system. Every regular file is in `stored`, the ones that nothing leads to any more included."""
 
     root: Node = field(default_factory=lambda: Node(layer=0, children={}))
@@ -109,14 +109,14 @@ class FileSystem:
         return node
 
 
-def merge(layers: Sequence[LayerContents]) -> FileSystem:
+def merge(layers: Sequence[LayerContents]) -> MergedFileSystem:
     """Apply *layers*, the lowest first.
 
     Raises:
         CorruptLayer: a hard link to what is not there, or a file where a directory has to be.
         UnsafePath: symbolic links that lead in a circle on the way to an entry.
     """
-    file_system = FileSystem()
+    file_system = MergedFileSystem()
     for position, layer in enumerate(layers):
         _Application(file_system, position).apply(layer)
     return file_system
@@ -125,7 +125,7 @@ def merge(layers: Sequence[LayerContents]) -> FileSystem:
 class _Application:
     """One layer on its way into the file system."""
 
-    def __init__(self, file_system: FileSystem, layer: int) -> None:
+    def __init__(self, file_system: MergedFileSystem, layer: int) -> None:
         self._fs = file_system
         self._layer = layer
         self._hidden: dict[str, tuple[int, StoredFile]] = {}  # what whiteouts wasted: place in `waste` and content
@@ -159,7 +159,7 @@ class _Application:
             node = node.children.get(part)
         return node
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, entry: LayerEntry) -> None:
         parent, path = self._parent(entry.path)
         name = path.rpartition("/")[2]
         if not name or parent.children is None:
@@ -181,7 +181,7 @@ class _Application:
             self._drop(old, path, new.file)
         parent.children[name] = new
 
-    def _linked(self, entry: Entry) -> Node:
+    def _linked(self, entry: LayerEntry) -> Node:
         """Make a hard link: another name for a file of this or, as some builders write it, of a lower layer."""
         folder, _, name = entry.link.rpartition("/")
         parent = self._find(self._resolved(folder))

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from buildkit.image.merge import FileSystem, StoredFile
+from buildkit.image.merge import MergedFileSystem, StoredFile
 from buildkit.image.tar_format import CorruptLayer
+from buildkit.text import canonical_name
 
 __all__ = ["Manager", "Ownership", "Package", "attribute"]
 
@@ -52,7 +53,7 @@ class Ownership:
         return None if owner is None else self.packages[owner].name
 
 
-def attribute(file_system: FileSystem, captured: Sequence[Mapping[str, bytes]]) -> Ownership:
+def attribute(file_system: MergedFileSystem, captured: Sequence[Mapping[str, bytes]]) -> Ownership:
     """Read the package lists that are in force, from what each layer captured, and share out the files.
 
     Bytecode belongs to the package of its source, listed or not. A name of hard-linked content counts once.
@@ -103,7 +104,7 @@ class _Listed:
 class _Resolver:
     """Finds listed names also where a symbolic link leads to them, as /lib does to usr/lib."""
 
-    def __init__(self, file_system: FileSystem, files: Mapping[str, StoredFile]) -> None:
+    def __init__(self, file_system: MergedFileSystem, files: Mapping[str, StoredFile]) -> None:
         self._file_system = file_system
         self._files = files
         self._folders: dict[str, str | None] = {}
@@ -129,7 +130,7 @@ def _python(files: Mapping[str, StoredFile], captured: Sequence[Mapping[str, byt
         except csv.Error as error:
             raise CorruptLayer(f"not a list of files ({error})", path=path) from error
         paths = [posixpath.normpath(posixpath.join(location, row[0])).lstrip("/") for row in rows]
-        normal = re.sub(r"[-_.]+", "-", name).lower()  # PyPA specification "Names and normalization"
+        normal = canonical_name(name)  # PyPA specification "Names and normalization"
         yield _Listed("python", normal, version, location, files[path].layer, paths)
 
 

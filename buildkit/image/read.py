@@ -49,8 +49,8 @@ from buildkit.image.manifest import (
     Descriptor,
     DockerManifest,
     ImageConfig,
+    ImageManifest,
     Index,
-    Manifest,
     MediaType,
     Platform,
     RunConfig,
@@ -379,9 +379,9 @@ class _Reader:
                 missing.append(descriptor)
             else:
                 candidates[descriptor.digest] = (descriptor, raw)
-        choices: dict[str, tuple[str, Manifest, bytes]] = {}
+        choices: dict[str, tuple[str, ImageManifest, bytes]] = {}
         for digest, (descriptor, raw) in candidates.items():
-            manifest = decode_json(raw, Manifest, self._image, "manifest")
+            manifest = decode_json(raw, ImageManifest, self._image, "manifest")
             if manifest.config.media_type not in CONFIG_TYPES:
                 what = manifest.artifact_type or manifest.config.media_type
                 raise UnsupportedImage(self._image, f"not a container image: {what}")

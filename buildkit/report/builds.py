@@ -10,11 +10,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from buildkit.budget import Verdict
-from buildkit.build import BuildRecord
+from buildkit.build.build import BuildRecord
+from buildkit.check.budget import BudgetReport
 from buildkit.report.document import Section, budget_section, chart_label, document, plotly_text
 from buildkit.report.hypertext import chart, code, table, text
-from buildkit.report.markdown import as_cell, as_instruction, human_bytes, markdown_table, verdict_markdown
+from buildkit.report.markdown import as_cell, as_instruction, budget_markdown, markdown_table
+from buildkit.text import format_bytes
 from buildkit.timing.record import BuildTiming, Summary, Timings
 
 __all__ = [
@@ -132,7 +133,7 @@ def timings_json(timings: Timings) -> str:
     return msgspec.json.format(msgspec.json.encode(timings), indent=2).decode() + "\n"
 
 
-def timings_markdown(timings: Timings, verdict: Verdict | None = None) -> str:
+def timings_markdown(timings: Timings, verdict: BudgetReport | None = None) -> str:
     """Write medians, phases and slowest steps, with the builder and the state of its cache."""
     heading = f"## Build times of {timings.target}" + (f" against {timings.against}" if timings.against else "")
     parts = [
@@ -154,7 +155,7 @@ def timings_markdown(timings: Timings, verdict: Verdict | None = None) -> str:
     if timings.not_run:
         parts += ["### Not timed\n", "".join(f"- {as_cell(line)}\n" for line in _not_run(timings))]
     if verdict is not None:
-        parts += ["### Budgets\n", verdict_markdown(verdict)]
+        parts += ["### Budgets\n", budget_markdown(verdict)]
     return "\n".join(parts)
 
 
@@ -171,7 +172,7 @@ def timings_tables(timings: Timings) -> Group:
     return Group(Text(_circumstances(timings)), medians, phases, *lines)
 
 
-def timings_page(timings: Timings, verdict: Verdict | None = None) -> str:
+def timings_page(timings: Timings, verdict: BudgetReport | None = None) -> str:
     """Write medians, phases, all samples and a timeline for each build as one HTML page.
 
     Raises:
@@ -315,7 +316,7 @@ def _seconds(seconds: float) -> str:
 
 
 def _bytes(count: int | None) -> str:
-    return "" if count is None else human_bytes(count)
+    return "" if count is None else format_bytes(count)
 
 
 def _grid(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> Table:

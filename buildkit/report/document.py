@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Final
 
-from buildkit.budget import Verdict
+from buildkit.check.budget import BudgetReport
 from buildkit.errors import BuildkitError
 from buildkit.report.hypertext import script_json, table, text
 from buildkit.report.markdown import shortened
@@ -85,7 +85,7 @@ def document(*, title: str, heading: str, subtitle: str, sections: Sequence[Sect
 """
 
 
-def budget_section(verdict: Verdict) -> Section:
+def budget_section(verdict: BudgetReport) -> Section:
     """Write the part of a page that shows every limit with its judgement."""
     rows = [
         [text(each.budget), f'<span class="{each.status.replace(" ", "-")}">{each.status}</span>', text(each.message)]
@@ -93,7 +93,7 @@ def budget_section(verdict: Verdict) -> Section:
     ]
     failed = sum(each.status == "failed" for each in verdict.judgements)
     body = f"<p>{failed} of {len(rows)} budgets failed.</p>"
-    body += table("budget-table", "Budgets", ("Budget", "Judgement", "Measured and allowed"), rows)
+    body += table("budget-table", "Budgets", ("Budget", "BudgetResult", "Measured and allowed"), rows)
     return Section("budgets", "Budgets", body)
 
 

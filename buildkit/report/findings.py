@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Final, Literal
 from xml.etree import ElementTree as ET
 
-from buildkit.budget import Judgement, Verdict
-from buildkit.measurement import Measurement
-from buildkit.report.markdown import human_bytes
+from buildkit.check.budget import BudgetReport, BudgetResult
+from buildkit.image.model import Measurement
+from buildkit.text import format_bytes
 from checks.verdicts import CheckResult, Results
 
 __all__ = ["checks_junit", "checks_sarif", "junit", "sarif"]
@@ -20,7 +20,7 @@ _DOCKERFILE: Final = "docker/Dockerfile"
 _Level = Literal["error", "warning", "note"]
 
 
-def junit(verdict: Verdict) -> str:
+def junit(verdict: BudgetReport) -> str:
     """Write JUnit XML with one case per limit; waived ones and those not judged are skipped, never passed."""
     cases = []
     for each in verdict.judgements:
@@ -70,7 +70,7 @@ def _suite(name: str, cases: Sequence[ET.Element], *, seconds: float) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(suites, encoding="unicode") + "\n"
 
 
-def sarif(verdict: Verdict, measurement: Measurement | None = None, *, dockerfile: str = _DOCKERFILE) -> str:
+def sarif(verdict: BudgetReport, measurement: Measurement | None = None, *, dockerfile: str = _DOCKERFILE) -> str:
     """Write SARIF 2.1.0: broken limits as errors, waived ones suppressed; waste and doubled CUDA as warnings.
 
     Results are placed at *dockerfile*, because viewers need a file; the layer is in their logical location.
@@ -81,7 +81,7 @@ def sarif(verdict: Verdict, measurement: Measurement | None = None, *, dockerfil
             _result(
                 "wasted-bytes",
                 "warning",
-                f"Layer {each.caused_by} hides {human_bytes(each.wasted_bytes)} in {each.files} files that layer "
+                f"Layer {each.caused_by} hides {format_bytes(each.wasted_bytes)} in {each.files} files that layer "
                 f"{each.stored_by} stores ({each.cause}): {each.instruction or 'no instruction on record'}",
                 dockerfile,
                 f"layer {each.caused_by}",
@@ -92,7 +92,7 @@ def sarif(verdict: Verdict, measurement: Measurement | None = None, *, dockerfil
             _result(
                 "cuda-twice",
                 "warning",
-                f"{each.soname} is there {len(each.copies)} times, {human_bytes(each.extra_bytes)} too much: "
+                f"{each.soname} is there {len(each.copies)} times, {format_bytes(each.extra_bytes)} too much: "
                 + ", ".join(copy.path for copy in each.copies),
                 dockerfile,
                 each.copies[0].path,
@@ -143,7 +143,7 @@ def _sarif_log(rules: dict[str, str], results: list[dict[str, object]]) -> str:
     return json.dumps(log, indent=2) + "\n"
 
 
-def _budget_result(judgement: Judgement, dockerfile: str) -> dict[str, object]:
+def _budget_result(judgement: BudgetResult, dockerfile: str) -> dict[str, object]:
     level: _Level = "error" if judgement.status == "failed" else "note"
     result = _result("budget", level, judgement.message, dockerfile, judgement.budget)
     if judgement.status == "waived":

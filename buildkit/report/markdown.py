@@ -10,10 +10,11 @@ from typing import Final
 
 import msgspec
 
-from buildkit.budget import Verdict
-from buildkit.compare import Comparison, FigureChange, LayerChange, PartChange
+from buildkit.check.budget import BudgetReport
+from buildkit.diff.diff import Comparison, FigureChange, LayerChange, PartChange
 from buildkit.image.gpu_code import GpuCodeMeasurement, GpuLibrary
-from buildkit.measurement import Measurement, TreeRow
+from buildkit.image.model import Measurement, TreeRow
+from buildkit.text import format_byte_change, format_bytes
 from checks.verdicts import Results
 
 __all__ = [
@@ -21,11 +22,10 @@ __all__ = [
     "architectures_text",
     "as_cell",
     "as_instruction",
+    "budget_markdown",
     "checks_markdown",
     "comparison_markdown",
     "figure_text",
-    "human_bytes",
-    "human_change",
     "layer_change",
     "layer_table",
     "layers_not_searched_text",
@@ -36,7 +36,6 @@ __all__ = [
     "summary_row",
     "summary_table",
     "to_json",
-    "verdict_markdown",
 ]
 
 FIGURES: Final = {
@@ -60,28 +59,12 @@ _CONCERNS: Final = {
     "development": "Development packages",
     "not for production": "Tests, scripts and examples",
 }
-_UNITS: Final = (("GB", 10**9, 2), ("MB", 10**6, 1), ("kB", 10**3, 1))
 _INSTRUCTION_LETTERS: Final = 90
 _ROWS: Final = 20
 _FOUND: Final = 5
 
 
-def human_bytes(size_bytes: float) -> str:
-    """Write a size with its decimal unit: 7.93 GB, 53.6 MB, 1.1 kB, 12 B."""
-    for unit, factor, digits in _UNITS:
-        if abs(size_bytes) >= factor:
-            return f"{size_bytes / factor:.{digits}f} {unit}"
-    return f"{size_bytes:.0f} B"
-
-
-def human_change(before_bytes: float, after_bytes: float) -> str:
-    """Write a difference of sizes with its sign."""
-    if before_bytes == after_bytes:
-        return "0 B"
-    return ("+" if after_bytes > before_bytes else "-") + human_bytes(abs(after_bytes - before_bytes))
-
-
-def to_json(value: Measurement | Comparison | Verdict) -> str:
+def to_json(value: Measurement | Comparison | BudgetReport) -> str:
     """Write any of the values as JSON, indented for readers."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
 
@@ -103,11 +86,11 @@ def measurement_markdown(measurement: Measurement, *, title: str = "Image measur
                 (
                     str(layer.position),
                     as_instruction(layer.instruction),
-                    human_bytes(layer.unpacked_bytes),
+                    format_bytes(layer.unpacked_bytes),
                     _share(layer.unpacked_bytes, totals.unpacked_bytes),
-                    human_bytes(layer.blob_bytes),
-                    human_bytes(layer.final_bytes),
-                    human_bytes(layer.wasted_bytes),
+                    format_bytes(layer.blob_bytes),
+                    format_bytes(layer.final_bytes),
+                    format_bytes(layer.wasted_bytes),
                     f"{layer.files:,}",
                 )
                 for layer in measurement.layers
@@ -124,7 +107,7 @@ def measurement_markdown(measurement: Measurement, *, title: str = "Image measur
                         as_cell(each.name),
                         as_cell(each.version),
                         each.manager,
-                        human_bytes(each.final_bytes),
+                        format_bytes(each.final_bytes),
                         f"{each.files:,}",
                     )
                     for each in measurement.packages[:_ROWS]
@@ -134,7 +117,7 @@ def measurement_markdown(measurement: Measurement, *, title: str = "Image measur
                     "in no package",
                     "",
                     "",
-                    human_bytes(measurement.unowned.final_bytes),
+                    format_bytes(measurement.unowned.final_bytes),
                     f"{measurement.unowned.files:,}",
                 ),
             ],
@@ -146,7 +129,7 @@ def measurement_markdown(measurement: Measurement, *, title: str = "Image measur
         markdown_table(
             ("File", "Size", "Layer"),
             (
-                (f"`{_code(each.path)}`", human_bytes(each.size_bytes), str(each.layer))
+                (f"`{_code(each.path)}`", format_bytes(each.size_bytes), str(each.layer))
                 for each in measurement.largest_files[:10]
             ),
         ),
@@ -157,14 +140,14 @@ def measurement_markdown(measurement: Measurement, *, title: str = "Image measur
 def _dive_sentence(measurement: Measurement) -> str:
     dive = measurement.dive
     return (
-        f"dive's own figures: efficiency {dive.efficiency_fraction:.4f}, {human_bytes(dive.wasted_bytes)} wasted, "
+        f"dive's own figures: efficiency {dive.efficiency_fraction:.4f}, {format_bytes(dive.wasted_bytes)} wasted, "
         f"{dive.wasted_user_fraction:.2%} of what the layers above the lowest hold.\n"
     )
 
 
 def _transfer_sentence(comparison: Comparison, before: str, after: str) -> str:
-    whole = human_bytes(comparison.figure("blob_bytes").after)
-    part = human_bytes(comparison.transfer_bytes)
+    whole = format_bytes(comparison.figure("blob_bytes").after)
+    part = format_bytes(comparison.transfer_bytes)
     return f"A node that holds {as_cell(before)} fetches {part} of {whole} for {as_cell(after)}.\n"
 
 
@@ -178,7 +161,7 @@ def _waste_section(measurement: Measurement) -> Iterator[str]:
         (
             (
                 each.cause,
-                human_bytes(each.wasted_bytes),
+                format_bytes(each.wasted_bytes),
                 f"{each.files:,}",
                 str(each.stored_by),
                 str(each.caused_by),
@@ -198,7 +181,7 @@ def _duplicate_section(measurement: Measurement) -> Iterator[str]:
             (
                 (
                     as_cell(each.soname) + (" (CUDA)" if each.is_cuda else ""),
-                    human_bytes(each.extra_bytes),
+                    format_bytes(each.extra_bytes),
                     "<br>".join(f"`{_code(copy.path)}`" for copy in each.copies),
                 )
                 for each in measurement.duplicate_libraries[:_ROWS]
@@ -210,9 +193,9 @@ def _duplicate_section(measurement: Measurement) -> Iterator[str]:
             ("Extra", "Copies", "Size of each", "For example"),
             (
                 (
-                    human_bytes(each.extra_bytes),
+                    format_bytes(each.extra_bytes),
                     str(each.copies),
-                    human_bytes(each.size_bytes),
+                    format_bytes(each.size_bytes),
                     "<br>".join(f"`{_code(copy.path)}` (layer {copy.layer})" for copy in each.examples[:3]),
                 )
                 for each in measurement.duplicates[:10]
@@ -227,12 +210,12 @@ def _gpu_section(measurement: Measurement) -> Iterator[str]:
     yield "### GPU code\n"
     yield markdown_table(
         ("Architecture", "Code", "Libraries"),
-        ((each.architecture, human_bytes(each.code_bytes), str(each.libraries)) for each in gpu_code.architectures),
+        ((each.architecture, format_bytes(each.code_bytes), str(each.libraries)) for each in gpu_code.architectures),
     )
     yield markdown_table(
         ("Library", "Code", "Most of it for"),
         (
-            (f"`{_code(each.path)}`", human_bytes(each.code_bytes), architectures_text(each))
+            (f"`{_code(each.path)}`", format_bytes(each.code_bytes), architectures_text(each))
             for each in gpu_code.libraries[:10]
         ),
     )
@@ -243,7 +226,7 @@ def _gpu_section(measurement: Measurement) -> Iterator[str]:
 def architectures_text(library: GpuLibrary) -> str:
     """Write a library's four largest architectures with their sizes."""
     largest = sorted(library.architectures.items(), key=lambda each: -each[1])[:4]
-    return ", ".join(f"{name} {human_bytes(size_bytes)}" for name, size_bytes in largest)
+    return ", ".join(f"{name} {format_bytes(size_bytes)}" for name, size_bytes in largest)
 
 
 def layers_not_searched_text(gpu_code: GpuCodeMeasurement) -> str:
@@ -269,9 +252,9 @@ def comparison_markdown(comparison: Comparison, *, before: str = "Before", after
             (
                 (
                     ("&nbsp;&nbsp;" if each.parent else "") + each.label,
-                    human_bytes(each.before_bytes),
-                    human_bytes(each.after_bytes),
-                    human_change(each.before_bytes, each.after_bytes),
+                    format_bytes(each.before_bytes),
+                    format_bytes(each.after_bytes),
+                    format_byte_change(each.before_bytes, each.after_bytes),
                 )
                 for each in comparison.tree
             ),
@@ -291,7 +274,7 @@ def comparison_markdown(comparison: Comparison, *, before: str = "Before", after
                             each.kind,
                             as_cell(each.before_version) or "-",
                             as_cell(each.after_version) or "-",
-                            human_change(each.before_bytes, each.after_bytes),
+                            format_byte_change(each.before_bytes, each.after_bytes),
                         )
                         for each in comparison.packages[:_ROWS]
                     ),
@@ -311,8 +294,8 @@ def comparison_markdown(comparison: Comparison, *, before: str = "Before", after
                         (
                             f"`{_code(each.path)}`",
                             each.kind,
-                            human_bytes(each.before_bytes),
-                            human_bytes(each.after_bytes),
+                            format_bytes(each.before_bytes),
+                            format_bytes(each.after_bytes),
                         )
                         for each in comparison.files[:_ROWS]
                     ),
@@ -334,7 +317,7 @@ def summary_row(figure: FigureChange) -> tuple[str, ...]:
     """Write one of the totals: its label, before, after, change, and that as a part of what was before."""
     label = FIGURES[figure.name]
     if figure.name.endswith("_bytes"):
-        change = human_change(figure.before, figure.after)
+        change = format_byte_change(figure.before, figure.after)
     elif figure.name.endswith("_fraction"):
         change = f"{figure.after - figure.before:+.4f}"
     else:
@@ -350,13 +333,13 @@ def summary_row(figure: FigureChange) -> tuple[str, ...]:
 
 def _concern_row(concern: PartChange) -> tuple[str, ...]:
     def shown(size_bytes: int) -> str:
-        return f"yes ({human_bytes(size_bytes)})" if size_bytes else "no"
+        return f"yes ({format_bytes(size_bytes)})" if size_bytes else "no"
 
     return (
         _CONCERNS.get(concern.label, concern.label),
         shown(concern.before_bytes),
         shown(concern.after_bytes),
-        human_change(concern.before_bytes, concern.after_bytes),
+        format_byte_change(concern.before_bytes, concern.after_bytes),
         _change_fraction(concern.before_bytes, concern.after_bytes),
     )
 
@@ -373,11 +356,11 @@ def layer_table(comparison: Comparison, *, before: str = "Before", after: str = 
             (
                 f"{position(layer.before)} → {position(layer.after)}",
                 as_instruction(layer.instruction),
-                human_bytes(layer.before_bytes),
-                human_bytes(layer.after_bytes),
+                format_bytes(layer.before_bytes),
+                format_bytes(layer.after_bytes),
                 layer_change(layer),
                 layer.cause or "",
-                human_bytes(layer.fetch_bytes) if layer.fetch_bytes else "",
+                format_bytes(layer.fetch_bytes) if layer.fetch_bytes else "",
             )
             for layer in comparison.layers
         ),
@@ -388,13 +371,13 @@ def layer_change(layer: LayerChange) -> str:
     """Write how a layer changed, by how much where it did."""
     if layer.before_bytes == layer.after_bytes:
         return layer.kind
-    return f"{layer.kind}, {human_change(layer.before_bytes, layer.after_bytes)}"
+    return f"{layer.kind}, {format_byte_change(layer.before_bytes, layer.after_bytes)}"
 
 
 def removed_table(comparison: Comparison) -> str:
     """Write what the image no longer holds, the largest first, with the sum of all."""
     rows = [
-        (as_cell(each.name), human_bytes(each.removed_bytes), f"{each.files:,}", each.reason)
+        (as_cell(each.name), format_bytes(each.removed_bytes), f"{each.files:,}", each.reason)
         for each in comparison.removed[:_ROWS]
     ]
     rest = comparison.removed[_ROWS:]
@@ -402,24 +385,24 @@ def removed_table(comparison: Comparison) -> str:
         rows.append(
             (
                 f"{len(rest)} more",
-                human_bytes(sum(each.removed_bytes for each in rest)),
+                format_bytes(sum(each.removed_bytes for each in rest)),
                 f"{sum(each.files for each in rest):,}",
                 "",
             )
         )
     total_bytes = sum(each.removed_bytes for each in comparison.removed)
     rows.append(
-        ("**Total**", f"**{human_bytes(total_bytes)}**", f"{sum(each.files for each in comparison.removed):,}", "")
+        ("**Total**", f"**{format_bytes(total_bytes)}**", f"{sum(each.files for each in comparison.removed):,}", "")
     )
     return markdown_table(("Component", "Size", "Files", "Reason"), rows)
 
 
-def verdict_markdown(verdict: Verdict) -> str:
+def budget_markdown(verdict: BudgetReport) -> str:
     """Write every limit with its judgement."""
     if not verdict.judgements:
         return "No budget was set.\n"
     return markdown_table(
-        ("Budget", "Judgement", "Measured and allowed"),
+        ("Budget", "BudgetResult", "Measured and allowed"),
         ((as_cell(each.budget), each.status, as_cell(each.message)) for each in verdict.judgements),
     )
 
@@ -451,14 +434,14 @@ def _tree_block(rows: Sequence[TreeRow], total_bytes: int) -> str:
         is_last = number + 1 == len(rows) or rows[number + 1].parent != row.parent
         name = row.label.rpartition("/")[2] + "/" if row.parent else row.label
         label = ("  └─ " if is_last else "  ├─ ") + name if row.parent else name
-        lines.append(f"{label:<36}{human_bytes(row.final_bytes):>10}{row.fraction:>9.1%}")
+        lines.append(f"{label:<36}{format_bytes(row.final_bytes):>10}{row.fraction:>9.1%}")
     rule = "─" * 55
     lines = [
         f"{'Part':<36}{'Size':>10}{'Total':>9}",
         rule,
         *lines,
         rule,
-        f"{'TOTAL':<36}{human_bytes(total_bytes):>10}",
+        f"{'TOTAL':<36}{format_bytes(total_bytes):>10}",
     ]
     return "\n".join(["```", *lines, "```", ""])
 
@@ -476,7 +459,7 @@ def _more(count: int, columns: int) -> list[tuple[str, ...]]:
 def figure_text(name: str, value: float) -> str:
     """Write one of the totals, by its name, with its unit."""
     if name.endswith("_bytes"):
-        return human_bytes(value)
+        return format_bytes(value)
     return f"{value:.4f}" if name.endswith("_fraction") else f"{value:,.0f}"
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from buildkit.budget import Verdict
-from buildkit.compare import Comparison
-from buildkit.measurement import FolderSize, Measurement, Totals
+from buildkit.check.budget import BudgetReport
+from buildkit.diff.diff import Comparison
+from buildkit.image.model import FolderSize, Measurement, Totals
 from buildkit.report.builds import Timeline, builds_section
 from buildkit.report.document import Section, budget_section, chart_label, document, plotly_text
 from buildkit.report.hypertext import chart, code, table, text
@@ -21,13 +21,12 @@ from buildkit.report.markdown import (
     FIGURES,
     architectures_text,
     figure_text,
-    human_bytes,
-    human_change,
     layer_change,
     layers_not_searched_text,
     shortened,
     summary_row,
 )
+from buildkit.text import format_byte_change, format_bytes
 
 __all__ = ["TrendPoint", "page"]
 
@@ -66,7 +65,7 @@ def page(
     measurement: Measurement,
     *,
     comparison: Comparison | None = None,
-    verdict: Verdict | None = None,
+    verdict: BudgetReport | None = None,
     timelines: Sequence[Timeline] = (),
     trend: Sequence[TrendPoint] = (),
     before: str = "Before",
@@ -125,7 +124,7 @@ def _summary(measurement: Measurement, comparison: Comparison | None, before: st
             numbers=(1, 2, 3, 4),
         )
         body += (
-            f"<p>A node that holds {escape(before)} fetches {human_bytes(comparison.transfer_bytes)} for "
+            f"<p>A node that holds {escape(before)} fetches {format_bytes(comparison.transfer_bytes)} for "
             f"{escape(after)}.</p>"
         )
     return Section("summary", "Summary", body, {})
@@ -135,7 +134,7 @@ def _places(measurement: Measurement) -> Section:
     rows = [
         [
             f'<span class="{"indent" if row.parent else ""}">{text(row.label)}</span>',
-            human_bytes(row.final_bytes),
+            format_bytes(row.final_bytes),
             f"{row.fraction:.1%}",
             f"{row.files:,}",
         ]
@@ -151,7 +150,7 @@ def _places(measurement: Measurement) -> Section:
         "values": [each.final_bytes for each in folders],
         "colors": [_color(each.path) for each in folders],
     }
-    largest = ", ".join(f"{row.label} {human_bytes(row.final_bytes)}" for row in measurement.tree if not row.parent)
+    largest = ", ".join(f"{row.label} {format_bytes(row.final_bytes)}" for row in measurement.tree if not row.parent)
     body = ""
     if folders:
         description = f"Treemap of the folders of the image: {largest}. The list of folders below says the same."
@@ -190,7 +189,7 @@ def _folder_list(folders: Sequence[FolderSize]) -> str:
         found = []
         for folder in children[parent]:
             name = escape(folder.path.rpartition("/")[2])
-            line = f'<span class="path">{name}/</span> {human_bytes(folder.final_bytes)}, {folder.files:,} files'
+            line = f'<span class="path">{name}/</span> {format_bytes(folder.final_bytes)}, {folder.files:,} files'
             inner = items(folder.path, depth + 1) if folder.path in children and depth < _DEEPEST_LIST else ""
             found.append(
                 f"<li><details><summary>{line}</summary>{inner}</details></li>"
@@ -233,11 +232,11 @@ def _layers(measurement: Measurement, comparison: Comparison | None, before: str
                 [
                     f"{_position(layer.before)} → {_position(layer.after)}",
                     code(shortened(layer.instruction)),
-                    human_bytes(layer.before_bytes),
-                    human_bytes(layer.after_bytes),
+                    format_bytes(layer.before_bytes),
+                    format_bytes(layer.after_bytes),
                     text(layer_change(layer)),
                     layer.cause or "",
-                    human_bytes(layer.fetch_bytes) if layer.fetch_bytes else "",
+                    format_bytes(layer.fetch_bytes) if layer.fetch_bytes else "",
                 ]
                 for layer in comparison.layers
             ],
@@ -251,10 +250,10 @@ def _layers(measurement: Measurement, comparison: Comparison | None, before: str
             [
                 str(layer.position),
                 code(layer.instruction or "(no history)"),
-                human_bytes(layer.unpacked_bytes),
-                human_bytes(layer.blob_bytes),
-                human_bytes(layer.final_bytes),
-                human_bytes(layer.wasted_bytes),
+                format_bytes(layer.unpacked_bytes),
+                format_bytes(layer.blob_bytes),
+                format_bytes(layer.final_bytes),
+                format_bytes(layer.wasted_bytes),
                 f"{layer.files:,}",
                 f"{layer.executables:,}",
             ]
@@ -266,19 +265,19 @@ def _layers(measurement: Measurement, comparison: Comparison | None, before: str
 
 
 def _changes(comparison: Comparison, before: str, after: str) -> Section:
-    removed = [[text(each.name), human_bytes(each.removed_bytes), text(each.reason)] for each in comparison.removed]
+    removed = [[text(each.name), format_bytes(each.removed_bytes), text(each.reason)] for each in comparison.removed]
     packages = [
         [
             text(f"{each.name} ({each.manager})"),
             each.kind,
             text(each.before_version or "-"),
             text(each.after_version or "-"),
-            human_change(each.before_bytes, each.after_bytes),
+            format_byte_change(each.before_bytes, each.after_bytes),
         ]
         for each in comparison.packages
     ]
     files = [
-        [code(each.path), each.kind, human_bytes(each.before_bytes), human_bytes(each.after_bytes)]
+        [code(each.path), each.kind, format_bytes(each.before_bytes), format_bytes(each.after_bytes)]
         for each in comparison.files or ()
     ]
     body = table("removed-table", "Removed components", ("Component", "Size", "Reason"), removed, numbers=(1,))
@@ -302,30 +301,30 @@ def _waste(measurement: Measurement) -> Section:
     rows = [
         [
             each.cause,
-            human_bytes(each.wasted_bytes),
+            format_bytes(each.wasted_bytes),
             f"{each.files:,}",
             str(each.stored_by),
             f"{each.caused_by}: {code(shortened(each.instruction))}",
-            "<br>".join(f"{code(file.path)} {human_bytes(file.wasted_bytes)}" for file in each.largest[:3]),
+            "<br>".join(f"{code(file.path)} {format_bytes(file.wasted_bytes)}" for file in each.largest[:3]),
         ]
         for each in measurement.waste
     ]
     headings = ("Cause", "Size", "Files", "Stored by", "Hidden by", "Largest")
-    body = f"<p>{human_bytes(measurement.totals.wasted_bytes)} are stored and not seen.</p>"
+    body = f"<p>{format_bytes(measurement.totals.wasted_bytes)} are stored and not seen.</p>"
     body += table("waste-table", "Wasted bytes by cause", headings, rows, numbers=(1, 2, 3))
     return Section("waste", "Waste", body, {})
 
 
 def _packages(measurement: Measurement) -> Section:
     rows = [
-        [text(each.name), text(each.version), each.manager, human_bytes(each.final_bytes), f"{each.files:,}"]
+        [text(each.name), text(each.version), each.manager, format_bytes(each.final_bytes), f"{each.files:,}"]
         for each in measurement.packages
     ]
     rest = measurement.unowned
-    rows.append(["in no package", "", "", human_bytes(rest.final_bytes), f"{rest.files:,}"])
+    rows.append(["in no package", "", "", format_bytes(rest.final_bytes), f"{rest.files:,}"])
     headings = ("Package", "Version", "Kind", "Size", "Files")
     body = table("package-table", "Packages", headings, rows, numbers=(3, 4), is_filtered=True, limit=len(rows))
-    largest = [[code(each.path), human_bytes(each.size_bytes), str(each.layer)] for each in measurement.largest_files]
+    largest = [[code(each.path), format_bytes(each.size_bytes), str(each.layer)] for each in measurement.largest_files]
     body += table("largest-files", "Largest files", ("File", "Size", "Layer"), largest, numbers=(1, 2), limit=25)
     return Section("packages", "Packages and files", body, {})
 
@@ -334,14 +333,14 @@ def _duplicates(measurement: Measurement) -> Section:
     libraries = [
         [
             text(each.soname) + (" (CUDA)" if each.is_cuda else ""),
-            human_bytes(each.extra_bytes),
-            "<br>".join(f"{code(copy.path)} {human_bytes(copy.size_bytes)}" for copy in each.copies),
+            format_bytes(each.extra_bytes),
+            "<br>".join(f"{code(copy.path)} {format_bytes(copy.size_bytes)}" for copy in each.copies),
         ]
         for each in measurement.duplicate_libraries
     ]
     contents = [
         [
-            human_bytes(each.extra_bytes),
+            format_bytes(each.extra_bytes),
             str(each.copies),
             "<br>".join(f"{code(copy.path)} (layer {copy.layer})" for copy in each.examples[:3]),
         ]
@@ -362,10 +361,10 @@ def _gpu_code(measurement: Measurement) -> Section:
     series = [{"name": "code", "color": "after", "values": [each.code_bytes for each in gpu_code.architectures]}]
     drawing = {"kind": "bars", "title": "code", "mode": "stack", "names": names, "series": series}
     rows = [
-        [text(each.architecture), human_bytes(each.code_bytes), str(each.libraries)] for each in gpu_code.architectures
+        [text(each.architecture), format_bytes(each.code_bytes), str(each.libraries)] for each in gpu_code.architectures
     ]
     libraries = [
-        [code(each.path), human_bytes(each.code_bytes), text(architectures_text(each))] for each in gpu_code.libraries
+        [code(each.path), format_bytes(each.code_bytes), text(architectures_text(each))] for each in gpu_code.libraries
     ]
     body = chart("gpu-code", f"Bars: bytes of code for {len(rows)} architectures. The table below says the same.")
     body += table("architecture-table", "GPU code", ("Architecture", "Code", "Libraries"), rows, numbers=(1, 2))

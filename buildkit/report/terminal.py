@@ -6,20 +6,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from buildkit.budget import Verdict
-from buildkit.compare import Comparison
-from buildkit.measurement import Measurement
-from buildkit.report.markdown import (
-    FIGURES,
-    figure_text,
-    human_bytes,
-    human_change,
-    layer_change,
-    shortened,
-    summary_row,
-)
+from buildkit.check.budget import BudgetReport
+from buildkit.diff.diff import Comparison
+from buildkit.image.model import Measurement
+from buildkit.report.markdown import FIGURES, figure_text, layer_change, shortened, summary_row
+from buildkit.text import format_byte_change, format_bytes
 
-__all__ = ["comparison_tables", "measurement_tables", "verdict_table"]
+__all__ = ["budget_table", "comparison_tables", "measurement_tables"]
 
 _ROWS: Final = 20
 
@@ -35,21 +28,21 @@ def measurement_tables(measurement: Measurement) -> Group:
         layers.add_row(
             str(layer.position),
             Text(shortened(layer.instruction)),
-            human_bytes(layer.unpacked_bytes),
-            human_bytes(layer.blob_bytes),
-            human_bytes(layer.wasted_bytes),
+            format_bytes(layer.unpacked_bytes),
+            format_bytes(layer.blob_bytes),
+            format_bytes(layer.wasted_bytes),
             f"{layer.files:,}",
         )
     tree = _grid("Part", "", "Size", "% of total", title="Tree")
     for row in measurement.tree:
         label = f"  {row.label}" if row.parent else row.label
-        tree.add_row(Text(label), "", human_bytes(row.final_bytes), f"{row.fraction:.1%}")
+        tree.add_row(Text(label), "", format_bytes(row.final_bytes), f"{row.fraction:.1%}")
     packages = _grid("Package", "Version", "Size", title="Largest packages")
     for package in measurement.packages[:10]:
-        packages.add_row(Text(package.name), Text(package.version), human_bytes(package.final_bytes))
+        packages.add_row(Text(package.name), Text(package.version), format_bytes(package.final_bytes))
     waste = _grid("Cause", "Instruction that did it", "Size", title="Waste")
     for group in measurement.waste[:10]:
-        waste.add_row(group.cause, Text(shortened(group.instruction)), human_bytes(group.wasted_bytes))
+        waste.add_row(group.cause, Text(shortened(group.instruction)), format_bytes(group.wasted_bytes))
     image = measurement.image
     heading = Text(f"{image.name}  {image.platform}  {image.manifest_digest or image.config_digest}")
     return Group(heading, figures, layers, tree, packages, waste if measurement.waste else Text("No waste."))
@@ -67,10 +60,10 @@ def comparison_tables(comparison: Comparison, *, before: str = "Before", after: 
         layers.add_row(
             "-" if layer.after is None else str(layer.after),
             Text(shortened(layer.instruction)),
-            human_bytes(layer.before_bytes),
-            human_bytes(layer.after_bytes),
+            format_bytes(layer.before_bytes),
+            format_bytes(layer.after_bytes),
             layer_change(layer) + (f" ({layer.cause})" if layer.cause else ""),
-            human_bytes(layer.fetch_bytes) if layer.fetch_bytes else "",
+            format_bytes(layer.fetch_bytes) if layer.fetch_bytes else "",
         )
     packages = _grid("Package", before, after, "Change", title="Packages that changed")
     for package in comparison.packages[:_ROWS]:
@@ -78,16 +71,16 @@ def comparison_tables(comparison: Comparison, *, before: str = "Before", after: 
             Text(package.name),
             Text(package.before_version or "-"),
             Text(package.after_version or "-"),
-            f"{package.kind}, {human_change(package.before_bytes, package.after_bytes)}",
+            f"{package.kind}, {format_byte_change(package.before_bytes, package.after_bytes)}",
         )
     count = "not compared" if comparison.files is None else f"{len(comparison.files):,}"
-    note = f"Files that changed: {count}. To fetch: {human_bytes(comparison.transfer_bytes)}."
+    note = f"Files that changed: {count}. To fetch: {format_bytes(comparison.transfer_bytes)}."
     return Group(figures, layers, packages, Text(note))
 
 
-def verdict_table(verdict: Verdict) -> Table:
+def budget_table(verdict: BudgetReport) -> Table:
     """Return the limits and their judgements as a table for a terminal."""
-    table = _grid("Budget", "Judgement", "Measured and allowed")
+    table = _grid("Budget", "BudgetResult", "Measured and allowed")
     styles = {"failed": "bold red", "waived": "yellow", "not judged": "yellow", "passed": "green"}
     for each in verdict.judgements:
         table.add_row(Text(each.budget), Text(each.status, style=styles[each.status]), Text(each.message))
@@ -96,7 +89,17 @@ def verdict_table(verdict: Verdict) -> Table:
 
 def _grid(*headings: str, title: str | None = None) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    texts = {"", "Instruction", "Instruction that did it", "Part", "Package", "Version", "Cause", "Budget", "Judgement"}
+    texts = {
+        "",
+        "Instruction",
+        "Instruction that did it",
+        "Part",
+        "Package",
+        "Version",
+        "Cause",
+        "Budget",
+        "BudgetResult",
+    }
     for heading in headings:
         is_text = heading in texts or heading.startswith("Measured")
         table.add_column(heading, justify="left" if is_text else "right", overflow="fold")

@@ -7,20 +7,20 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from buildkit import engine as engines
 from buildkit.errors import RegistryFailed
-from buildkit.staging import releases
-from buildkit.staging.registry import Registry
+from buildkit.staging.release import records
+from buildkit.staging.stack.registry import Registry
+from buildkit.text import parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from buildkit.engine import Engine
-    from buildkit.staging.registry import LocalRegistry
-    from buildkit.staging.swarm import Stack
+    from buildkit.engine.client import Engine
+    from buildkit.staging.stack.registry import LocalRegistry
+    from buildkit.staging.stack.stack import Stack
 
-__all__ = ["Freed", "tidy"]
+__all__ = ["Freed", "prune_images"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +38,13 @@ class Freed:
     registry_bytes: int
 
 
-def tidy(
-    engine: Engine, stack: Stack, state: Path, *, keep: int, local: LocalRegistry | None, tell: Callable[[str], None]
+def prune_images(
+    engine: Engine, stack: Stack, state: Path, *, keep: int, local: LocalRegistry | None, log: Callable[[str], None]
 ) -> Freed:
     """Removes the images of releases beyond the newest *keep* and the last good one, except those that run."""
-    known = releases.load(state)
+    known = records.load(state)
     running = _running(stack)
-    gone = [each for each in releases.expendable(known, keep) if each.digest not in running]
+    gone = [each for each in records.expendable(known, keep) if each.digest not in running]
     names = _names(engine)
     before_bytes = _image_bytes(engine)
     removed: list[str] = []
@@ -53,7 +53,7 @@ def tidy(
         for name in (name for name, digests in names.items() if release.digest in digests):
             if name.startswith(f"{repository}:"):
                 # Containers of replicas that have ended keep their image for a while: hence by force. None runs.
-                engines.docker(engine.host, "image", "rm", "--force", name)
+                engine.docker("image", "rm", "--force", name)
                 removed.append(release.image)
         if local is not None and repository.startswith(f"{local.address}/"):
             with contextlib.suppress(RegistryFailed):
@@ -61,7 +61,7 @@ def tidy(
                     removed.append(release.image)
     if not removed:
         return Freed((), 0, 0)
-    registry_bytes = local.collect(tell) if local is not None else 0
+    registry_bytes = local.collect(log) if local is not None else 0
     return Freed(tuple(dict.fromkeys(removed)), max(0, before_bytes - _image_bytes(engine)), registry_bytes)
 
 
@@ -74,22 +74,14 @@ def _running(stack: Stack) -> set[str]:
 def _names(engine: Engine) -> dict[str, tuple[str, str]]:
     """Repository and tag -> the image's id and digest; which of them is the manifest's depends on the image store."""
     form = "{{.Repository}}:{{.Tag}} {{.ID}} {{.Digest}}"
-    lines = engines.docker(engine.host, "image", "ls", "--digests", "--no-trunc", "--format", form).splitlines()
+    lines = engine.docker("image", "ls", "--digests", "--no-trunc", "--format", form).splitlines()
     return {name: (identifier, digest) for name, identifier, digest in (line.split(" ") for line in lines)}
 
 
 def _image_bytes(engine: Engine) -> int:
     """Bytes of all images, as the engine counts them."""
-    for line in engines.docker(engine.host, "system", "df", "--format", "{{json .}}", seconds=120).splitlines():
+    for line in engine.docker("system", "df", "--format", "{{json .}}", seconds=120).splitlines():
         row = json.loads(line)
         if row["Type"] == "Images":
-            return _bytes(row["Size"])
-    return 0
-
-
-def _bytes(text: str) -> int:
-    """Bytes of docker's own way to write sizes: decimal units, as `1.2GB`."""
-    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3), ("B", 1)):
-        if text.endswith(unit):
-            return round(float(text.removesuffix(unit)) * factor)
+            return parse_bytes(row["Size"])
     return 0

@@ -10,21 +10,22 @@ from rich.table import Table
 from rich.text import Text
 
 from buildkit.errors import CommandFailed
-from buildkit.staging import inside, metrics
+from buildkit.staging.probes import container_exec, metrics
+from buildkit.text import parse_bytes
 
 if TYPE_CHECKING:
-    from buildkit.staging.metrics import Scrape
-    from buildkit.staging.releases import Releases, Window
-    from buildkit.staging.swarm import Replica, Stack
+    from buildkit.staging.probes.metrics import Scrape
+    from buildkit.staging.release.records import Releases, TrafficMetrics
+    from buildkit.staging.stack.stack import Replica, Stack
 
-__all__ = ["PARTS", "Seen", "look", "memory", "tables"]
+__all__ = ["PARTS", "StackStatus", "look", "memory", "tables"]
 
 PARTS: Final = ("api", "database", "proxy")
 _STYLES: Final = {"serving": "green", "replaced": "", "rolled back": "yellow", "failed": "red", "interrupted": "red"}
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class StackStatus:
     """What one look found.
 
     Attributes:
@@ -55,12 +56,12 @@ class Seen:
         return sum(len(found) for found in self.ended.values())
 
     @property
-    def total(self) -> Window:
+    def total(self) -> TrafficMetrics:
         """All that the present replicas answered since they started."""
         return metrics.window((), self.scrapes)
 
 
-def look(stack: Stack) -> Seen:
+def look(stack: Stack) -> StackStatus:
     """Looks once.
 
     Raises:
@@ -77,11 +78,11 @@ def look(stack: Stack) -> Seen:
     problem = "" if parts else "the stack does not run"
     if "api" in parts:
         try:
-            scrapes = inside.scrape(stack)
+            scrapes = container_exec.scrape(stack)
         except CommandFailed as error:
             problem = error.log_tail or str(error)
     containers = [each.container for found in replicas.values() for each in found if each.container]
-    return Seen(wanted, replicas, ended, memory(stack, containers), scrapes, problem)
+    return StackStatus(wanted, replicas, ended, memory(stack, containers), scrapes, problem)
 
 
 def memory(stack: Stack, containers: list[str]) -> dict[str, int]:
@@ -95,10 +96,10 @@ def memory(stack: Stack, containers: list[str]) -> dict[str, int]:
     except CommandFailed:
         return {}  # one of them ended while it was asked
     rows = [json.loads(line) for line in lines]
-    return {row["ID"]: _bytes(row["MemUsage"].partition("/")[0].strip()) for row in rows}
+    return {row["ID"]: parse_bytes(row["MemUsage"].partition("/")[0].strip()) for row in rows}
 
 
-def tables(seen: Seen, known: Releases) -> list[Table]:
+def tables(seen: StackStatus, known: Releases) -> list[Table]:
     """Parts, metrics and releases."""
     parts = Table(title="parts", title_justify="left")
     for column in ("part", "image", "state", "memory"):
@@ -142,11 +143,3 @@ def tables(seen: Seen, known: Releases) -> list[Table]:
             "" if p95 is None else f"{p95:.3f} s",
         )
     return [parts, history]
-
-
-def _bytes(text: str) -> int:
-    """Bytes of `docker stats`' way to write memory: binary units, as `1.2GiB`."""
-    for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("B", 1)):
-        if text.endswith(unit):
-            return round(float(text.removesuffix(unit)) * factor)
-    return 0

@@ -17,8 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from buildkit.errors import CommandFailed
-from buildkit.staging import metrics, releases, status
-from buildkit.staging.releases import Window  # noqa: TC001 # msgspec reads the annotations of Look at run time
+from buildkit.staging import status
+from buildkit.staging.probes import metrics
+from buildkit.staging.release import records
+from buildkit.staging.release.records import TrafficMetrics  # noqa: TC001 # msgspec reads the annotations of Observation at run time
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from buildkit.spec import StagingBudget
-    from buildkit.staging.status import Seen
-    from buildkit.staging.swarm import Stack
+    from buildkit.staging.stack.stack import Stack
+    from buildkit.staging.status import StackStatus
 
-__all__ = ["Look", "Plan", "watch"]
+__all__ = ["Observation", "WatchOptions", "watch"]
 
 SCHEMA_VERSION: Final = 1
 _HOUR_SECONDS: Final = 3600.0
@@ -37,7 +39,7 @@ _SHOWN: Final = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class WatchOptions:
     """How to watch.
 
     Attributes:
@@ -55,7 +57,7 @@ class Plan:
     record: Path
 
 
-class Look(msgspec.Struct, frozen=True, kw_only=True):
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
     """One line of the record. `broken` says what breaks the budget; `broken_seconds`, for how long without a pause."""
 
     schema_version: int = SCHEMA_VERSION
@@ -64,17 +66,17 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     wanted: dict[str, int]
     ended: int
     memory_bytes: int
-    window: Window | None
+    window: TrafficMetrics | None
     broken: tuple[str, ...]
     broken_seconds: float
 
 
-def watch(plan: Plan, console: Console) -> tuple[str, ...]:
+def watch(plan: WatchOptions, console: Console) -> tuple[str, ...]:
     """Watches until the time is over or the budget was broken for too long; what broke it then, else nothing."""
     plan.record.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    recent: deque[Look] = deque(maxlen=_SHOWN)
-    before: Seen | None = None
+    recent: deque[Observation] = deque(maxlen=_SHOWN)
+    before: StackStatus | None = None
     ended: deque[tuple[float, str]] = deque()
     known_ended: set[str] | None = None
     broken_since: float | None = None
@@ -82,7 +84,7 @@ def watch(plan: Plan, console: Console) -> tuple[str, ...]:
         while True:
             now = time.monotonic()
             try:
-                seen: Seen | None = status.look(plan.stack)
+                seen: StackStatus | None = status.look(plan.stack)
                 trouble = ""
             except CommandFailed as error:
                 seen, trouble = None, error.log_tail.splitlines()[0] if error.log_tail else str(error)
@@ -114,7 +116,7 @@ def watch(plan: Plan, console: Console) -> tuple[str, ...]:
 
 
 def _broken(
-    budget: StagingBudget, seen: Seen | None, window: Window | None, ended: int, trouble: str
+    budget: StagingBudget, seen: StackStatus | None, window: TrafficMetrics | None, ended: int, trouble: str
 ) -> tuple[str, ...]:
     if seen is None:
         return (f"the engine does not answer: {trouble}",)
@@ -136,10 +138,12 @@ def _broken(
     return tuple(broken)
 
 
-def _look(seen: Seen | None, window: Window | None, ended: int, broken: tuple[str, ...], lasted: float) -> Look:
+def _look(
+    seen: StackStatus | None, window: TrafficMetrics | None, ended: int, broken: tuple[str, ...], lasted: float
+) -> Observation:
     replicas = seen.replicas if seen else {}
-    return Look(
-        at=releases.now(),
+    return Observation(
+        at=records.now(),
         running={part: sum(each.is_running for each in found) for part, found in replicas.items()},
         wanted=seen.wanted if seen else {},
         ended=ended,
@@ -150,7 +154,7 @@ def _look(seen: Seen | None, window: Window | None, ended: int, broken: tuple[st
     )
 
 
-def _view(plan: Plan, recent: deque[Look], elapsed_seconds: float) -> Table:
+def _view(plan: WatchOptions, recent: deque[Observation], elapsed_seconds: float) -> Table:
     table = Table(
         title=f"{plan.stack.name}: {elapsed_seconds / 3600:.2f} of {plan.seconds / 3600:.2f} hours",
         caption=f"every look is in {plan.record}",

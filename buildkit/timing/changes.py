@@ -9,16 +9,16 @@ import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from buildkit import engine as engines
 from buildkit import spec as specs
+from buildkit.build.locks import Requirement, parse_requirements, release_below, write_locks
 from buildkit.errors import UsageError
-from buildkit.layers import Requirement, normalize, parse_requirements, release_below, write_locks
+from buildkit.text import canonical_name
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from buildkit.base import Base
-    from buildkit.engine import Engine
+    from buildkit.build.base import Base
+    from buildkit.engine.client import Engine
     from buildkit.spec import ImageSpec
 
 __all__ = [
@@ -103,7 +103,7 @@ def _locked(spec: ImageSpec, name: str) -> tuple[Path, Requirement]:
     for layer in spec.layers:
         path = spec.lock_folder / f"{layer.name}.txt"
         for requirement in parse_requirements(path.read_text()) if path.exists() else ():
-            if requirement.name == normalize(name):
+            if requirement.name == canonical_name(name):
                 return path, requirement
     raise UsageError("dependency", name, f"in no lock file of {spec.lock_folder}")
 
@@ -142,7 +142,7 @@ def change_base(engine: Engine, base: Base, run: int, scratch: Path) -> Base:
     context = scratch / f"base-{run}"
     context.mkdir(exist_ok=True)
     (context / "marker").write_text(f"{run}\n")
-    config = json.loads(engines.docker(engine.host, "image", "inspect", base.local))[0]["Config"]
+    config = json.loads(engine.docker("image", "inspect", base.local))[0]["Config"]
     variables = (variable.partition("=") for variable in config.get("Env") or ())
     lines = [
         f"FROM {base.local} AS before",
@@ -153,8 +153,7 @@ def change_base(engine: Engine, base: Base, run: int, scratch: Path) -> Base:
     ]
     (context / "Dockerfile").write_text("\n".join([*lines, ""]))
     local = base_tag(run)
-    engines.docker(
-        engine.host,
+    engine.docker(
         *("buildx", "build", "--quiet", "--provenance=false"),
         *("--output", f"type=image,name={local},compression=uncompressed"),
         str(context),

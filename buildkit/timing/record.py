@@ -10,7 +10,7 @@ context is still sent):
 `seconds` of a phase is the time in which at least one of its steps ran. What is left of a build's `seconds` is starting
 the client and waiting for the builder.
 
-The published schema of the saved form is `schemas/timings.json` of this package's parent.
+The published schema of the saved form is `timings.schema.json` beside this module.
 """
 
 import statistics
@@ -19,18 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from buildkit import saved
-from buildkit.events import Step
+from buildkit import jsonfile
+from buildkit.build.events import Step
 
 __all__ = [
     "SCENARIOS",
     "SCHEMA_VERSION",
     "BuildTiming",
     "Machine",
-    "NotRun",
     "Phase",
     "PhaseName",
     "Scenario",
+    "Skipped",
     "StageTiming",
     "StepTiming",
     "Summary",
@@ -138,7 +138,7 @@ class Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class NotRun:
+class Skipped:
     """A scenario that was asked for and could not be timed."""
 
     target: str
@@ -180,10 +180,10 @@ class Timings:
     runs: int
     summaries: tuple[Summary, ...]
     builds: tuple[BuildTiming, ...]
-    not_run: tuple[NotRun, ...]
+    not_run: tuple[Skipped, ...]
 
     def transfer_bytes(self, target: str) -> dict[str, int]:
-        """Return the medians of *target* by scenario, for `budget.judge`."""
+        """Return the medians of *target* by scenario, for `budget.evaluate`."""
         return {
             each.scenario: each.median_transfer_bytes
             for each in self.summaries
@@ -191,7 +191,7 @@ class Timings:
         }
 
     def seconds_ratio(self, target: str) -> dict[str, float]:
-        """Return the ratios of *target* to the baseline by scenario, for `budget.judge`."""
+        """Return the ratios of *target* to the baseline by scenario, for `budget.evaluate`."""
         ratios = {each.scenario: each.ratio for each in self.summaries if each.target == target}
         return {name: ratio for name, ratio in ratios.items() if ratio is not None}
 
@@ -337,14 +337,14 @@ def _between(written: Sequence[tuple[float, int]], start: float, end: float) -> 
 
 def save(timings: Timings, path: Path) -> None:
     """Write as JSON; folders are made, a file is replaced whole."""
-    saved.save(timings, path, indent=1)
+    jsonfile.save(timings, path, indent=1)
 
 
 def load(path: Path) -> Timings:
-    """Read what `save` wrote; SavedUnreadable where it is anything else."""
-    return saved.load(path, Timings, version=SCHEMA_VERSION, what="timings")
+    """Read what `save` wrote; InvalidFile where it is anything else."""
+    return jsonfile.load(path, Timings, version=SCHEMA_VERSION, what="timings")
 
 
 def schema() -> dict[str, object]:
     """Return the JSON Schema (2020-12) of saved timings."""
-    return saved.schema_of(Timings, f"Build timings, version {SCHEMA_VERSION}")
+    return jsonfile.schema_of(Timings, f"Build timings, version {SCHEMA_VERSION}")

@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from buildkit import base as bases
-from buildkit import build as builds
 from buildkit import spec as specs
+from buildkit.build import base as bases
+from buildkit.build import build as builds
 from buildkit.errors import BuildFailed, CommandFailed, DiskTooFull, UsageError
 from buildkit.timing import changes
 from buildkit.timing.record import (
@@ -28,7 +28,7 @@ from buildkit.timing.record import (
     SCHEMA_VERSION,
     BuildTiming,
     Machine,
-    NotRun,
+    Skipped,
     Timings,
     phases_of,
     stages_of,
@@ -39,17 +39,17 @@ from buildkit.timing.record import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from buildkit.base import Base, Origin
-    from buildkit.build import BuildRecord
-    from buildkit.display import BuildDisplay
+    from buildkit.build.base import Base, Origin
+    from buildkit.build.build import BuildRecord
+    from buildkit.build.display import BuildDisplay
+    from buildkit.build.events import Events
+    from buildkit.build.locks import Requirement
     from buildkit.errors import BuildkitError
-    from buildkit.events import Events
-    from buildkit.layers import Requirement
     from buildkit.spec import ImageSpec, Target
+    from buildkit.timing.builder import CacheScope
     from buildkit.timing.record import CacheState, Scenario
-    from buildkit.timing.scope import CacheScope
 
-__all__ = ["Plan", "time_builds"]
+__all__ = ["BenchmarkPlan", "time_builds"]
 
 _SAMPLE_SECONDS: Final = 0.05
 _SMALL_BYTES: Final = 1_000_000_000
@@ -57,7 +57,7 @@ _SMALL_BYTES: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BenchmarkPlan:
     """What to time.
 
     Attributes:
@@ -90,7 +90,7 @@ class Plan:
 
 
 def time_builds(
-    plan: Plan,
+    plan: BenchmarkPlan,
     scope: CacheScope,
     *,
     spec: ImageSpec,
@@ -98,7 +98,7 @@ def time_builds(
     base_origin: Origin,
     cache: Path,
     show: Callable[[Events, str], BuildDisplay],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     keep: Callable[[Timings], None],
 ) -> Timings:
     """Time every build of *plan* in *scope* and return all samples; *keep* gets what there is after each build.
@@ -116,11 +116,11 @@ def time_builds(
     with tempfile.TemporaryDirectory(prefix="timing-") as scratch:
         folder = Path(scratch)
         changes.copy_project(spec.project, folder / "context")
-        base = bases.obtain(
-            scope.engine, reference=spec.base, python=spec.python, origin=base_origin, cache=cache, say=say
+        base = bases.ensure_base_image(
+            scope.engine, reference=spec.base, python=spec.python, origin=base_origin, cache=cache, log=log
         )
-        bench = _Bench(
-            plan, scope, folder=folder, spec=spec, base=base, environment=environment, show=show, say=say, keep=keep
+        bench = _BenchmarkRun(
+            plan, scope, folder=folder, spec=spec, base=base, environment=environment, show=show, log=log, keep=keep
         )
         bench.clear(downloads=False)
         for run in range(1, plan.runs + 1):
@@ -129,12 +129,12 @@ def time_builds(
         return bench.timings()
 
 
-class _Bench:
+class _BenchmarkRun:
     """Holds what was timed so far; `turn` is called for each target and run, one after the other."""
 
     def __init__(
         self,
-        plan: Plan,
+        plan: BenchmarkPlan,
         scope: CacheScope,
         *,
         folder: Path,
@@ -142,7 +142,7 @@ class _Bench:
         base: Base,
         environment: Mapping[str, str],
         show: Callable[[Events, str], BuildDisplay],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
         keep: Callable[[Timings], None],
     ) -> None:
         self._plan = plan
@@ -154,11 +154,11 @@ class _Bench:
         self._base = base
         self._environment = environment
         self._show = show
-        self._say = say
+        self._say = log
         self._keep = keep
         self._started = datetime.now(tz=UTC)
         self._builds: list[BuildTiming] = []
-        self._not_run: list[NotRun] = []
+        self._not_run: list[Skipped] = []
         self._versions: dict[str, str] = {}
         self._warm: set[str] = scope.downloaded()
         self._full: dict[str, int] = {}
@@ -166,7 +166,7 @@ class _Bench:
         self._releases: list[Requirement] = []
         self._older_torch: tuple[Path, str] | None = None
         if "dependency" in plan.scenarios:
-            say(f"asking the package index for other releases of {plan.dependency}")
+            log(f"asking the package index for other releases of {plan.dependency}")
             self._releases = changes.lower(self._spec(self._pristine), plan.dependency, plan.runs)
 
     def timings(self) -> Timings:
@@ -276,7 +276,7 @@ class _Bench:
     def _leave_out(self, target: Target, scenario: Scenario, run: int, error: BuildkitError) -> None:
         self._say(f"{target.name}, {scenario}: {error}")
         reason = f"{error.stage}: {error.instruction}" if isinstance(error, BuildFailed) else str(error)
-        self._not_run.append(NotRun(target.name, scenario, run, " ".join(reason.split())))
+        self._not_run.append(Skipped(target.name, scenario, run, " ".join(reason.split())))
         self._keep(self.timings())
 
     def _build(

@@ -364,9 +364,9 @@ def dpkg_packages() -> list[dict[str, str]]:
     except OSError:
         return packages
     for paragraph in paragraphs:
-        fields = dict(re.findall(r"^(Package|Status|Version): (.*)$", paragraph, re.MULTILINE))
+        fields = dict(re.findall(r"^(DebianPackage|Status|Version): (.*)$", paragraph, re.MULTILINE))
         if fields.get("Status", "").endswith((" installed", " unpacked", " half-configured", " half-installed")):
-            packages.append({"name": fields["Package"], "version": fields.get("Version", "")})
+            packages.append({"name": fields["DebianPackage"], "version": fields.get("Version", "")})
     return packages
 
 

@@ -16,7 +16,7 @@ from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 
 from service.access import Caller
 from service.errors import documented
-from service.evidence import Intake
+from service.evidence import EvidenceIngestor
 from service.routes.verification import summary
 from service.schemas import (
     ClaimItem,
@@ -103,7 +103,7 @@ class _EvidenceOperation(Operation):
 )
 async def add_evidence(
     request: Request[object, object, State],
-    intake: Given[Intake],
+    intake: Given[EvidenceIngestor],
     caller: Given[Caller],
     *,
     truncate: FromQuery[bool] = False,

@@ -15,10 +15,10 @@ from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct
 
 from service.database import NotFoundError
-from service.engine import Engine
 from service.errors import problem_of
 from service.health import Health
-from service.inference import Input, Scores, SlotState, Vector
+from service.inference.engine import InferenceEngine
+from service.inference.types import Input, Scores, SlotState, Vector
 from service.routes.system import service_version
 from service.telemetry import note_stages
 from service.verification import RequestMismatchError
@@ -189,7 +189,7 @@ def _specified(body: type[Struct], *statuses: int) -> dict[int, ResponseSpec]:
     exception_handlers={Exception: _openai_error},
     responses=_specified(OpenAiErrorBody, 400, 401, 403, 404, 408, 413, 429, 500, 503, 504),
 )
-async def openai_embeddings(data: JSONBody[OpenAiEmbeddingRequest], engine: Given[Engine]) -> OpenAiEmbeddings:
+async def openai_embeddings(data: JSONBody[OpenAiEmbeddingRequest], engine: Given[InferenceEngine]) -> OpenAiEmbeddings:
     """Works with OpenAI's own clients. `dimensions` shortens vectors, which are then scaled to unit norm again."""
     model = engine.embedding.get()
     if data.model != model.name:
@@ -211,7 +211,7 @@ async def openai_embeddings(data: JSONBody[OpenAiEmbeddingRequest], engine: Give
     exception_handlers={Exception: _openai_error},
     responses=_specified(OpenAiErrorBody, 401, 403, 429, 503),
 )
-async def openai_models(engine: Given[Engine]) -> OpenAiModels:
+async def openai_models(engine: Given[InferenceEngine]) -> OpenAiModels:
     """The models that are there now."""
     names = [slot.name for slot in (engine.embedding, engine.entailment) if slot.state is SlotState.READY]
     return OpenAiModels("list", [OpenAiModel(str(name), "model", _MADE_AT, "truthgraph") for name in names])
@@ -225,7 +225,7 @@ async def openai_models(engine: Given[Engine]) -> OpenAiModels:
     exception_handlers={Exception: _tei_error},
     responses=_specified(TeiErrorBody, 400, 401, 403, 408, 413, 422, 424, 429, 500, 503, 504),
 )
-async def tei_embed(data: JSONBody[TeiEmbedRequest], engine: Given[Engine]) -> list[list[float]]:
+async def tei_embed(data: JSONBody[TeiEmbedRequest], engine: Given[InferenceEngine]) -> list[list[float]]:
     """One vector per input, in order."""
     inputs = [data.inputs] if isinstance(data.inputs, str) else data.inputs
     if not all(inputs):
@@ -244,7 +244,7 @@ async def tei_embed(data: JSONBody[TeiEmbedRequest], engine: Given[Engine]) -> l
     responses=_specified(TeiErrorBody, 400, 401, 403, 408, 413, 422, 424, 429, 500, 503, 504),
 )
 async def tei_predict(
-    data: JSONBody[TeiPredictRequest], engine: Given[Engine]
+    data: JSONBody[TeiPredictRequest], engine: Given[InferenceEngine]
 ) -> list[TeiPrediction] | list[list[TeiPrediction]]:
     """The three labels by falling probability; for a list of pairs, a list of that."""
     engine.entailment.get()
@@ -268,7 +268,7 @@ async def tei_predict(
     exception_handlers={Exception: _tei_error},
     responses=_specified(TeiErrorBody, 401, 403, 429, 503),
 )
-async def tei_info(engine: Given[Engine]) -> TeiInfo:
+async def tei_info(engine: Given[InferenceEngine]) -> TeiInfo:
     """The embedding model and its limits."""
     model = engine.embedding.get()
     return TeiInfo(
@@ -300,7 +300,7 @@ async def kserve_ready(health: Given[Health]) -> Response[KserveReady]:
     summary="KServe: a model is ready",
     responses=_specified(KserveModelReady, 404, 503),
 )
-async def kserve_model_ready(model: FromPath[str], engine: Given[Engine]) -> Response[KserveModelReady]:
+async def kserve_model_ready(model: FromPath[str], engine: Given[InferenceEngine]) -> Response[KserveModelReady]:
     """200 when the model is loaded, 503 when it is not yet, 404 when there is none of that name."""
     slots = [slot for slot in (engine.embedding, engine.entailment) if slot.name == model]
     is_ready = any(slot.state is SlotState.READY for slot in slots)

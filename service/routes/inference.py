@@ -7,9 +7,9 @@ from litestar.di import NamedDependency as Given
 from litestar.params import JSONBody
 
 from service.access import Caller
-from service.engine import Engine
 from service.errors import documented
-from service.inference import Scores
+from service.inference.engine import InferenceEngine
+from service.inference.types import Scores
 from service.retrieval import Retriever
 from service.routes.verification import own_tenant
 from service.schemas import (
@@ -32,7 +32,7 @@ _RESPONSES = documented(400, 401, 403, 413, 422, 429, 500, 503, 504)
 
 
 @post("/api/v1/embed", status_code=200, tags=["inference"], summary="Embed texts", responses=_RESPONSES)
-async def embed(data: JSONBody[ToEmbed], engine: Given[Engine]) -> Embedded:
+async def embed(data: JSONBody[ToEmbed], engine: Given[InferenceEngine]) -> Embedded:
     """One vector of unit norm per text. A text over the model's limit is refused unless `truncate`."""
     began = time.perf_counter()
     reply = await engine.embed(data.texts, truncate=data.truncate)
@@ -68,7 +68,7 @@ async def search(data: JSONBody[ToSearch], retriever: Given[Retriever], caller: 
 
 
 @post("/api/v1/nli", status_code=200, tags=["inference"], summary="Judge one pair", responses=_RESPONSES)
-async def nli(data: JSONBody[NliPair], engine: Given[Engine]) -> NliResult:
+async def nli(data: JSONBody[NliPair], engine: Given[InferenceEngine]) -> NliResult:
     """Whether the premise entails the hypothesis, contradicts it, or neither."""
     began = time.perf_counter()
     reply = await engine.classify([(data.premise, data.hypothesis)], truncate=data.truncate)
@@ -77,7 +77,7 @@ async def nli(data: JSONBody[NliPair], engine: Given[Engine]) -> NliResult:
 
 
 @post("/api/v1/nli/batch", status_code=200, tags=["inference"], summary="Judge many pairs", responses=_RESPONSES)
-async def nli_batch(data: JSONBody[NliBatch], engine: Given[Engine]) -> NliBatchResult:
+async def nli_batch(data: JSONBody[NliBatch], engine: Given[InferenceEngine]) -> NliBatchResult:
     """One result per pair, in order."""
     began = time.perf_counter()
     reply = await engine.classify(data.pairs, truncate=data.truncate)

@@ -11,10 +11,10 @@ from litestar.di import NamedDependency as Given
 from litestar.openapi.datastructures import ResponseSpec
 from msgspec import Struct
 
-from service.access import Allowance, Limiter
-from service.engine import Engine
+from service.access import Allowance, RateLimiter
 from service.errors import documented
 from service.health import Condition, Health, Level
+from service.inference.engine import InferenceEngine
 from service.schemas import HealthReport, Liveness, PartReport, RateLimitStats, Readiness, ServiceMap
 from service.telemetry import Metrics
 
@@ -64,7 +64,9 @@ async def health_report(health: Given[Health]) -> Response[HealthReport]:
 
 
 @get("/metrics", tags=["system"], summary="Prometheus exposition", media_type=MediaType.TEXT)
-async def metrics_page(metrics: Given[Metrics], health: Given[Health], engine: Given[Engine]) -> Response[bytes]:
+async def metrics_page(
+    metrics: Given[Metrics], health: Given[Health], engine: Given[InferenceEngine]
+) -> Response[bytes]:
     """All metrics of this process, times in seconds."""
     conditions = await health.conditions()
     metrics.observe_state(engine.scheduler.state, {each.part: each.is_ready for each in conditions})
@@ -79,7 +81,7 @@ async def service_map(health: Given[Health]) -> ServiceMap:
 
 
 @get("/rate-limit-stats", tags=["system"], summary="The caller's bucket", responses=documented(401, 403, 429, 503))
-async def rate_limit_stats(allowance: Given[Allowance | None], limiter: Given[Limiter]) -> RateLimitStats:
+async def rate_limit_stats(allowance: Given[Allowance | None], limiter: Given[RateLimiter]) -> RateLimitStats:
     """In tokens, as also told by the RateLimit headers of every answer."""
     if allowance is None:
         return RateLimitStats(None, None, None, limiter.refused)

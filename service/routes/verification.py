@@ -10,9 +10,9 @@ from litestar.params import FromPath, HeaderParameter, JSONBody
 
 from service.access import Caller, ForbiddenError
 from service.database import NotFoundError
-from service.engine import Engine
 from service.errors import documented
-from service.inference import Label
+from service.inference.engine import InferenceEngine
+from service.inference.types import Label
 from service.schemas import (
     ClaimToVerify,
     JudgedItem,
@@ -97,7 +97,7 @@ async def verify_claim(
     data: JSONBody[ClaimToVerify],
     store: Given[Store],
     queue: Given[Queue],
-    engine: Given[Engine],
+    engine: Given[InferenceEngine],
     caller: Given[Caller],
     idempotency_key: Annotated[
         str | None, HeaderParameter(name="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from buildkit.__main__ import _ARGUMENTS, _asked, _parser
-from buildkit.report import commands as report_commands
-from buildkit.staging import commands as staging_commands
+from buildkit.cli import report as report_commands
+from buildkit.cli import staging as staging_commands
 from buildkit.timing import record
-from tests.buildkit.image_maker import LayerMaker, make_image, oci_files, write_folder
 from tests.buildkit.timing.test_record import BUILDS, timings
+from tests.support.images import LayerMaker, make_image, oci_files, write_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,9 +74,9 @@ def test_saved_measurements_are_called_by_their_files_where_these_differ(
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("--most-entries", "2", "2 entries"),
-        ("--most-layer-bytes", "4 kB", "4000 bytes"),
-        ("--most-layer-bytes", "four", "--most-layer-bytes"),
+        ("--max-entries", "2", "2 entries"),
+        ("--max-layer-bytes", "4 kB", "4000 bytes"),
+        ("--max-layer-bytes", "four", "--max-layer-bytes"),
     ],
 )
 def test_an_image_over_a_limit_is_refused_by_name(
@@ -182,11 +182,11 @@ def test_the_command_is_found_behind_the_project_and_the_others_are_listed(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     helped = run("--help").stdout
-    assert [command for command in (*COMMANDS, "diet") if f"    {command} " not in helped] == []
+    assert [command for command in (*COMMANDS, "slim") if f"    {command} " not in helped] == []
 
-    dieted = run("diet", tmp_path)  # behind --project
-    assert dieted.returncode == 2
-    assert "leave --project away" in dieted.stderr
+    slimmed = run("slim", tmp_path)  # behind --project
+    assert slimmed.returncode == 2
+    assert "leave --project away" in slimmed.stderr
     looked = run("stage-status", "--state", tmp_path / "none")
     assert "Traceback" not in looked.stderr
     assert str(tmp_path) in looked.stderr

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from buildkit import base, engine, spec
+from buildkit import spec
+from buildkit.build import base
+from buildkit.check.verify import verify
+from buildkit.engine import daemon
 from buildkit.errors import BuildkitError
-from buildkit.verify import verify
 from checks.golden import VECTORS
-from tests.checks.elf_maker import make_elf
 from tests.checks.faults import CUDA, EXPECTED, FAULTS, HANDED_IN, INERT, PRUNED, SIGNS, SITE, WHOLE, Fault
 from tests.conftest import absent
+from tests.support.elf_facts import make_elf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from buildkit.verify import VerifyResult
+    from buildkit.check.verify import VerifyResult
     from checks.expectations import Expectations
 
 STANDIN = Path(__file__).parent / "standin"
@@ -161,13 +163,13 @@ def python_base(docker: Sequence[str], pytestconfig: pytest.Config) -> str:
     project = spec.load(pytestconfig.rootpath)
     assert docker, "the fixture skips where there is none"
     try:
-        found = base.obtain(
-            engine.find(os.environ, engine.Private()),
+        found = base.ensure_base_image(
+            daemon.find(os.environ, daemon.ManagedDaemon()),
             reference=project.base,
             python=project.python,
             origin="auto",
             cache=pytestconfig.rootpath / "build/cache",
-            say=lambda _: None,
+            log=lambda _: None,
         )
     except BuildkitError as error:
         absent(pytestconfig, "docker", f"no base image: {error}")

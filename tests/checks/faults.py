@@ -8,10 +8,10 @@ import textwrap
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from buildkit.diet.rules import choose_rules
-from buildkit.diet.signs import library_sign
-from checks.expectations import Budgets, Expectations
-from tests.checks.elf_maker import fatbin, make_elf
+from buildkit.slim.placeholders.libraries import library_sign
+from buildkit.slim.rules.rule_sets import choose_rules
+from checks.expectations import Expectations, SizeLimits
+from tests.support.elf_facts import fatbin, make_elf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -43,7 +43,7 @@ EXPECTED = Expectations(
     cuda_targets=("sm_80", "sm_90"),
     labels={"org.opencontainers.image.revision": "0123abc", "org.opencontainers.image.created": None},
     base_paths=("/var/lib/dpkg/", "/etc/passwd"),
-    budgets=Budgets(unpacked_bytes=10**9, largest_layer_bytes=10**9, layers=40),
+    budgets=SizeLimits(unpacked_bytes=10**9, largest_layer_bytes=10**9, layers=40),
     stop_seconds=5.0,
 )
 
@@ -120,7 +120,9 @@ BUILD_TOOLS = [
 LEFTOVERS = [
     Fault("uv's cache", "absent::no_uv_cache", files={"/root/.cache/uv/CACHEDIR.TAG": "Signature"}),
     Fault("pip's cache elsewhere", "absent::no_pip_cache", files={"/srv/c/0/1/2": "cc=4,\x82\xa8response"}),
-    Fault("apt's lists", "absent::no_apt_lists", files={"/var/lib/apt/lists/deb_trixie_main_Packages": "Package: a"}),
+    Fault(
+        "apt's lists", "absent::no_apt_lists", files={"/var/lib/apt/lists/deb_trixie_main_Packages": "DebianPackage: a"}
+    ),
     Fault("pytest by module", "absent::no_development_distribution", files={f"{SITE}/_pytest/py.typed": ""}),
     Fault("another one of the dev group", "absent::no_development_distribution", files=distribution("hypothesis")),
     Fault("tests of the application", "absent::no_tests_or_scripts", files={"/app/tests/data.json": "{}"}),
@@ -178,7 +180,7 @@ SECRETS = [
     ),
 ]
 LIBRARY = f"{SITE}/torch_x/liba.so"
-# What a diet leaves in the place of a library: one that the loader refuses, and one that loads and has no symbol.
+# What a slim leaves in the place of a library: one that the loader refuses, and one that loads and has no symbol.
 SIGNS = {
     f"{SITE}/torch_x/lib{rule.sign}.so": library_sign(make_elf(), f"lib{rule.sign}.so", rule)
     for rule in choose_rules("dense-solver,cudnn-engines")
@@ -187,7 +189,7 @@ CONTENTS = [
     Fault(
         "psql missing from the package database",
         "contents::system_packages_are_installed",
-        "RUN sed -i 's/^Package: postgresql-client$/Package: other/' /var/lib/dpkg/status",
+        "RUN sed -i 's/^DebianPackage: postgresql-client$/DebianPackage: other/' /var/lib/dpkg/status",
     ),
     Fault("a file for everyone to write", "contents::no_world_writable_file", "RUN touch /srv/a && chmod 666 /srv/a"),
     Fault("code that the service can change", "contents::code_is_read_only", "RUN touch /app/a && chown 1000 /app/a"),
@@ -235,7 +237,9 @@ LAYERS = [
     Fault("a deleted file", "layers::no_file_is_deleted", "RUN rm /app/service/data.json"),
     Fault("two copies", "layers::no_copies", "RUN head -c 1100000 /dev/urandom > /srv/a && cp /srv/a /srv/b"),
     Fault(
-        "too large", "layers::size_is_within_budget", expected=lambda e: replace(e, budgets=Budgets(unpacked_bytes=1))
+        "too large",
+        "layers::size_is_within_budget",
+        expected=lambda e: replace(e, budgets=SizeLimits(unpacked_bytes=1)),
     ),
     Fault(
         "a layer too large",

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from checks.engine import Engine, EngineFailed, ImageUnknown, configuration
+from checks.engine import DockerClient, EngineFailed, ImageUnknown, configuration
 from checks.layers import read_store, read_stream
-from checks.secrets import Traces
+from checks.secrets import SecretScanner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def engine(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+def engine(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerClient]:
     """The engine that holds the stand-in, found as a run of the checks finds it."""
     if len(workshop.docker) > 1:
         monkeypatch.setenv("DOCKER_HOST", workshop.docker[2])
-    found = Engine()
+    found = DockerClient()
     yield found
     found.close()
 
 
-def test_store_and_stream_show_the_same_layers(engine: Engine, workshop: Workshop) -> None:
+def test_store_and_stream_show_the_same_layers(engine: DockerClient, workshop: Workshop) -> None:
     digest, found = engine.inspect(workshop.without_fault)
     store = engine.store(digest)
     if store is None:
         pytest.skip("this engine's own store cannot be read from here")
     with engine.save(digest) as saving:
         assert saving.stdout
-        streamed = read_stream(saving.stdout, Traces({}))
-    assert streamed == read_store(store, digest, found.architecture, Traces({}), None)
+        streamed = read_stream(saving.stdout, SecretScanner({}))
+    assert streamed == read_store(store, digest, found.architecture, SecretScanner({}), None)
     assert any("VOLUME" in step for step in streamed.history)
 
 
-def test_what_was_started_is_taken_away(engine: Engine, workshop: Workshop) -> None:
+def test_what_was_started_is_taken_away(engine: DockerClient, workshop: Workshop) -> None:
     name = engine.start(workshop.without_fault, "--entrypoint", "sleep", command=("60",))
     assert engine.state(name)["Running"]
     assert engine.exec(name, "id", "-u").output == "1000\n"
@@ -45,7 +45,7 @@ def test_what_was_started_is_taken_away(engine: Engine, workshop: Workshop) -> N
         engine.state(name)
 
 
-def test_unknown_image_is_told_from_a_failing_engine(engine: Engine) -> None:
+def test_unknown_image_is_told_from_a_failing_engine(engine: DockerClient) -> None:
     with pytest.raises(ImageUnknown):
         engine.inspect("truthgraph-nowhere:none")
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Future
 
-    from buildkit.verify import VerifyResult
+    from buildkit.check.verify import VerifyResult
 
 
 def explained(result: VerifyResult) -> str:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from checks.layers import ImageLayers, UnreadableImage, read_store, read_stream
-from checks.secrets import Traces
+from checks.secrets import SecretScanner
 from tests.checks.faults import TOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-NOTHING = Traces({})
+NOTHING = SecretScanner({})
 Content = bytes | None  # None: a folder
 
 
@@ -135,20 +135,20 @@ def test_secret_is_found_in_the_layer_that_a_later_one_hides() -> None:
 @pytest.mark.parametrize("shift", range(1048560, 1048580))
 def test_value_handed_in_is_found_across_the_border_of_two_pieces(shift: int) -> None:
     layers = [archive({"a": b"\0" * shift + b"s3cr3t-w0rd" + b"\0" * 99})]
-    assert read_stream(saved(layers), Traces({"a": "s3cr3t-w0rd"})).traces
+    assert read_stream(saved(layers), SecretScanner({"a": "s3cr3t-w0rd"})).traces
 
 
 def test_cache_gives_the_same_and_is_not_used_for_values_handed_in(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     manifest = stored(tmp_path / "blobs", [archive({"a": TOKEN.encode()})])
 
-    def read(traces: Traces) -> ImageLayers:
+    def read(traces: SecretScanner) -> ImageLayers:
         return read_store(tmp_path / "blobs", manifest, "amd64", traces, tmp_path / "cache")
 
     first = read(NOTHING)
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert read(NOTHING) == first
-    assert [trace.rule for trace in read(Traces({"a": TOKEN})).traces] == ["handed-in", "token"]
+    assert [trace.rule for trace in read(SecretScanner({"a": TOKEN})).traces] == ["handed-in", "token"]
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 

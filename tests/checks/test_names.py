@@ -1,4 +1,4 @@
-"""Which names the checks refuse and which they let pass, on facts alone: no engine is needed."""
+"""Which names the checks fail_if and which they let pass, on facts alone: no engine is needed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from checks import test_absent, test_layers
-from checks.expectations import Budgets, Expectations
-from checks.facts import Content, Copies, Distribution, File, FileSystem, Interpreter, Package
-from checks.layers import Entry, ImageLayers, Layer
+from checks.expectations import Expectations, SizeLimits
+from checks.facts import Content, Copies, DebianPackage, Distribution, File, FileSystem, Interpreter
+from checks.layers import ImageLayers, TarLayer, TarMember
 from checks.verdicts import Findings, NotApplicable
 
 SITE = "/opt/venv/lib/python3.13/site-packages"
@@ -100,7 +100,7 @@ def test_what_only_sounds_like_a_tool_is_let_pass(path: str) -> None:
     ],
 )
 def test_package_of_a_tool_is_found_by_that_tool_only(tool: str, package: str) -> None:
-    file_system = replace(EMPTY, packages=(Package(package, "1"),))
+    file_system = replace(EMPTY, packages=(DebianPackage(package, "1"),))
     assert [name for name in test_absent.TOOLS if found_by_tool(name, file_system)] == [tool]
 
 
@@ -108,7 +108,7 @@ def test_package_of_a_tool_is_found_by_that_tool_only(tool: str, package: str) -
     "package", ["gcc-14-base", "libgcc-s1", "libstdc++6", "libc6", "dpkg", "libmaker", "make-guile-doc"]
 )
 def test_package_that_every_image_has_is_let_pass(package: str) -> None:
-    file_system = replace(EMPTY, packages=(Package(package, "1"),))
+    file_system = replace(EMPTY, packages=(DebianPackage(package, "1"),))
     assert [name for name in test_absent.TOOLS if found_by_tool(name, file_system)] == []
 
 
@@ -183,7 +183,7 @@ def test_folders_that_code_needs_are_let_pass(path: str) -> None:
 
 
 def test_finding_names_size_layer_and_instruction() -> None:
-    layer = Layer(0, "RUN apt-get install gcc # buildkit", 1, (Entry("/usr/bin/gcc", "file", 1, 0o755, "00"),))
+    layer = TarLayer(0, "RUN apt-get install gcc # buildkit", 1, (TarMember("/usr/bin/gcc", "file", 1, 0o755, "00"),))
     layers = ImageLayers((layer,), (), {"/usr/bin/gcc": 0})
     with pytest.raises(Findings) as raised:
         test_absent.test_tool_is_absent("gcc", holding("/usr/bin/gcc"), layers)
@@ -197,7 +197,7 @@ def test_small_copies_are_let_pass() -> None:
 
 
 def test_budget_that_is_not_set_is_said_to_be() -> None:
-    expected = replace(EXPECTED, budgets=Budgets())
+    expected = replace(EXPECTED, budgets=SizeLimits())
     for judge in (
         test_layers.test_size_is_within_budget,
         test_layers.test_each_layer_is_within_budget,

@@ -15,8 +15,8 @@ import pytest
 
 from checks.facts import SharedObject
 from checks.programs import filesystem
-from tests.checks.elf_maker import fatbin, make_elf
 from tests.checks.faults import SIGNS
+from tests.support.elf_facts import fatbin, make_elf
 
 PROGRAMS = Path(filesystem.__file__).parent
 

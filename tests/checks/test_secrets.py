@@ -5,10 +5,10 @@ import base64
 import pytest
 from pip._internal.models.index import PyPI
 
-from checks.secrets import Traces, certificate_fingerprints
+from checks.secrets import SecretScanner, certificate_fingerprints
 from tests.checks.faults import DER, KEY, PEM, TOKEN
 
-NOTHING = Traces({})
+NOTHING = SecretScanner({})
 
 
 def rules(path: str, content: str | bytes) -> list[str]:
@@ -68,19 +68,19 @@ def test_what_only_looks_like_a_secret_is_not_found(path: str, content: str) -> 
     ],
 )
 def test_value_handed_in_is_found_in_every_form(text: str) -> None:
-    traces = Traces({"index": "https://robot:s3cr3t%2Fw0rd@packages.invalid/simple"})
+    traces = SecretScanner({"index": "https://robot:s3cr3t%2Fw0rd@packages.invalid/simple"})
     assert [trace.rule for trace in traces.of_piece("/srv/a", text.encode())][:1] == ["handed-in"]
 
 
 def test_the_secret_is_not_repeated_in_the_finding() -> None:
-    found = list(Traces({"index": "https://a:s3cr3t-w0rd@b.invalid"}).of_text("a label", "s3cr3t-w0rd " + TOKEN))
+    found = list(SecretScanner({"index": "https://a:s3cr3t-w0rd@b.invalid"}).of_text("a label", "s3cr3t-w0rd " + TOKEN))
     assert found
     assert not any("s3cr3t" in str(trace) or TOKEN in str(trace) for trace in found)
 
 
 @pytest.mark.parametrize("value", ["", "on", f"https://{PyPI.netloc}/simple"])
 def test_value_that_is_no_secret_is_not_looked_for(value: str) -> None:
-    assert Traces({"index": value}).needles == []
+    assert SecretScanner({"index": value}).patterns == []
 
 
 def test_certificate_has_one_fingerprint_in_every_form() -> None:

@@ -16,16 +16,16 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from buildkit import base as bases
-from buildkit import build as builds
-from buildkit import engine as engines
 from buildkit import spec as specs
-from buildkit.display import BuildDisplay
+from buildkit.build import base as bases
+from buildkit.build import build as builds
+from buildkit.build.display import BuildDisplay
+from buildkit.engine import daemon
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from buildkit.events import Events
+    from buildkit.build.events import Events
 
 PROJECT = Path(__file__).parents[2]
 STACK = PROJECT / "docker" / "stack.yaml"
@@ -94,14 +94,14 @@ def engine(docker: Sequence[str]) -> Iterator[Docker]:
 def built(docker: Sequence[str], folder: Path, *names: str) -> Iterator[dict[str, str]]:
     """The images of these targets, made from this checkout under names of the tests' own; removed afterwards."""
     spec = msgspec.structs.replace(specs.load(PROJECT), name="truthgraph-test-stack")
-    found = engines.find(os.environ, engines.Private())
-    base = bases.obtain(
+    found = daemon.find(os.environ, daemon.ManagedDaemon())
+    base = bases.ensure_base_image(
         found,
         reference=spec.base,
         python=spec.python,
         origin="auto",
         cache=PROJECT / "build" / "cache",
-        say=lambda _line: None,
+        log=lambda _line: None,
     )
     console = Console(file=io.StringIO(), width=100)
 

@@ -22,8 +22,8 @@ import uvicorn
 from service.app import Application, create_app
 from service.database import migrate
 from service.embedded import EmbeddedPostgres, embedded_postgres
-from service.engine import before_torch
-from service.models import add
+from service.inference.engine import before_torch
+from service.inference.models import add
 from service.settings import Settings
 from tests.service.deberta import save_classifier
 from tests.service.fakes import FakeEmbedder, FakeEntailment

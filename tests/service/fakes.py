@@ -6,12 +6,12 @@ import threading
 import zlib
 from typing import TYPE_CHECKING
 
-from service.inference import DeviceLostError, DeviceMemoryError, Scores, TextTooLongError, TokenRow, Vector
+from service.inference.types import DeviceLostError, DeviceMemoryError, Scores, TextTooLongError, TokenRow, Vector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from service.inference import Input
+    from service.inference.types import Input
 
 DIMENSION = 384
 LIMIT_TOKENS = 256

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from service.access import Caller, Gate, Keys, Limiter, RateLimitedError, Scope, UnauthorizedError, client_address
+from service.access import (
+    ApiKeyRepository,
+    Authenticator,
+    Caller,
+    RateLimitedError,
+    RateLimiter,
+    Scope,
+    UnauthorizedError,
+    client_address,
+)
 from service.database import ConflictError, Database
 from tests.service.conftest import Postgres, served, settings
 
@@ -54,7 +63,7 @@ def in_database(url: str, work: Callable[[Database], Awaitable[None]]) -> None:
 
 def test_without_keys_only_this_machine_is_let_in(postgres: Postgres) -> None:
     async def work(database: Database) -> None:
-        gate = Gate(Keys(database), has_database=True, allow_anonymous=False)
+        gate = Authenticator(ApiKeyRepository(database), has_database=True, allow_anonymous=False)
         assert Scope.ADMIN in (await gate.caller(None, ip_address("127.0.0.1"))).scopes
         assert Scope.ADMIN in (await gate.caller("anything", ip_address("::1"))).scopes
         for address in (ip_address("192.168.0.9"), None):
@@ -66,9 +75,9 @@ def test_without_keys_only_this_machine_is_let_in(postgres: Postgres) -> None:
 
 def test_with_a_key_everyone_needs_one(postgres: Postgres) -> None:
     async def work(database: Database) -> None:
-        keys = Keys(database)
+        keys = ApiKeyRepository(database)
         key = await keys.add("reader", ["read"], "acme", 1000)
-        gate = Gate(keys, has_database=True, allow_anonymous=False)
+        gate = Authenticator(keys, has_database=True, allow_anonymous=False)
         caller = await gate.caller(key, ip_address("8.8.8.8"))
         assert caller.tenant == "acme"
         assert caller.scopes == frozenset({Scope.PUBLIC, Scope.READ})
@@ -78,7 +87,7 @@ def test_with_a_key_everyone_needs_one(postgres: Postgres) -> None:
         with pytest.raises(ConflictError):
             await keys.add("reader", ["read"], "acme", 1000)
         await keys.revoke("reader")
-        fresh = Gate(keys, has_database=True, allow_anonymous=False)
+        fresh = Authenticator(keys, has_database=True, allow_anonymous=False)
         with pytest.raises(UnauthorizedError):
             await fresh.caller(key, ip_address("127.0.0.1"))
 
@@ -89,7 +98,7 @@ def test_the_database_never_has_the_key_itself(postgres: Postgres) -> None:
     url = postgres.fresh()
 
     async def work(database: Database) -> None:
-        key = await Keys(database).add("k", ["write"], "t", 1000)
+        key = await ApiKeyRepository(database).add("k", ["write"], "t", 1000)
         async with database.connection() as connection:
             assert key not in str(await connection.fetch("SELECT api_keys::text FROM api_keys"))
 
@@ -101,8 +110,8 @@ def test_scopes_hold_over_http(postgres: Postgres) -> None:
     made: list[str] = []
 
     async def work(database: Database) -> None:
-        made.append(await Keys(database).add("r", ["read"], "t", 10**6))
-        made.append(await Keys(database).add("w", ["write"], "t", 10**6))
+        made.append(await ApiKeyRepository(database).add("r", ["read"], "t", 10**6))
+        made.append(await ApiKeyRepository(database).add("w", ["write"], "t", 10**6))
 
     in_database(url, work)
     with served(settings(url)) as running:
@@ -137,7 +146,7 @@ def test_configured_origins_are_allowed() -> None:
 
 def test_a_bucket_is_shared_by_replicas_and_fills_again(postgres: Postgres) -> None:
     async def work(database: Database) -> None:
-        one, two = Limiter(database), Limiter(database)
+        one, two = RateLimiter(database), RateLimiter(database)
         caller = Caller("subject", "t", frozenset(), 600)
         for _ in range(5):
             await one.take(caller, 59 * 4)
@@ -159,7 +168,7 @@ def test_used_up_tokens_are_a_429_with_the_headers(postgres: Postgres) -> None:
     made: list[str] = []
 
     async def work(database: Database) -> None:
-        made.append(await Keys(database).add("small", ["read"], "t", 100))
+        made.append(await ApiKeyRepository(database).add("small", ["read"], "t", 100))
 
     in_database(url, work)
     with served(settings(url)) as running:

@@ -21,7 +21,7 @@ import asyncpg
 import httpx
 import pytest
 
-from service.models import MANIFEST, check
+from service.inference.models import MANIFEST, check
 from tests.service.conftest import EMBEDDING, ENTAILMENT, WAIT_SECONDS, Postgres, until
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def test_a_wrong_setting_stops_the_start_with_its_name() -> None:
 def test_embed_prints_the_vectors_of_the_configured_model(models_directory: Path) -> None:
     output = command("embed", "The sun rises in the east.", "x", MODELS_DIR=models_directory)
     vectors = json.loads(output.splitlines()[0])
-    from service.torch_models import load_embedder, place
+    from service.inference.torch_models import load_embedder, place
 
     model = load_embedder(check(models_directory, EMBEDDING), place("cpu", "float32"))
     expected = model.forward(model.prepare(["The sun rises in the east.", "x"], truncate=False))
@@ -219,7 +219,7 @@ def test_a_signal_ends_the_process_with_0_within_the_deadline(number: signal.Sig
 
 
 def test_after_a_signal_it_lingers_not_ready_and_still_takes_new_connections() -> None:
-    with process("-c", WITHOUT_TORCH, LINGER_SECONDS="3", DRAIN_SECONDS="3") as running:
+    with process("-c", WITHOUT_TORCH, SHUTDOWN_DELAY_SECONDS="3", DRAIN_SECONDS="3") as running:
         running.popen.send_signal(signal.SIGTERM)
         until(lambda: "process" in httpx.get(f"{running.client.base_url}/readyz").json()["reasons"], "it says so")
         assert httpx.get(f"{running.client.base_url}/livez").status_code == 200
@@ -229,7 +229,7 @@ def test_after_a_signal_it_lingers_not_ready_and_still_takes_new_connections() -
 
 
 def test_a_second_signal_ends_the_lingering() -> None:
-    with process("-c", WITHOUT_TORCH, LINGER_SECONDS="1000") as running:
+    with process("-c", WITHOUT_TORCH, SHUTDOWN_DELAY_SECONDS="1000") as running:
         running.popen.send_signal(signal.SIGTERM)
         until(lambda: "process" in running.client.get("/readyz").json()["reasons"], "it lingers")
         running.client.close()

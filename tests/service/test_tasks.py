@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from service.database import Database
-from service.inference import Scores
-from service.store import Found, Judged, NewVerdict, Outcome, Store
+from service.inference.types import Scores
+from service.store import NewVerdict, Outcome, ScoredEvidence, SearchHit, Store
 from service.tasks import Queue, TaskState
 from service.verification import Options
 from tests.service.conftest import Postgres, Served, served, settings, until
@@ -50,7 +50,7 @@ def in_database(url: str, work: Callable[[Database], Awaitable[None]]) -> None:
 
 
 def verdict() -> NewVerdict:
-    judged = Judged(Found(None, "text", None, None, 0.5), Scores(0.9, 0.05, 0.05))
+    judged = ScoredEvidence(SearchHit(None, "text", None, None, 0.5), Scores(0.9, 0.05, 0.05))
     return NewVerdict(
         verdict=Outcome.SUPPORTED,
         confidence=0.9,

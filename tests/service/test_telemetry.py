@@ -8,14 +8,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.telemetry import Metrics, Observed, _JsonFormatter, note_header, note_stage, request_id, within_request
+from service.telemetry import (
+    Metrics,
+    TelemetryMiddleware,
+    _JsonFormatter,
+    note_header,
+    note_stage,
+    request_context,
+    request_id,
+)
 from service.tracing import Tracer
 
 if TYPE_CHECKING:
     from litestar.types import HTTPReceiveMessage, Message, Receive, Scope, Send
 
 
-def answered(observed: Observed, headers: list[tuple[bytes, bytes]] | None = None) -> list[Message]:
+def answered(observed: TelemetryMiddleware, headers: list[tuple[bytes, bytes]] | None = None) -> list[Message]:
     """Send one request to `observed` and return what it sent."""
     sent: list[Message] = []
 
@@ -40,7 +48,7 @@ async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
 
 def test_stages_headers_and_the_id_reach_the_answer_and_the_metrics() -> None:
     metrics = Metrics()
-    start = answered(Observed(app, metrics, receive_seconds=1), [(b"x-request-id", b"mine")])[0]
+    start = answered(TelemetryMiddleware(app, metrics, receive_seconds=1), [(b"x-request-id", b"mine")])[0]
     headers = dict(start["headers"])  # type: ignore[typeddict-item] # the first message is the start
     assert headers[b"x-request-id"] == headers[b"x-extra"] == b"mine"
     assert headers[b"server-timing"].startswith(b"queue;dur=750.00, total;dur=")
@@ -59,7 +67,7 @@ def test_a_traced_request_is_a_child_of_its_caller_with_route_status_and_stages(
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     parent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    observed = Observed(app, Metrics(), receive_seconds=1, tracer=Tracer(provider.get_tracer("test")))
+    observed = TelemetryMiddleware(app, Metrics(), receive_seconds=1, tracer=Tracer(provider.get_tracer("test")))
     answered(observed, [(b"traceparent", parent)])
     [span] = exporter.get_finished_spans()
     assert span.name == "GET /x/{y}"
@@ -73,7 +81,7 @@ def test_a_log_line_is_json_with_the_request_and_the_traceback() -> None:
     handler.setFormatter(_JsonFormatter())
     logger = logging.getLogger("tests.json")
     logger.addHandler(handler)
-    with within_request("abc"):
+    with request_context("abc"):
         logger.error("failed", extra={"part": "x"}, exc_info=ValueError("two\nlines"))
     logger.removeHandler(handler)
     [line] = stream.getvalue().splitlines()

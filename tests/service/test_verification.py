@@ -6,28 +6,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.inference import Scores
-from service.store import Found, Judged, Outcome
+from service.inference.types import Scores
+from service.store import Outcome, ScoredEvidence, SearchHit
 from service.verification import InvalidTextError, checked_text, decide
 
 probability = st.floats(0, 1)
 
 
 @st.composite
-def judgements(draw: st.DrawFn) -> Judged:
+def judgements(draw: st.DrawFn) -> ScoredEvidence:
     entailment = draw(probability)
     contradiction = draw(st.floats(0, 1)) * (1 - entailment)
     return judged(entailment, contradiction, draw(probability))
 
 
-def judged(entailment: float, contradiction: float, similarity: float = 0.8) -> Judged:
+def judged(entailment: float, contradiction: float, similarity: float = 0.8) -> ScoredEvidence:
     scores = Scores(entailment, max(0.0, 1 - entailment - contradiction), contradiction)
-    return Judged(Found(uuid.uuid4(), "text", None, None, similarity), scores)
+    return ScoredEvidence(SearchHit(uuid.uuid4(), "text", None, None, similarity), scores)
 
 
-def mirrored(each: Judged) -> Judged:
+def mirrored(each: ScoredEvidence) -> ScoredEvidence:
     scores = Scores(each.scores.contradiction, each.scores.neutral, each.scores.entailment)
-    return Judged(each.found, scores)
+    return ScoredEvidence(each.found, scores)
 
 
 def test_no_evidence_is_not_enough() -> None:
@@ -51,14 +51,14 @@ def test_weak_evidence_stays_below_the_threshold() -> None:
 
 
 @given(st.lists(judgements(), max_size=12), probability)
-def test_all_scores_are_fractions(evidence: list[Judged], threshold: float) -> None:
+def test_all_scores_are_fractions(evidence: list[ScoredEvidence], threshold: float) -> None:
     decision = decide(evidence, threshold)
     for score in (decision.confidence, decision.support_score, decision.refute_score):
         assert 0 <= score <= 1 + 1e-9
 
 
 @given(st.lists(judgements(), max_size=12), probability)
-def test_swapping_the_sides_swaps_the_verdict(evidence: list[Judged], threshold: float) -> None:
+def test_swapping_the_sides_swaps_the_verdict(evidence: list[ScoredEvidence], threshold: float) -> None:
     swap = {
         Outcome.SUPPORTED: Outcome.REFUTED,
         Outcome.REFUTED: Outcome.SUPPORTED,
@@ -72,14 +72,14 @@ def test_swapping_the_sides_swaps_the_verdict(evidence: list[Judged], threshold:
 
 @given(st.lists(judgements(), max_size=8), st.lists(probability, max_size=8), probability)
 def test_evidence_that_says_nothing_changes_nothing(
-    evidence: list[Judged], similarities: list[float], threshold: float
+    evidence: list[ScoredEvidence], similarities: list[float], threshold: float
 ) -> None:
     silent = [judged(0.0, 0.0, similarity) for similarity in similarities]
     assert decide(evidence + silent, threshold) == decide(evidence, threshold)
 
 
 @given(st.lists(judgements(), min_size=1, max_size=8), probability)
-def test_more_support_never_lowers_the_support_score(evidence: list[Judged], similarity: float) -> None:
+def test_more_support_never_lowers_the_support_score(evidence: list[ScoredEvidence], similarity: float) -> None:
     before = decide(evidence, 0.7).support_score
     after = decide([*evidence, judged(1.0, 0.0, similarity)], 0.7).support_score
     assert after >= before - 1e-9

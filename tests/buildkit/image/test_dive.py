@@ -6,7 +6,7 @@ import pytest
 
 from buildkit.image.dive import dive_efficiency
 from buildkit.image.layer_tar import read_layer
-from tests.buildkit.image_maker import LayerMaker
+from tests.support.images import LayerMaker
 
 
 def figures(*makers: LayerMaker) -> tuple[float, int, float]:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from buildkit.image.analyze import measure
+from buildkit.image.model import FileRecord, Measurement
 from buildkit.image.read import read_image
-from buildkit.measure import measure
-from buildkit.measurement import FileRecord, Measurement
-from tests.buildkit.image_maker import LayerMaker, MadeImage, digest, docker_files, make_image, oci_files, write_archive
+from tests.support.images import LayerMaker, MadeImage, digest, docker_files, make_image, oci_files, write_archive
 
 # what the engine puts into every container (moby, daemon/initlayer/setup_unix.go)
 INITIAL = {".dockerenv", "dev", "dev/console", "dev/pts", "dev/shm", "etc", "etc/hostname", "etc/hosts", "etc/mtab"}

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from buildkit.image.analyze import measure
 from buildkit.image.gpu_code import UNKNOWN, GpuCodeMeasurement
+from buildkit.image.model import Measurement
 from buildkit.image.read import read_image
-from buildkit.measure import measure
-from buildkit.measurement import Measurement
 from buildkit.report.markdown import measurement_markdown
 from buildkit.report.page import page
-from tests.buildkit.diet.synthetic import EntrySpec, Library, container
-from tests.buildkit.image_maker import Compression, LayerMaker, make_image, oci_files, write_archive, write_folder
+from tests.support.elf import EntrySpec, Library, container
+from tests.support.images import Compression, LayerMaker, make_image, oci_files, write_archive, write_folder
 
 CUBIN, PTX = 2, 1
 ENTRY_BYTES = 64 + 800

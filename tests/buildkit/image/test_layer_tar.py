@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buildkit.image.layer_stream import Limits
-from buildkit.image.layer_tar import Entry, LayerContents, read_layer
+from buildkit.image.layer_tar import LayerContents, LayerEntry, read_layer
 from buildkit.image.tar_format import CorruptLayer, LayerError, LayerTooLarge, UnsafePath, UnsupportedEntry
-from tests.buildkit.image_maker import Compression, LayerMaker, compress, digest, raw_header
+from tests.support.images import Compression, LayerMaker, compress, digest, raw_header
 
 
 def read(blob: bytes, **options: object) -> LayerContents:
@@ -26,7 +26,7 @@ def read(blob: bytes, **options: object) -> LayerContents:
     return read_layer(io.BytesIO(blob), name="layer x", limits=limits if isinstance(limits, Limits) else None)
 
 
-def only(blob: bytes) -> Entry:
+def only(blob: bytes) -> LayerEntry:
     (entry,) = read(blob).entries
     return entry
 

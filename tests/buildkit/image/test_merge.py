@@ -9,30 +9,30 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buildkit.image.layer_tar import LayerContents, read_layer
-from buildkit.image.merge import FileSystem, Waste, merge
+from buildkit.image.merge import MergedFileSystem, Waste, merge
 from buildkit.image.tar_format import CorruptLayer, LayerError, UnsafePath
-from tests.buildkit.image_maker import LayerMaker
+from tests.support.images import LayerMaker
 
 
 def contents(*makers: LayerMaker) -> list[LayerContents]:
     return [read_layer(io.BytesIO(maker.tar()), name="x") for maker in makers]
 
 
-def merged(*makers: LayerMaker) -> FileSystem:
+def merged(*makers: LayerMaker) -> MergedFileSystem:
     return merge(contents(*makers))
 
 
-def names(file_system: FileSystem) -> list[str]:
+def names(file_system: MergedFileSystem) -> list[str]:
     return [path for path, _ in file_system.walk()]
 
 
-def waste(file_system: FileSystem) -> Sequence[tuple[str, int, str, int, int]]:
+def waste(file_system: MergedFileSystem) -> Sequence[tuple[str, int, str, int, int]]:
     return [
         (each.path, each.wasted_bytes, each.cause, each.stored_by, each.caused_by) for each in sorted_waste(file_system)
     ]
 
 
-def sorted_waste(file_system: FileSystem) -> Sequence[Waste]:
+def sorted_waste(file_system: MergedFileSystem) -> Sequence[Waste]:
     return sorted(file_system.waste, key=lambda each: (each.path, each.stored_by))
 
 

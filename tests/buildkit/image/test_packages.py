@@ -8,7 +8,7 @@ from buildkit.image.layer_tar import read_layer
 from buildkit.image.merge import merge
 from buildkit.image.packages import Ownership, attribute
 from buildkit.image.tar_format import CorruptLayer
-from tests.buildkit.image_maker import LayerMaker
+from tests.support.images import LayerMaker
 
 SITE = "opt/venv/lib/python3.13/site-packages"
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buildkit.errors import BuildkitError, CommandFailed
+from buildkit.image.analyze import measure
 from buildkit.image.blobs import CorruptImage, ImageError
 from buildkit.image.layer_stream import Limits
 from buildkit.image.read import (
@@ -25,8 +26,7 @@ from buildkit.image.read import (
     read_image,
 )
 from buildkit.image.tar_format import CorruptLayer, LayerTooLarge
-from buildkit.measure import measure
-from tests.buildkit.image_maker import (
+from tests.support.images import (
     Compression,
     LayerMaker,
     MadeImage,

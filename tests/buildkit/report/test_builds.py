@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from buildkit.budget import Judgement, Verdict
+from buildkit.check.budget import BudgetReport, BudgetResult
 from buildkit.errors import UsageError
-from buildkit.inspection import render_timings
 from buildkit.report.builds import timelines_of, timings_tables
-from buildkit.timing.record import NotRun
+from buildkit.report.render import render_timings
+from buildkit.timing.record import Skipped
 from tests.buildkit.report.test_page import rendered
 from tests.buildkit.timing.test_record import BUILDS, timings
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 HOSTILE = "<img src=x onerror=document.title='owned'> | `x`"
 SERIES = replace(
     timings(*(replace(build, change=HOSTILE) for build in BUILDS)),
-    not_run=(NotRun("phase1", "dependency", 1, "no room | at all"),),
+    not_run=(Skipped("phase1", "dependency", 1, "no room | at all"),),
 )
-VERDICT = Verdict("api", (Judgement("build_seconds_ratio.cold", "failed", 0.3, 0.5, "too slow"),))
+VERDICT = BudgetReport("api", (BudgetResult("build_seconds_ratio.cold", "failed", 0.3, 0.5, "too slow"),))
 
 
 def test_markdown_says_where_it_was_measured_and_what_was_not() -> None:

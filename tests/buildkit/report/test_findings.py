@@ -8,9 +8,9 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from buildkit.errors import UsageError
-from buildkit.inspection import render_checks
 from buildkit.report.findings import checks_junit, checks_sarif
 from buildkit.report.markdown import checks_markdown
+from buildkit.report.render import render_checks
 from checks.verdicts import CheckResult, Results
 
 

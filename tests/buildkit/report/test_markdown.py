@@ -9,24 +9,23 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console, RenderableType
 
-from buildkit.budget import Judgement, Verdict
-from buildkit.compare import Comparison, compare
+from buildkit.check.budget import BudgetReport, BudgetResult
+from buildkit.diff.diff import Comparison, compare
+from buildkit.image.analyze import measure
+from buildkit.image.model import Measurement
 from buildkit.image.read import read_image
-from buildkit.measure import measure
-from buildkit.measurement import Measurement
 from buildkit.report.findings import junit, sarif
 from buildkit.report.markdown import (
+    budget_markdown,
     comparison_markdown,
-    human_bytes,
-    human_change,
     measurement_markdown,
     removed_table,
     summary_table,
     to_json,
-    verdict_markdown,
 )
-from buildkit.report.terminal import comparison_tables, measurement_tables, verdict_table
-from tests.buildkit.image_maker import LayerMaker, make_image, oci_files, write_folder
+from buildkit.report.terminal import budget_table, comparison_tables, measurement_tables
+from buildkit.text import format_byte_change, format_bytes
+from tests.support.images import LayerMaker, make_image, oci_files, write_folder
 
 SITE = "opt/venv/lib/python3.13/site-packages"
 ODD = "we|ird`*<b>:x:"
@@ -56,13 +55,13 @@ def _comparison(before: Measurement, after: Measurement) -> Comparison:
     return compare(before, after)
 
 
-VERDICT = Verdict(
+VERDICT = BudgetReport(
     "example:1",
     (
-        Judgement("layers", "passed", 3, 2, "layers is 2"),
-        Judgement("files", "failed", 1, 2, "files is 2 \x00 & <more>"),
-        Judgement("packages", "waived", 1, 2, "waived until 2027: because"),
-        Judgement("transfer_bytes.code", "not judged", 1, None, "nothing was measured"),
+        BudgetResult("layers", "passed", 3, 2, "layers is 2"),
+        BudgetResult("files", "failed", 1, 2, "files is 2 \x00 & <more>"),
+        BudgetResult("packages", "waived", 1, 2, "waived until 2027: because"),
+        BudgetResult("transfer_bytes.code", "not judged", 1, None, "nothing was measured"),
     ),
 )
 
@@ -72,13 +71,13 @@ VERDICT = Verdict(
     [(7_930_000_000, "7.93 GB"), (53_600_000, "53.6 MB"), (980_000, "980.0 kB"), (999, "999 B"), (0, "0 B")],
 )
 def test_sizes_are_decimal_with_their_unit(size_bytes: int, text: str) -> None:
-    assert human_bytes(size_bytes) == text
+    assert format_bytes(size_bytes) == text
 
 
 def test_changes_have_a_sign() -> None:
-    assert human_change(2000, 500) == "-1.5 kB"
-    assert human_change(500, 2000) == "+1.5 kB"
-    assert human_change(5, 5) == "0 B"
+    assert format_byte_change(2000, 500) == "-1.5 kB"
+    assert format_byte_change(500, 2000) == "+1.5 kB"
+    assert format_byte_change(5, 5) == "0 B"
 
 
 def cells(table: str) -> list[list[str]]:
@@ -91,7 +90,7 @@ def cells(table: str) -> list[list[str]]:
 
 
 def test_every_row_of_a_table_has_as_many_cells_as_its_head(before: Measurement, comparison: Comparison) -> None:
-    for text in (measurement_markdown(before), comparison_markdown(comparison), verdict_markdown(VERDICT)):
+    for text in (measurement_markdown(before), comparison_markdown(comparison), budget_markdown(VERDICT)):
         for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
             assert len({len(row) for row in cells(table)}) == 1, table
 
@@ -174,4 +173,4 @@ def test_terminals_show_the_same_and_take_nothing_for_markup(
     assert "-70.4 kB" in text
     assert ODD in text
     assert "identical" in printed(comparison_tables(compare(before, before)))
-    assert "not judged" in printed(verdict_table(VERDICT))
+    assert "not judged" in printed(budget_table(VERDICT))

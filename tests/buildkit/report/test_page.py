@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from buildkit.budget import Judgement, Verdict
-from buildkit.compare import compare
+from buildkit.check.budget import BudgetReport, BudgetResult
+from buildkit.diff.diff import compare
+from buildkit.image.analyze import measure
+from buildkit.image.model import Measurement
 from buildkit.image.read import read_image
-from buildkit.measure import measure
-from buildkit.measurement import Measurement
 from buildkit.report.builds import Timeline, TimelineStep
 from buildkit.report.document import PlotlyMissing
 from buildkit.report.page import TrendPoint, page
-from tests.buildkit.image_maker import LayerMaker, make_image, oci_files, write_folder
+from tests.support.images import LayerMaker, make_image, oci_files, write_folder
 
 SITE = "opt/venv/lib/python3.13/site-packages"
 HOSTILE = "<img src=x onerror=document.title='owned'></script><script>document.title='owned'"
@@ -42,7 +42,7 @@ def full_page(folder: Path) -> str:
         LayerMaker().file(f"{HOSTILE}/{HOSTILE}", "4" * 800).file(f"{SITE}/torch/a.py", "y" * 310),
     )
     after = replace(after, image=replace(after.image, name=HOSTILE, created=HOSTILE))
-    verdict = Verdict(HOSTILE, (Judgement("layers", "failed", 1, 2, HOSTILE),))
+    verdict = BudgetReport(HOSTILE, (BudgetResult("layers", "failed", 1, 2, HOSTILE),))
     steps = (
         TimelineStep(HOSTILE, HOSTILE, 0.0, 1.5, is_cached=False),
         TimelineStep("b", "y", 1.5, 0.1, is_cached=True),

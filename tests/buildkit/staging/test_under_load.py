@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from buildkit import engine as engines
-from buildkit.staging import inside, releases
-from buildkit.staging.client import Client
-from buildkit.staging.load import Load, Report
-from buildkit.staging.swarm import Stack
+from buildkit.engine import daemon
+from buildkit.staging.probes import container_exec
+from buildkit.staging.probes.client import Client
+from buildkit.staging.probes.load import Load, Report
+from buildkit.staging.release import records
+from buildkit.staging.stack.stack import Stack
 from tests.buildkit.staging.variants import VARIANTS, make
 
 if TYPE_CHECKING:
@@ -104,14 +105,14 @@ class Staging:
         return int(self.stack.docker("inspect", "--format", "{{.State.Pid}}", container))
 
     def serving(self) -> str:
-        found = releases.load(self.state).serving
+        found = records.load(self.state).serving
         assert found is not None
         return found.name
 
     @contextlib.contextmanager
     def load(self, fault: str, note: str = "") -> Iterator[Load]:
         """A load around a fault; afterwards nothing may be wrong or lost, and the row is kept."""
-        with inside.key_for_checks(self.stack) as key:
+        with container_exec.key_for_checks(self.stack) as key:
             load = Load(
                 lambda: Client(f"http://127.0.0.1:{PORT}", key.secret, patience_seconds=180.0),
                 workers=4,
@@ -139,7 +140,7 @@ class Staging:
 
     def settled(self, part: str = "api") -> None:
         """Waits until all replicas of *part* run."""
-        self.stack.settle(part, began="", seconds=300, tell=lambda _: None, step="settled")
+        self.stack.wait_for_rollout(part, began="", seconds=300, log=lambda _: None, step="settled")
 
 
 def until(holds: Callable[[], bool], what: str, seconds: float = 120) -> None:
@@ -180,7 +181,7 @@ def staging(docker: Sequence[str], volume: str, tmp_path_factory: pytest.TempPat
     variants = {
         name: make(docker, name, base="staging-variant:base", build_record=record, folder=folder) for name in VARIANTS
     }
-    engine = engines.find(os.environ, engines.Private())
+    engine = daemon.find(os.environ, daemon.ManagedDaemon())
     state = tmp_path_factory.mktemp("state")
     stack = Stack(
         engine=engine, name=NAME, file=ROOT / "docker" / "stack.yaml", settings=ENVIRONMENT, secrets=state / "secrets"
@@ -242,10 +243,10 @@ def write_table(made: Staging, path: Path) -> None:
             f"| {note} |"
         )
     path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join([*lines, "", *steps_table(releases.load(made.state))]) + "\n")
+    path.write_text("\n".join([*lines, "", *steps_table(records.load(made.state))]) + "\n")
 
 
-def steps_table(known: releases.Releases) -> list[str]:
+def steps_table(known: records.Releases) -> list[str]:
     """The first release and the last update: how long each step took."""
     served = [each for each in known.releases if each.outcome != "failed" and each.bytes_sent is not None]
     chosen = [served[0], *[each for each in served[1:] if each.bytes_sent][-1:]]
@@ -269,9 +270,9 @@ def test_rolling_update(staging: Staging) -> None:
 def test_rolling_update_with_a_migration(staging: Staging) -> None:
     with staging.load("rolling update with a migration", "schema 0001 to 0002, the new release serves"):
         staging.run("stage", variant="migrating")
-    found = releases.load(staging.state).serving
+    found = records.load(staging.state).serving
     assert found is not None
-    assert found.migrations == releases.Migrations(before="0001", after="0002")
+    assert found.migrations == records.Migrations(before="0001", after="0002")
 
 
 def test_rollback_that_would_lose_data_is_refused(staging: Staging) -> None:
@@ -318,12 +319,12 @@ def test_kill_of_the_proxy(staging: Staging) -> None:
 
 def test_kill_of_the_engine(staging: Staging) -> None:
     """Everything on the machine goes with it; whoever started the engine starts it again."""
-    private = engines.Private()
+    private = daemon.ManagedDaemon()
     if not private.pid_file.exists():
         pytest.skip("the engine is not the private one, which we may kill")
     with staging.load("kill -9 of the engine, started again", "swarm starts every part again"):
         os.kill(int(private.pid_file.read_text()), signal.SIGKILL)
-        engines.start(private, lambda _line: None)
+        daemon.start(private, lambda _line: None)
         for part in ("database", "proxy", "api"):
             staging.settled(part)
 
@@ -405,7 +406,7 @@ def test_ctrl_c_in_every_step(staging: Staging) -> None:
         assert running.returncode == 130, said + rest
         assert staging.serving() == serving
         digests = {replica.image for replica in staging.stack.replicas("api") if replica.is_running}
-        assert digests == {releases.load(staging.state).called(serving).image}, step
+        assert digests == {records.load(staging.state).called(serving).image}, step
         assert not staging.stack.exists("candidate")
 
 
@@ -520,4 +521,4 @@ def refused(staging: Staging, fault: str, variant: str, step: str, reason: str) 
     assert reason in said
     assert staging.serving() == serving
     images = {replica.image for replica in staging.stack.replicas("api") if replica.is_running}
-    assert images == {releases.load(staging.state).called(serving).image}
+    assert images == {records.load(staging.state).called(serving).image}

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from buildkit.engine import Engine
+from buildkit.engine.client import Engine
 from buildkit.errors import CommandFailed
 from buildkit.spec import StagingBudget
-from buildkit.staging import metrics, status, watch
-from buildkit.staging.status import Seen
-from buildkit.staging.swarm import Replica, Stack
+from buildkit.staging import status, watch
+from buildkit.staging.probes import metrics
+from buildkit.staging.stack.stack import Replica, Stack
+from buildkit.staging.status import StackStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,14 +31,14 @@ def replica(slot: int, state: str = "running") -> Replica:
     return Replica(f"task{slot}{state}", slot, "api@sha256:a", state, "running", "", "node", f"container{slot}")
 
 
-def seen(requests: float = 0, *, errors: float = 0, memory_bytes: int = 500) -> Seen:
+def seen(requests: float = 0, *, errors: float = 0, memory_bytes: int = 500) -> StackStatus:
     scrape = metrics.Scrape(
         "10.0.0.1",
         requests,
         {(ROUTE, "200"): requests, (ROUTE, "503"): errors},
         {ROUTE: {0.1: requests, float("inf"): requests}},
     )
-    return Seen(
+    return StackStatus(
         wanted={"api": 2, "database": 1, "proxy": 1},
         replicas={"api": (replica(1), replica(2)), "database": (replica(1),), "proxy": (replica(1),)},
         ended={},
@@ -47,19 +48,19 @@ def seen(requests: float = 0, *, errors: float = 0, memory_bytes: int = 500) -> 
 
 
 def run(
-    monkeypatch: pytest.MonkeyPatch, path: Path, looks: Iterable[Seen | CommandFailed], *, minutes: float = 0
+    monkeypatch: pytest.MonkeyPatch, path: Path, looks: Iterable[StackStatus | CommandFailed], *, minutes: float = 0
 ) -> tuple[tuple[str, ...], list[dict[str, object]]]:
     """What broke the watch, and its record."""
     coming = iter(looks)
 
-    def look(_stack: Stack) -> Seen:
+    def look(_stack: Stack) -> StackStatus:
         found = next(coming)
         if isinstance(found, CommandFailed):
             raise found
         return found
 
     monkeypatch.setattr(status, "look", look)
-    plan = watch.Plan(
+    plan = watch.WatchOptions(
         stack=Stack(engine=Engine("", "26", None), name="s", file=Path("stack.yaml")),
         budget=BUDGET,
         seconds=0.05,
@@ -93,7 +94,7 @@ def test_a_quiet_release_breaks_nothing_and_every_look_is_kept(monkeypatch: pyte
     ],
 )
 def test_each_break_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bad: Seen | CommandFailed, shown: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bad: StackStatus | CommandFailed, shown: str
 ) -> None:
     broken, record = run(monkeypatch, tmp_path, [seen(), bad])
 

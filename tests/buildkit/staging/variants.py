@@ -101,7 +101,7 @@ VARIANTS: Mapping[str, Variant] = {
     "wrong": Variant(
         "healthy, with another vector for each text",
         {},
-        (("service/inference.py", 'array("f", self.data).tolist()', 'array("f", self.data).tolist()[::-1]'),),
+        (("service/inference/types.py", 'array("f", self.data).tolist()', 'array("f", self.data).tolist()[::-1]'),),
     ),
 }
 

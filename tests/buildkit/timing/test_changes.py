@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from buildkit import spec as specs
+from buildkit.build.locks import Requirement
 from buildkit.errors import UsageError
-from buildkit.layers import Requirement
 from buildkit.timing import changes
 
 PROJECT = Path(__file__).resolve().parents[3]

@@ -7,8 +7,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from buildkit import saved
-from buildkit.events import Step, SubStep
+from buildkit import jsonfile
+from buildkit.build.events import Step, SubStep
+from buildkit.timing import record as record_module
 from buildkit.timing.record import (
     SCHEMA_VERSION,
     BuildTiming,
@@ -24,7 +25,7 @@ from buildkit.timing.record import (
     summaries_of,
 )
 
-SCHEMA = Path(saved.__file__).parent / "schemas" / "timings.json"
+SCHEMA = Path(record_module.__file__).with_name("timings.schema.json")
 BEGAN = 1000.0
 
 
@@ -202,5 +203,5 @@ def test_timings_of_another_version_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "timings.json"
     save(replace(timings(), schema_version=9), path)
 
-    with pytest.raises(saved.SavedUnreadable, match="schema version 9, this program reads 1"):
+    with pytest.raises(jsonfile.InvalidFile, match="schema version 9, this program reads 1"):
         load(path)

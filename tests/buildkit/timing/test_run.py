@@ -15,17 +15,17 @@ import pytest
 from rich.console import Console
 
 from buildkit import spec as specs
-from buildkit.display import BuildDisplay
-from buildkit.engine import Private
+from buildkit.build.display import BuildDisplay
+from buildkit.engine.daemon import ManagedDaemon
 from buildkit.errors import DiskTooFull, EngineUnavailable, UsageError
-from buildkit.timing import scope as scopes
-from buildkit.timing.run import Plan, time_builds
+from buildkit.timing import builder as scopes
+from buildkit.timing.run import BenchmarkPlan, time_builds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from buildkit.timing.builder import CacheScope
     from buildkit.timing.record import Timings
-    from buildkit.timing.scope import CacheScope
 
 PROJECT = Path(__file__).resolve().parents[3]
 IMAGES = """
@@ -73,7 +73,7 @@ def own(docker: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Iter
     if os.geteuid() != 0 or not all(map(shutil.which, ("dockerd", "iptables-save", "ip"))):
         pytest.skip("only root can start an engine, with dockerd, iptables and iproute2")
     run = Path(tempfile.mkdtemp(prefix="tgt", dir="/run"))  # a socket's path has 107 letters at most
-    private = Private(tmp_path_factory.mktemp("engine"), run, "tgtest0")
+    private = ManagedDaemon(tmp_path_factory.mktemp("engine"), run, "tgtest0")
     docker0 = Path("/sys/class/net/docker0").exists()
     with scopes.own(print, keep=False, private=private) as scope:
         show = ["ip", "-brief", "address", "show", "tgtest0"]
@@ -115,11 +115,11 @@ def users_builder(own: CacheScope, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def timed(own: CacheScope, project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Plan], list[Timings]]:
+def timed(own: CacheScope, project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[BenchmarkPlan], list[Timings]]:
     """Times a plan; returns what was kept after each build, the whole last."""
     monkeypatch.setattr(scopes, "_QUIET_SECONDS", 0.2)  # these images are small, and nobody reads the seconds
 
-    def call(plan: Plan) -> list[Timings]:
+    def call(plan: BenchmarkPlan) -> list[Timings]:
         kept: list[Timings] = []
         whole = time_builds(
             plan,
@@ -129,7 +129,7 @@ def timed(own: CacheScope, project: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
             base_origin="auto",
             cache=PROJECT / "build" / "cache",
             show=lambda events, title: BuildDisplay(Console(file=io.StringIO()), events, title=title),
-            say=print,
+            log=print,
             keep=kept.append,
         )
         return [*kept, whole]
@@ -137,7 +137,7 @@ def timed(own: CacheScope, project: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
     return call
 
 
-def plan(**changed: object) -> Plan:
+def plan(**changed: object) -> BenchmarkPlan:
     whole: dict[str, object] = {
         "target": "small",
         "against": None,
@@ -145,7 +145,7 @@ def plan(**changed: object) -> Plan:
         "runs": 1,
         "dependency": "tqdm",
     }
-    return Plan(**(whole | changed))  # type: ignore[arg-type] # the fields are those of Plan
+    return BenchmarkPlan(**(whole | changed))  # type: ignore[arg-type] # the fields are those of BenchmarkPlan
 
 
 def test_a_second_run_leaves_the_first_ones_engine_alone(own: CacheScope) -> None:
@@ -160,7 +160,7 @@ def test_a_second_run_leaves_the_first_ones_engine_alone(own: CacheScope) -> Non
     assert own.written_bytes()
 
 
-def test_each_scenario_is_what_it_says(timed: Callable[[Plan], list[Timings]], project: Path) -> None:
+def test_each_scenario_is_what_it_says(timed: Callable[[BenchmarkPlan], list[Timings]], project: Path) -> None:
     *kept, whole = timed(plan())
 
     builds = {build.scenario: build for build in whole.builds}
@@ -183,7 +183,9 @@ def test_each_scenario_is_what_it_says(timed: Callable[[Plan], list[Timings]], p
     assert (project / "service/app.py").read_text() == "VALUE = 1\n"
 
 
-def test_targets_take_turns_and_leave_no_layer_behind(timed: Callable[[Plan], list[Timings]], own: CacheScope) -> None:
+def test_targets_take_turns_and_leave_no_layer_behind(
+    timed: Callable[[BenchmarkPlan], list[Timings]], own: CacheScope
+) -> None:
     whole = timed(plan(against="other", scenarios=("cold", "no-op"), runs=2))[-1]
 
     assert {build.target for build in whole.builds if build.scenario == "cold-empty"} <= {"small"}  # others share it
@@ -200,7 +202,7 @@ def test_targets_take_turns_and_leave_no_layer_behind(timed: Callable[[Plan], li
 
 
 def test_a_change_without_room_is_listed_and_the_rest_is_timed(
-    timed: Callable[[Plan], list[Timings]], monkeypatch: pytest.MonkeyPatch
+    timed: Callable[[BenchmarkPlan], list[Timings]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rooms = iter([9 * 10**9, 2 * 10**9, 9 * 10**9, 2 * 10**9])  # before and after each of the full builds: 7 GB each
 
@@ -219,7 +221,7 @@ def test_a_change_without_room_is_listed_and_the_rest_is_timed(
 
 
 def test_a_change_that_does_not_build_is_listed_and_the_rest_is_timed(
-    timed: Callable[[Plan], list[Timings]], project: Path
+    timed: Callable[[BenchmarkPlan], list[Timings]], project: Path
 ) -> None:
     dockerfile = project / "docker/Dockerfile"
     dockerfile.write_text(f"{DOCKERFILE}RUN if grep TIMED_RUN /app/service/app.py; then exit 3; fi\n")
@@ -242,7 +244,7 @@ def test_a_builder_that_the_user_named_is_emptied_and_filled(
         base_origin="auto",
         cache=PROJECT / "build" / "cache",
         show=lambda events, title: BuildDisplay(Console(file=io.StringIO()), events, title=title),
-        say=print,
+        log=print,
         keep=lambda _: None,
     )
 
@@ -253,7 +255,7 @@ def test_a_builder_that_the_user_named_is_emptied_and_filled(
     assert "the builder mine" in whole.cache_scope
 
 
-def test_no_room_for_a_full_build_is_an_error(timed: Callable[[Plan], list[Timings]], project: Path) -> None:
+def test_no_room_for_a_full_build_is_an_error(timed: Callable[[BenchmarkPlan], list[Timings]], project: Path) -> None:
     path = project / "docker/images.toml"
     path.write_text(IMAGES.replace("disk_bytes = 1000", "disk_bytes = 900_000_000_000_000"))
 

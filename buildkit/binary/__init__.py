@@ -1,0 +1,1 @@
+"""Reads and rewrites ELF files and CUDA fat binaries. Standard library only."""

@@ -1,0 +1,1 @@
+"""Builds an image with BuildKit: base image, locks, build secrets, events, build record."""

@@ -1,0 +1,91 @@
+"""A build as a person watches it: what runs, for how long, and what it says; plain lines where no terminal is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from rich.console import Console, RenderableType
+
+    from buildkit.build.events import Events, Step
+
+__all__ = ["BuildDisplay"]
+
+_WORTH_A_LINE_SECONDS = 0.5
+"""Shorter steps are counted and not listed: BuildKit has dozens of a millisecond."""
+
+
+class BuildDisplay:
+    """Shows the progress of one build; used as a context manager around it.
+
+    On a terminal each ended step becomes a line and what runs stands below, redrawn four times a second. Elsewhere
+    (CI, a pipe) only the lines are printed.
+    """
+
+    def __init__(self, console: Console, events: Events, *, title: str) -> None:
+        self._console = console
+        self._events = events
+        self._title = title
+        self._cached = 0
+        self._live = Live(
+            get_renderable=self._now,
+            console=console,
+            refresh_per_second=4,
+            transient=True,
+            auto_refresh=console.is_terminal,
+        )
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+        if self._cached:
+            self._console.print(Text(f"  {self._cached} steps cached", style="dim"))
+
+    def ended(self, step: Step) -> None:
+        """Tells the user that *step* ended."""
+        if step.cached:
+            self._cached += step.stage not in ("internal", "context")
+            return
+        if step.error:
+            if "context canceled" not in step.error:
+                self._console.print(_line(step, "✗", "bold red"), no_wrap=True, overflow="ellipsis")
+            return
+        if step.seconds >= _WORTH_A_LINE_SECONDS:
+            self._console.print(_line(step, "✓", "green"), no_wrap=True, overflow="ellipsis")
+            for part in step.parts:
+                if step.stage == "export" and part.seconds >= _WORTH_A_LINE_SECONDS:
+                    self._console.print(
+                        Text(f"    {part.seconds:6.1f} s  {part.name.split(' sha256')[0]}", style="dim")
+                    )
+
+    def _now(self) -> RenderableType:
+        table = Table.grid(padding=(0, 1))
+        for step, seconds, said in self._events.running:
+            table.add_row(
+                Text("●", style="yellow"),
+                Text(step.stage, style="bold"),
+                Text(f"{seconds:6.1f} s"),
+                Text((said or step.instruction)[: max(20, self._console.width - 40)], style="dim", no_wrap=True),
+            )
+        return Group(Text(self._title, style="bold"), table)
+
+
+def _line(step: Step, mark: str, style: str) -> Text:
+    return Text.assemble(
+        (f"{mark} ", style), (f"{step.stage:<12} ", "bold"), f"{step.seconds:6.1f} s  ", (step.instruction, "dim")
+    )

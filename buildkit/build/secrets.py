@@ -1,0 +1,140 @@
+"""What the caller's environment hands in to a build and no image may keep: certificates, package index, credentials.
+
+Everything reaches RUN steps as BuildKit secrets or predefined proxy arguments, so it is in no layer, no history and no
+label; `checks/` looks for it all the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from buildkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["BuildSecrets"]
+
+_CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_INDEX_VARIABLES = re.compile(
+    r"UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|INSECURE_HOST|INDEX_\w+_(USERNAME|PASSWORD))"
+    r"|PIP_(INDEX_URL|EXTRA_INDEX_URL|TRUSTED_HOST)"
+)
+"""As uv (docs, "Environment variables") and pip (docs, "Configuration") call them."""
+
+_PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
+"""BuildKit's predefined arguments: known to every RUN, in no layer and no history (Dockerfile reference)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSecrets:
+    """What one build is given.
+
+    Attributes:
+        certificates: a bundle in PEM form, None where the environment names none.
+        index: package indexes and credentials, in uv's and pip's own variables.
+        netrc: the caller's .netrc, None where there is none.
+        proxies: proxy variables, upper and lower case as they were given.
+    """
+
+    certificates: Path | None
+    index: Mapping[str, str]
+    netrc: Path | None
+    proxies: Mapping[str, str]
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> BuildSecrets:
+        """What pip, uv and curl would use on this machine, with *environment* as theirs.
+
+        Raises:
+            UsageError: a variable names a bundle of certificates that is not there.
+        """
+        certificates = None
+        for name in _CERTIFICATE_VARIABLES:
+            if environment.get(name):
+                certificates = Path(environment[name])
+                if not certificates.is_file():
+                    fix = "no such file; it must name a bundle of certificates in PEM form"
+                    raise UsageError(name, environment[name], fix)
+                break
+        netrc = Path(environment.get("NETRC") or Path(environment.get("HOME", "/nonexistent")) / ".netrc")
+        names = [name for upper in _PROXY_VARIABLES for name in (upper, upper.lower())]
+        return cls(
+            certificates=certificates,
+            index=_index_settings(environment),
+            netrc=netrc if netrc.is_file() else None,
+            proxies={name: environment[name] for name in names if environment.get(name)},
+        )
+
+    def as_secrets(self, scratch: Path) -> list[str]:
+        """BuildKit's secrets `ca`, `index` and `netrc`; the second is written below *scratch*, for this user only."""
+        secrets: list[str] = []
+        if self.certificates is not None:
+            secrets.append(f"id=ca,src={self.certificates}")
+        if self.index:
+            path = scratch / "index"
+            path.touch(mode=0o600)
+            path.write_text("".join(f"{name}={value}\n" for name, value in self.index.items()))
+            secrets.append(f"id=index,src={path}")
+        if self.netrc is not None:
+            secrets.append(f"id=netrc,src={self.netrc}")
+        return secrets
+
+    def plain(self) -> dict[str, str]:
+        """Each value that must be nowhere in an image, by a name that may be shown: addresses and their credentials."""
+        values = {**self.index, **self.proxies}
+        for name, value in list(values.items()):
+            for number, address in enumerate(value.split()):
+                parts = urlsplit(address.partition("=")[2] if re.match(r"[\w-]+=\w+://", address) else address)
+                for kind, secret in (("user", parts.username), ("password", parts.password)):
+                    if secret and len(secret) >= _SHORTEST_SECRET:
+                        values[f"{name} ({kind} {number})"] = secret
+        if self.netrc is not None:
+            words = self.netrc.read_text(errors="replace").split()
+            for number, (key, word) in enumerate(itertools.pairwise(words)):
+                if key == "password" and len(word) >= _SHORTEST_SECRET:
+                    values[f"netrc password {number}"] = word
+        return {name: value for name, value in values.items() if "NO_PROXY" not in name.upper()}
+
+
+_SHORTEST_SECRET = 6
+"""A shorter word would be found in any large file by chance."""
+
+
+def _index_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Package indexes and credentials in uv's and pip's own variables, from the environment and pip's files."""
+    found = {name: value for name, value in environment.items() if value and _INDEX_VARIABLES.fullmatch(name)}
+    home = Path(environment.get("HOME", "/nonexistent"))
+    for path in (
+        Path("/etc/pip.conf"),
+        home / ".pip/pip.conf",
+        home / ".config/pip/pip.conf",
+        Path(environment.get("PIP_CONFIG_FILE") or "/nonexistent"),
+    ):
+        settings = ConfigParser(interpolation=None)
+        with contextlib.suppress(ConfigParserError, OSError, UnicodeDecodeError):
+            settings.read(path)
+        for key in ("index-url", "extra-index-url"):
+            value = settings.get("global", key, fallback="")
+            if value:
+                found.setdefault(f"PIP_{key.upper().replace('-', '_')}", value)
+    reachable = {
+        name: " ".join(part for part in value.split() if not part.startswith(("file:", "/")))  # not from a container
+        for name, value in found.items()
+    }
+    found = {name: value for name, value in reachable.items() if value}
+    if "PIP_INDEX_URL" in found and not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & found.keys():
+        found["UV_DEFAULT_INDEX"] = found["PIP_INDEX_URL"]
+    if "PIP_EXTRA_INDEX_URL" in found and not {"UV_INDEX", "UV_EXTRA_INDEX_URL"} & found.keys():
+        found["UV_INDEX"] = found["PIP_EXTRA_INDEX_URL"]
+    if "UV_DEFAULT_INDEX" in found and "PIP_INDEX_URL" not in found:
+        found["PIP_INDEX_URL"] = found["UV_DEFAULT_INDEX"]
+    return found

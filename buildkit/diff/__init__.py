@@ -1,0 +1,1 @@
+"""Compares two measured images: layers, packages, files, bytes to fetch."""

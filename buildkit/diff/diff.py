@@ -1,0 +1,334 @@
+"""What changed between two measured images: per layer, part, package and file, and what a node must fetch again.
+
+Identical images give a comparison without a change. Times are not compared: two builds of the same input are the same
+image here, and their layers' digests say whether they are the same to a registry.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import msgspec
+
+from buildkit.diff.matching import FilePair, pair_files, pair_layers
+from buildkit.diff.removed import CONCERNS, RemovedComponent, concern_bytes, removed_components
+from buildkit.image.model import FileRecord, ImageDescription, Measurement
+from buildkit.jsonfile import schema_of
+
+__all__ = [
+    "BASE_LAYERS_LABEL",
+    "ChangeKind",
+    "Comparison",
+    "FigureChange",
+    "FileChange",
+    "LayerCause",
+    "LayerChange",
+    "PackageChange",
+    "PartChange",
+    "compare",
+    "schema",
+]
+
+SCHEMA_VERSION: Final = 1
+BASE_LAYERS_LABEL: Final = "io.truthgraph.base.layers"
+
+ChangeKind = Literal["same", "added", "removed", "grown", "shrunk", "changed", "moved", "metadata only"]
+LayerCause = Literal["base", "instruction", "input", "metadata only"]
+
+
+@dataclass(frozen=True, slots=True)
+class FigureChange:
+    """One of the totals, before and after."""
+
+    name: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerChange:
+    """A layer of either image, paired with the one that took its place.
+
+    `cause`: "base" for the lowest layers, "instruction" where the text of the instruction differs, "metadata only"
+    where it holds the same files with the same content, "input" where they differ. `fetch_bytes` is what a node that
+    holds the image before has to fetch for this layer.
+    """
+
+    kind: ChangeKind
+    cause: LayerCause | None
+    before: int | None
+    after: int | None
+    instruction: str | None
+    before_bytes: int
+    after_bytes: int
+    fetch_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PartChange:
+    """A row of the tree, before and after, unchanged ones too."""
+
+    label: str
+    parent: str | None
+    before_bytes: int
+    after_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackageChange:
+    """A package that differs; `versions` are empty where it is not there. "changed": same size, other content."""
+
+    manager: str
+    name: str
+    kind: ChangeKind
+    before_version: str
+    after_version: str
+    before_bytes: int
+    after_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """A name that differs. "changed": same size, other content; "metadata only": mode, owner, kind or link target.
+
+    `moved_from` is where the file was before, for one that has the same place in its package or the same name and
+    content; "moved" is one that is otherwise the same.
+    """
+
+    path: str
+    kind: ChangeKind
+    before_bytes: int
+    after_bytes: int
+    package: str | None
+    moved_from: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Everything that differs between two images.
+
+    Attributes:
+        figures: all totals, the equal ones too.
+        transfer_bytes: blobs of the image after that a node holding the image before lacks, compressed as they are.
+        concerns: what a runtime image should not hold (build tools, caches), before and after; needs files too.
+        files: None where a measurement was kept in its short form, so that files could not be compared.
+    """
+
+    schema_version: int
+    before: ImageDescription
+    after: ImageDescription
+    figures: tuple[FigureChange, ...]
+    transfer_bytes: int
+    layers: tuple[LayerChange, ...]
+    tree: tuple[PartChange, ...]
+    packages: tuple[PackageChange, ...]
+    files: tuple[FileChange, ...] | None
+    concerns: tuple[PartChange, ...]
+    removed: tuple[RemovedComponent, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether both are the same image, metadata of its files and its configuration included."""
+        return (
+            all(layer.kind == "same" for layer in self.layers)
+            and not self.packages
+            and not self.files
+            and self.before.config_digest == self.after.config_digest
+        )
+
+    def figure(self, name: str) -> FigureChange:
+        """Return one of the totals by its name in `Totals`."""
+        return next(figure for figure in self.figures if figure.name == name)
+
+
+def schema() -> dict[str, object]:
+    """Return the JSON Schema (2020-12) of a comparison."""
+    return schema_of(Comparison, f"Image comparison, version {SCHEMA_VERSION}")
+
+
+def compare(before: Measurement, after: Measurement, *, base_layers: int | None = None) -> Comparison:
+    """Compare two images; *base_layers* says how many of the lowest layers belong to the base image.
+
+    Without it the images' own labels say so (`BASE_LAYERS_LABEL`), the larger of two; without a label it is one.
+    """
+    if base_layers is None:
+        base_layers = max(_base_layers(before), _base_layers(after))
+    has_files = before.files is not None and after.files is not None
+    pairs = tuple(pair_files(before, after)) if has_files else ()
+    files = tuple(_files(pairs, before, after)) if has_files else None
+    packages = tuple(_packages(before, after))
+    totals_before, totals_after = msgspec.to_builtins(before.totals), msgspec.to_builtins(after.totals)
+    held = {layer.blob_digest for layer in before.layers}
+    lacking = {layer.blob_digest: layer.blob_bytes for layer in after.layers if layer.blob_digest not in held}
+    return Comparison(
+        schema_version=SCHEMA_VERSION,
+        before=before.image,
+        after=after.image,
+        figures=tuple(FigureChange(name, totals_before[name], totals_after[name]) for name in totals_before),
+        transfer_bytes=sum(lacking.values()),
+        layers=tuple(_layers(before, after, lacking, base_layers)),
+        tree=tuple(_tree(before, after)),
+        packages=packages,
+        files=files,
+        concerns=() if files is None else tuple(_concerns(before, after)),
+        removed=removed_components(pairs, before, after),
+    )
+
+
+def _base_layers(measurement: Measurement) -> int:
+    label = measurement.image.labels.get(BASE_LAYERS_LABEL, "")
+    return min(int(label), len(measurement.layers)) if label.isdecimal() else 1
+
+
+def _kind(before_bytes: int, after_bytes: int) -> ChangeKind:
+    if before_bytes == after_bytes:
+        return "changed"
+    return "grown" if after_bytes > before_bytes else "shrunk"
+
+
+def _layers(
+    before: Measurement, after: Measurement, lacking: Mapping[str, int], base_layers: int
+) -> Iterator[LayerChange]:
+    contents_before, contents_after = _contents_by_layer(before), _contents_by_layer(after)
+    for old, new in pair_layers(before, after, base_layers=base_layers):
+        kind: ChangeKind
+        cause: LayerCause | None = None
+        if old is None or new is None:
+            kind = "added" if old is None else "removed"
+        elif old.diff_id == new.diff_id:
+            kind = "same"
+        else:
+            kind = _kind(old.unpacked_bytes, new.unpacked_bytes)
+            if max(old.position, new.position) < base_layers:
+                cause = "base"
+            elif old.instruction != new.instruction:
+                cause = "instruction"
+            elif contents_before is not None and contents_after is not None:
+                is_same = contents_before[old.position] == contents_after[new.position]
+                cause = "metadata only" if is_same and kind == "changed" else "input"
+            else:
+                cause = "input"
+        shown = new or old
+        yield LayerChange(
+            kind=kind,
+            cause=cause,
+            before=None if old is None else old.position,
+            after=None if new is None else new.position,
+            instruction=None if shown is None else shown.instruction,
+            before_bytes=0 if old is None else old.unpacked_bytes,
+            after_bytes=0 if new is None else new.unpacked_bytes,
+            fetch_bytes=0 if new is None else lacking.get(new.blob_digest, 0),
+        )
+
+
+def _contents_by_layer(measurement: Measurement) -> dict[int, set[tuple[str, str]]] | None:
+    if measurement.files is None:
+        return None
+    contents: dict[int, set[tuple[str, str]]] = defaultdict(set)
+    for record in measurement.files:
+        if record.kind != "directory":
+            contents[record.layer].add((record.path, record.sha256 or record.link))
+    return contents
+
+
+def _tree(before: Measurement, after: Measurement) -> Iterator[PartChange]:
+    old = {row.label: row.final_bytes for row in before.tree}
+    for row in after.tree:
+        yield PartChange(row.label, row.parent, old.get(row.label, 0), row.final_bytes)
+
+
+def _concerns(before: Measurement, after: Measurement) -> Iterator[PartChange]:
+    old, new = concern_bytes(before), concern_bytes(after)
+    for label in CONCERNS:
+        yield PartChange(label, None, old[label], new[label])
+
+
+def _packages(before: Measurement, after: Measurement) -> Iterator[PackageChange]:
+    has_files = before.files is not None and after.files is not None
+    old, new = _by_package(before, has_files=has_files), _by_package(after, has_files=has_files)
+    changes = []
+    for manager, name in sorted(old.keys() | new.keys()):
+        was, is_now = old.get((manager, name)), new.get((manager, name))
+        if was == is_now:
+            continue
+        before_bytes, after_bytes = was.size_bytes if was else 0, is_now.size_bytes if is_now else 0
+        kind = "added" if was is None else "removed" if is_now is None else _kind(before_bytes, after_bytes)
+        changes.append(
+            PackageChange(
+                manager=manager,
+                name=name,
+                kind=kind,
+                before_version=was.version if was else "",
+                after_version=is_now.version if is_now else "",
+                before_bytes=before_bytes,
+                after_bytes=after_bytes,
+            )
+        )
+    yield from sorted(changes, key=lambda each: (-abs(each.after_bytes - each.before_bytes), each.manager, each.name))
+
+
+@dataclass(frozen=True, slots=True)
+class _PackageState:
+    version: str
+    size_bytes: int
+    content: str
+
+
+def _by_package(measurement: Measurement, *, has_files: bool) -> dict[tuple[str, str], _PackageState]:
+    """Sum up packages by name; several of one name, in several places, are one with all their versions.
+
+    The content is a digest over names below the package's location and contents, so that a moved environment is equal.
+    """
+    hashes = [hashlib.sha256() for _ in measurement.packages]
+    for record in (measurement.files or ()) if has_files else ():
+        if record.package >= 0:
+            location = measurement.packages[record.package].location
+            hashes[record.package].update(f"{record.path.removeprefix(location)}\0{record.sha256}\0".encode())
+    states: dict[tuple[str, str], _PackageState] = {}
+    for package, content in zip(measurement.packages, hashes, strict=True):
+        key = package.manager, package.name
+        other = states.get(key)
+        version = package.version if other is None else f"{other.version}, {package.version}"
+        size_bytes = package.final_bytes + (0 if other is None else other.size_bytes)
+        states[key] = _PackageState(version, size_bytes, content.hexdigest() + ("" if other is None else other.content))
+    return states
+
+
+def _files(pairs: Sequence[FilePair], before: Measurement, after: Measurement) -> Iterable[FileChange]:
+    changes = []
+    for was, is_now in pairs:
+        kind = _file_kind(was, is_now)
+        if kind == "same":
+            continue
+        shown, measurement = (is_now, after) if is_now is not None else (was, before)
+        if shown is None:
+            continue
+        changes.append(
+            FileChange(
+                path=shown.path,
+                kind=kind,
+                before_bytes=was.size_bytes if was else 0,
+                after_bytes=is_now.size_bytes if is_now else 0,
+                package=measurement.packages[shown.package].name if shown.package >= 0 else None,
+                moved_from=was.path if was is not None and was.path != shown.path else None,
+            )
+        )
+    return sorted(changes, key=lambda each: (-abs(each.after_bytes - each.before_bytes), each.path))
+
+
+def _file_kind(was: FileRecord | None, is_now: FileRecord | None) -> ChangeKind:
+    if was is None:
+        return "added"
+    if is_now is None:
+        return "removed"
+    if was.size_bytes != is_now.size_bytes:
+        return _kind(was.size_bytes, is_now.size_bytes)
+    if was.sha256 != is_now.sha256:
+        return "changed"
+    if was.path != is_now.path:
+        return "moved"
+    one = (was.kind, was.mode, was.uid, was.gid, was.link)
+    other = (is_now.kind, is_now.mode, is_now.uid, is_now.gid, is_now.link)
+    return "same" if one == other else "metadata only"

@@ -1,0 +1,112 @@
+"""Which layer and which file of one image took the place of which of another."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from difflib import SequenceMatcher
+from typing import Final
+
+from buildkit.image.model import FileRecord, LayerMeasurement, Measurement
+
+__all__ = ["FilePair", "LayerPair", "pair_files", "pair_layers"]
+
+LayerPair = tuple[LayerMeasurement | None, LayerMeasurement | None]
+FilePair = tuple[FileRecord | None, FileRecord | None]
+
+_LETTERS: Final = 300  # what comes later is seldom what tells two instructions apart
+_ALIKE: Final = 0.6  # difflib's own bound for close matches (get_close_matches)
+
+
+def pair_layers(before: Measurement, after: Measurement, *, base_layers: int = 1) -> Iterator[LayerPair]:
+    """Pair equal layers; between them those of the same instruction; between those of one that is alike.
+
+    What is left came or went, except in the lowest *base_layers*, where the one is the other's successor. The order is
+    that of both images.
+    """
+
+    def between(old: Sequence[LayerMeasurement], new: Sequence[LayerMeasurement], step: int) -> Iterator[LayerPair]:
+        if step == len(keys):
+            yield from _alike(old, new, base_layers)
+            return
+        key = keys[step]
+        matcher = SequenceMatcher(None, [key(each) for each in old], [key(each) for each in new], autojunk=False)
+        at_old = at_new = 0
+        for block in matcher.get_matching_blocks():
+            yield from between(old[at_old : block.a], new[at_new : block.b], step + 1)
+            yield from zip(old[block.a : block.a + block.size], new[block.b : block.b + block.size], strict=True)
+            at_old, at_new = block.a + block.size, block.b + block.size
+
+    keys: tuple[Callable[[LayerMeasurement], Hashable], ...] = (
+        lambda layer: layer.diff_id,
+        lambda layer: layer.instruction or layer.diff_id,
+    )
+    yield from between(before.layers, after.layers, 0)
+
+
+def _alike(old: Sequence[LayerMeasurement], new: Sequence[LayerMeasurement], base_layers: int) -> Iterator[LayerPair]:
+    rest = list(new)
+    for layer in old:
+        found = next((place for place, other in enumerate(rest) if _is_successor(layer, other, base_layers)), None)
+        if found is None:
+            yield layer, None
+        else:
+            yield from ((None, other) for other in rest[:found])
+            yield layer, rest[found]
+            rest = rest[found + 1 :]
+    yield from ((None, other) for other in rest)
+
+
+def _is_successor(old: LayerMeasurement, new: LayerMeasurement, base_layers: int) -> bool:
+    if max(old.position, new.position) < base_layers:
+        return True
+    if old.instruction is None or new.instruction is None:
+        return old.instruction == new.instruction
+    matcher = SequenceMatcher(None, old.instruction[:_LETTERS], new.instruction[:_LETTERS])
+    return matcher.quick_ratio() >= _ALIKE and matcher.ratio() >= _ALIKE  # the first is an upper bound, and quick
+
+
+def pair_files(before: Measurement, after: Measurement) -> Iterator[FilePair]:
+    """Pair names of the same path; of the rest, files of the same package and place in it; then of name and content.
+
+    So an environment that moved to another folder is compared file by file.
+    """
+    new = {record.path: record for record in after.files or ()}
+    left_old = []
+    for record in before.files or ():
+        other = new.pop(record.path, None)
+        if other is None:
+            left_old.append(record)
+        else:
+            yield record, other
+    left_new = list(new.values())
+    for key in (_place_in_package, _name_and_content):
+        waiting: dict[Hashable, list[FileRecord]] = defaultdict(list)
+        for record in left_new:
+            waiting[key(record, after)].append(record)
+        waiting.pop(None, None)
+        paired: set[str] = set()
+        rest = []
+        for record in left_old:
+            candidates = waiting.get(key(record, before))
+            if candidates:
+                other = candidates.pop(0)
+                paired.add(other.path)
+                yield record, other
+            else:
+                rest.append(record)
+        left_old = rest
+        left_new = [record for record in left_new if record.path not in paired]
+    yield from ((record, None) for record in left_old)
+    yield from ((None, record) for record in left_new)
+
+
+def _place_in_package(record: FileRecord, measurement: Measurement) -> Hashable:
+    if record.package < 0 or record.kind not in {"file", "hardlink"}:
+        return None
+    package = measurement.packages[record.package]
+    return package.manager, package.name, record.path.removeprefix(package.location)
+
+
+def _name_and_content(record: FileRecord, _measurement: Measurement) -> Hashable:
+    if record.kind != "file" or not record.size_bytes:
+        return None
+    return record.path.rpartition("/")[2], record.sha256

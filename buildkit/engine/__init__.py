@@ -1,0 +1,1 @@
+"""Finds, installs, starts and calls the container engine."""

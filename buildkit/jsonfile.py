@@ -1,0 +1,83 @@
+"""Saves values as JSON and loads them again; every file carries the version of its schema."""
+
+import inspect
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from buildkit.errors import BuildkitError
+
+__all__ = ["InvalidFile", "load", "save", "schema_of"]
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class InvalidFile(BuildkitError):
+    """The file at *path* cannot be read as the value that was expected; *fix* says how to get one that can."""
+
+    path: Path
+    reason: str
+    fix: str = "write it again with this version"
+
+    exit_code = 2
+
+    def __str__(self) -> str:
+        return f"cannot read {self.path}: {self.reason}; {self.fix}"
+
+
+def save(value: object, path: Path, *, indent: int | None = None) -> None:
+    """Writes *value* as JSON: makes the folders, and replaces the file only once the new one is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    encoded = msgspec.json.encode(value)
+    with part.open("wb") as file:
+        file.write((encoded if indent is None else msgspec.json.format(encoded, indent=indent)) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def load(path: Path, kind: type[_T], *, version: int, what: str, fix: str = "write it again with this version") -> _T:
+    """Reads a *kind* that `save` wrote, with its `schema_version`.
+
+    Args:
+        path: the file.
+        kind: the struct or dataclass to decode.
+        version: the schema version that this program reads.
+        what: the value in words, for the error message: "a measurement".
+        fix: the advice in the error message: "run `nox -s build-image` again".
+
+    Raises:
+        InvalidFile: the file is missing, of another version, or something else.
+    """
+    try:
+        content = path.read_bytes()
+        found = msgspec.json.decode(content, type=_Versioned).schema_version
+        if found != version:
+            raise InvalidFile(path, f"schema version {found}, but this program reads version {version}", fix)
+        return msgspec.json.decode(content, type=kind)
+    except OSError as error:
+        raise InvalidFile(path, error.strerror or str(error), fix) from error
+    except msgspec.DecodeError as error:
+        raise InvalidFile(path, f"not {what} ({error})", fix) from error
+
+
+def schema_of(kind: type, title: str) -> dict[str, object]:
+    """The JSON Schema (2020-12) of *kind*; the same text on every Python (3.13 dedents docstrings itself)."""
+    described: dict[str, object] = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": title,
+        **msgspec.json.schema(kind),
+    }
+    for definition in described.get("$defs", {}).values():  # type: ignore[attr-defined] # a mapping, by the standard
+        if "description" in definition:
+            definition["description"] = inspect.cleandoc(definition["description"])
+    return described
+
+
+class _Versioned(msgspec.Struct):
+    schema_version: int

@@ -1,0 +1,1 @@
+"""Prunes and strips one shared library, and checks the result against the original."""

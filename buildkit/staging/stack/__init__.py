@@ -1,0 +1,1 @@
+"""Drives the orchestrator and the registry: services, jobs, pushes, sidecar images."""

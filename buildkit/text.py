@@ -1,0 +1,50 @@
+"""Formats and parses the text that several packages share: distribution names and byte sizes."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from packaging.utils import canonicalize_name
+
+__all__ = ["canonical_name", "format_byte_change", "format_bytes", "parse_bytes"]
+
+_SHOWN_UNITS: Final = (("GB", 10**9, 2), ("MB", 10**6, 1), ("kB", 10**3, 1))
+_UNITS: Final = {
+    "": 1,
+    "b": 1,
+    **{f"{prefix}b": 1000**power for power, prefix in enumerate("kmgt", start=1)},
+    **{f"{prefix}ib": 1024**power for power, prefix in enumerate("kmgt", start=1)},
+}
+
+
+def canonical_name(distribution: str) -> str:
+    """The name of a Python distribution in its canonical form: `Foo._Bar` is `foo-bar` (PyPA, "Names")."""
+    return canonicalize_name(distribution)
+
+
+def format_bytes(size_bytes: float) -> str:
+    """A size for people, in decimal units: 7.93 GB, 53.6 MB, 1.1 kB, 12 B. 1 GB is 10^9 bytes."""
+    for unit, factor, digits in _SHOWN_UNITS:
+        if abs(size_bytes) >= factor:
+            return f"{size_bytes / factor:.{digits}f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def format_byte_change(before_bytes: float, after_bytes: float) -> str:
+    """The difference of two sizes with its sign: "+1.5 MB", "-53.6 MB", "0 B"."""
+    if before_bytes == after_bytes:
+        return "0 B"
+    return ("+" if after_bytes > before_bytes else "-") + format_bytes(abs(after_bytes - before_bytes))
+
+
+def parse_bytes(text: str) -> int:
+    """The bytes that *text* names, in decimal units ("5.5 GB", "1.2kB") or binary ones ("5.5 GiB"); "12" is 12 bytes.
+
+    Raises:
+        ValueError: it is no number with such a unit.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError(f'{text!r} is not a size: write "1.5 GB" (10^9 bytes) or "1.5 GiB" (2^30)')
+    return round(float(match[1]) * float(_UNITS[match[2].lower()]))

@@ -1,0 +1,1 @@
+"""Runs models: batching scheduler, worker threads, torch models, model folders."""

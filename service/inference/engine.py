@@ -1,0 +1,140 @@
+"""The two models and the device they share: loads them in the background, embeds texts, classifies pairs."""
+
+import importlib.util
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from service.database import EmbeddingSpace
+from service.inference.models import ModelFolder, ModelFolderError, check
+from service.inference.scheduler import Scheduler
+from service.inference.types import Input, Model, ModelSlot, Reply, Scores, SlotState, Vector
+from service.settings import Settings
+
+__all__ = ["InferenceEngine", "before_torch"]
+
+ResultT = TypeVar("ResultT")
+_LOGGER = logging.getLogger(__name__)
+_NO_TORCH: Final = "torch is not installed: pip install 'truthgraph[ml]', or run the image's target with models"
+_NO_ENTAILMENT: Final = (
+    "none is configured: `python -m service models add nli-deberta-v3-base` fetches one from the model hub, and "
+    "`models add NAME --from FOLDER` takes any three-class classifier; then set TRUTHGRAPH_ENTAILMENT_MODEL to its name"
+)
+
+
+def before_torch() -> None:
+    """Bound how long OpenMP's threads spin for one another; to be called before torch is imported, when it is read.
+
+    Spinning threads take the processor from the very thread that they wait for. One text on two cores with MiniLM took
+    5 ms alone on the machine, and 70 to 1,000 ms beside other work; with this bound 5 and up to 70; with threads that
+    never spin 8 and up to 30 (measured).
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+class InferenceEngine:
+    """What routes know of inference. Usable at once; a model that is not there (yet) raises `ModelUnavailableError`."""
+
+    def __init__(self, settings: Settings, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self.embedding: ModelSlot[Vector] = ModelSlot("embedding", settings.embedding_model)
+        self.entailment: ModelSlot[Scores] = ModelSlot("entailment", settings.entailment_model)
+        self._settings = settings
+        # A daemon: neither a slow disk nor a hanging driver may keep the process from ending.
+        self._loading = threading.Thread(target=self._load, name="load models", daemon=True)
+        if importlib.util.find_spec("torch") is None:
+            self.embedding.omit(_NO_TORCH)
+            self.entailment.omit(_NO_TORCH)
+        elif settings.entailment_model is None:
+            self.entailment.omit(_NO_ENTAILMENT)
+
+    def start(self) -> None:
+        """Start the device's threads and the loading of the models; called on the event loop."""
+        self.scheduler.start()
+        self._loading.start()
+
+    def wait_loaded(self, seconds: float) -> None:
+        """Block until each model is there or has failed, but no longer than `seconds`."""
+        self._loading.join(seconds)
+
+    def stop(self, wait_seconds: float) -> None:
+        """End the device's threads, see `Scheduler.stop`."""
+        self.scheduler.stop(wait_seconds)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether both models are there, and the device."""
+        slots = (self.embedding.state, self.entailment.state)
+        return slots == (SlotState.READY, SlotState.READY) and self.scheduler.state.is_alive
+
+    def space(self) -> EmbeddingSpace | None:
+        """Which vectors `embed` makes; None until the model is there."""
+        if self.embedding.state is not SlotState.READY:
+            return None
+        model = self.embedding.get()
+        return EmbeddingSpace(model.name, model.revision, model.dimension)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread of its own is still at work, which after `stop` means that it is stuck."""
+        return self._loading.is_alive() or self.scheduler.is_running
+
+    async def embed(self, texts: Sequence[Input], *, truncate: bool = False) -> Reply[Vector]:
+        """One vector of unit norm per text, in order. Raises what `Scheduler.infer` raises."""
+        model = self.embedding.get()
+        return await self.scheduler.infer(model, texts, seconds=self._settings.request_seconds, truncate=truncate)
+
+    async def classify(
+        self, pairs: Sequence[tuple[str, str]], *, truncate: bool = False, spent_seconds: float = 0.0
+    ) -> Reply[Scores]:
+        """The three probabilities per (premise, hypothesis), in order. Raises what `Scheduler.infer` raises.
+
+        `spent_seconds` of the request's time are gone already.
+        """
+        model = self.entailment.get()
+        seconds = max(0.0, self._settings.request_seconds - spent_seconds)
+        return await self.scheduler.infer(model, pairs, seconds=seconds, truncate=truncate)
+
+    def _load(self) -> None:
+        """Fill both slots. The thread's edge: a failure of any kind becomes the slot's reason."""
+        if not (self.embedding.is_loading or self.entailment.is_loading):
+            return
+        settings = self._settings
+        before_torch()
+        try:
+            # Imported here because it takes two seconds, and the `core` image has no torch at all.
+            from service.inference import torch_models  # noqa: PLC0415 - see above
+
+            placement = torch_models.place(
+                settings.device,
+                settings.dtype,
+                batch_tokens=settings.batch_tokens,
+                compute_threads=settings.compute_threads,
+            )
+            self.scheduler.set_workers(placement.workers)
+        except Exception as error:  # noqa: BLE001 - the thread's edge
+            self._failed(self.embedding, error)
+            self._failed(self.entailment, error)
+            return
+        self._fill(self.embedding, lambda folder: torch_models.load_embedder(folder, placement))
+        self._fill(self.entailment, lambda folder: torch_models.load_entailment(folder, placement))
+
+    def _fill(self, slot: ModelSlot[ResultT], load: Callable[[ModelFolder], Model[ResultT]]) -> None:
+        if not slot.is_loading or slot.name is None:
+            return
+        try:
+            slot.fill(load(check(self._settings.models_directory_of(slot.name), slot.name)))
+        except Exception as error:  # noqa: BLE001 - the thread's edge
+            self._failed(slot, error)
+
+    @staticmethod
+    def _failed(slot: ModelSlot[ResultT], error: Exception) -> None:
+        if not slot.is_loading:
+            return
+        if isinstance(error, ModelFolderError):
+            slot.fail(str(error))
+        else:
+            slot.fail(f"loading {slot.name} failed: {type(error).__name__}: {error}")
+        _LOGGER.error("%s model: %s", slot.role, slot.reason)

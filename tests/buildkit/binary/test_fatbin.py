@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from buildkit.binary import fatbin
+from buildkit.binary.elf import UnsupportedBinary
+from tests.support.elf import EntrySpec, container
+from tests.support.strategies import CONTAINERS, FLAG_A, FLAG_F, TARGETS
+
+# The corpus of corrupt containers is the same every time: this many, each with a few bytes changed or cut off.
+CORRUPT_INPUTS = 10_000
+
+
+def spec(name: str) -> EntrySpec:
+    """`sm_90a`, `compute_75`, `lto_75` as an entry."""
+    prefix, _, rest = name.partition("_")
+    flags = 0x11 | (FLAG_A if rest.endswith("a") else 0) | (FLAG_F if rest.endswith("f") else 0)
+    kind = {"sm": 2, "compute": 1, "lto": 8}[prefix]
+    return EntrySpec(kind=kind, architecture=int(rest.rstrip("af")), flags=flags)
+
+
+def kept(names: str, *targets: int) -> list[str]:
+    (parsed,) = fatbin.parse_containers(container(*(spec(name) for name in names.split())))
+    return [entry.name for entry in fatbin.usable_entries(parsed, frozenset(targets))]
+
+
+@pytest.mark.parametrize(
+    ("names", "targets", "expected"),
+    [
+        # a cubin runs on the same generation, at its own or a higher capability
+        ("sm_75 sm_80 sm_86 sm_90", (86,), "sm_86"),
+        ("sm_75 sm_80 sm_90", (89,), "sm_80"),
+        ("sm_80 sm_90", (75,), ""),
+        ("sm_70", (75,), "sm_70"),
+        ("sm_80 sm_86", (80,), "sm_80"),
+        # every entry at the best architecture stays, plain and specific
+        ("sm_90 sm_90a sm_80", (90,), "sm_90 sm_90a"),
+        ("sm_75 sm_75 sm_75 sm_80", (75,), "sm_75 sm_75 sm_75"),
+        # `a` runs on exactly its own, `f` on its family
+        ("sm_90a", (100,), ""),
+        ("sm_100a compute_90", (103,), "compute_90"),
+        ("sm_100f sm_100a", (103,), "sm_100f"),
+        ("sm_100f", (120,), ""),
+        ("sm_120f", (121,), "sm_120f"),
+        ("sm_100 sm_103", (103,), "sm_103"),
+        # Tegra apart from the others, in both directions
+        ("sm_87 sm_80", (89,), "sm_80"),
+        ("sm_80 sm_86", (87,), ""),
+        ("sm_87", (87,), "sm_87"),
+        # PTX only where no cubin fits, the highest that is not above
+        ("sm_80 compute_90 compute_80", (90,), "compute_90"),
+        ("sm_90 compute_90", (90,), "sm_90"),
+        ("compute_120", (90,), ""),
+        ("compute_75 compute_80 compute_120", (90,), "compute_80"),
+        # LTO-IR is a linker's input: never taken out of a container that stays in use
+        ("sm_90 sm_80 lto_75", (90,), "sm_90 lto_75"),
+        ("lto_75 compute_120", (90,), ""),
+        # several targets keep the union
+        ("sm_75 sm_80 sm_86 sm_90 sm_100", (75, 90), "sm_75 sm_90"),
+        ("sm_80 compute_80 sm_90", (80, 120), "sm_80 compute_80"),
+    ],
+)
+def test_a_gpu_keeps_what_its_driver_would_take(names: str, targets: tuple[int, ...], expected: str) -> None:
+    assert kept(names, *targets) == expected.split()
+
+
+@given(CONTAINERS, TARGETS)
+def test_more_targets_never_keep_less(content: bytes, targets: frozenset[int]) -> None:
+    (parsed,) = fatbin.parse_containers(content)
+    all_kept = set(fatbin.usable_entries(parsed, targets))
+
+    for target in targets:
+        assert set(fatbin.usable_entries(parsed, frozenset({target}))) <= all_kept
+
+
+@given(st.lists(CONTAINERS, max_size=4))
+def test_entries_account_for_every_byte(contents: list[bytes]) -> None:
+    section = b"".join(contents)
+
+    parsed = fatbin.parse_containers(section)
+
+    assert [item.offset for item in parsed] == [sum(map(len, contents[:index])) for index in range(len(contents))]
+    rebuilt = b"".join(
+        fatbin.pack_container_header(sum(entry.size_bytes for entry in item.entries))
+        + b"".join(section[entry.offset : entry.offset + entry.size_bytes] for entry in item.entries)
+        for item in parsed
+    )
+    assert rebuilt == section
+
+
+@pytest.mark.parametrize(
+    ("offset", "value", "reason"),
+    [
+        (0, b"\x00", "fatbin-magic"),
+        (4, b"\x02", "fatbin-version"),
+        (6, b"\x18", "fatbin-version"),
+        (8, bytes(8), "fatbin-empty"),
+        (8, b"\xff\xff\xff", "fatbin-truncated"),
+        (16, b"\x04", "fatbin-unknown-kind"),
+        (18, b"\x02\x02", "fatbin-entry-version"),
+        (20, b"\x20", "fatbin-entry-header"),
+        (20, b"\x41", "fatbin-entry-header"),
+        (24, bytes(8), "fatbin-truncated"),
+        (32, b"\xff\xff", "fatbin-entry-size"),
+        (52, b"\x01", "fatbin-named-entry"),
+        (56, b"\x51", "fatbin-unknown-flags"),
+        (58, b"\x30", "fatbin-unknown-flags"),
+    ],
+)
+def test_anything_unknown_is_refused_by_name(offset: int, value: bytes, reason: str) -> None:
+    content = bytearray(container(EntrySpec()))
+    content[offset : offset + len(value)] = value
+
+    with pytest.raises(UnsupportedBinary) as refusal:
+        fatbin.parse_containers(content)
+
+    assert refusal.value.reason == reason
+
+
+def test_an_unknown_family_is_refused_and_not_skipped() -> None:
+    with pytest.raises(UnsupportedBinary, match="fatbin-unknown-family"):
+        kept("sm_90f", 90)
+
+
+def test_corrupt_containers_are_refused_or_read_and_nothing_else() -> None:
+    """Every corrupt input of the corpus ends in a parse that accounts for all bytes, or in a refusal."""
+    chance = random.Random(20260)  # noqa: S311 - a corpus, not a secret
+    whole = b"".join(container(spec("sm_80"), spec("sm_90a"), spec("compute_120"), spec("lto_75")) for _ in range(3))
+    refused = 0
+    for _ in range(CORRUPT_INPUTS):
+        content = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            content[chance.randrange(len(content))] = chance.choice((0, 1, 8, 0x7F, 0xFF, chance.randrange(256)))
+        if chance.random() < 0.2:
+            del content[chance.randrange(len(content)) :]
+        try:
+            parsed = fatbin.parse_containers(content)
+            assert sum(item.size_bytes for item in parsed) == len(content)
+            for item in parsed:
+                fatbin.usable_entries(item, frozenset({80, 90}))
+        except UnsupportedBinary:
+            refused += 1
+    assert 0 < refused < CORRUPT_INPUTS
+
+
+@pytest.mark.parametrize(("value", "target"), [("9.0", 90), ("90", 90), ("sm_90", 90), (" 12.1 ", 121), ("8.6", 86)])
+def test_targets_are_compute_capabilities(value: str, target: int) -> None:
+    assert fatbin.parse_target(value) == target
+    assert fatbin.parse_target(fatbin.target_name(target)) == target
+
+
+@pytest.mark.parametrize("value", ["", "9", "9.9", "hopper", "sm_90a", "99", "9.0.0"])
+def test_an_unknown_target_is_refused(value: str) -> None:
+    with pytest.raises(fatbin.UnknownTarget) as error:
+        fatbin.parse_target(value)
+
+    assert error.value.value == value
+    assert "9.0" in error.value.allowed

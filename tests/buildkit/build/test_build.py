@@ -1,0 +1,299 @@
+"""Builds of a small project with the real BuildKit: what is recorded, what fails and how, what leaks."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+
+from buildkit import spec as specs
+from buildkit.build import base as bases
+from buildkit.build import build as builds
+from buildkit.build.display import BuildDisplay
+from buildkit.engine import daemon
+from buildkit.errors import BuildFailed, DiskTooFull, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from buildkit.build.build import BuildRecord
+    from buildkit.build.events import Events
+    from buildkit.engine.client import Engine
+
+PROJECT = Path(__file__).resolve().parents[3]
+SECRET = "pa55-word-for-the-mirror"  # noqa: S105 - planted, to be looked for
+IMAGES = """
+schema_version = 1
+layers = []
+
+[image]
+name = "truthgraph-test-build"
+title = "t"
+description = "d"
+licenses = "Apache-2.0"
+python = "3.13"
+base = "python:3.13-slim-trixie"
+venv = "/opt/venv"
+app = "/app"
+model = "m"
+cuda_targets = []
+
+[[targets]]
+name = "small"
+dockerfile = "docker/Dockerfile"
+stage = "runtime"
+disk_bytes = 1000
+"""
+DOCKERFILE = """
+ARG PYTHON_IMAGE
+FROM ${PYTHON_IMAGE} AS python
+FROM python AS maker
+RUN --mount=type=secret,id=ca --mount=type=secret,id=index \\
+    find /run -size +0 && echo "proxy ${https_proxy:-none}" && echo made >/made
+FROM scratch AS runtime
+COPY --from=maker /made /made
+CMD ["/made"]
+"""
+
+
+@pytest.fixture(scope="session")
+def engine(docker: Sequence[str]) -> Engine:
+    assert docker
+    return daemon.find(os.environ, daemon.ManagedDaemon())
+
+
+@pytest.fixture(scope="session")
+def base(engine: Engine) -> bases.Base:
+    return bases.ensure_base_image(
+        engine,
+        reference="python:3.13-slim-trixie",
+        python="3.13",
+        origin="auto",
+        cache=PROJECT / "build" / "cache",
+        log=print,
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path, docker: Sequence[str]) -> Iterator[Path]:
+    """A project of one small target; its image is removed afterwards."""
+    (tmp_path / "docker" / "lock").mkdir(parents=True)
+    (tmp_path / "docker" / "images.toml").write_text(IMAGES)
+    (tmp_path / "docker" / "Dockerfile").write_text(DOCKERFILE)
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
+    yield tmp_path
+    subprocess.run([*docker, "image", "rm", "--force", "truthgraph-test-build:small"], capture_output=True, check=False)
+
+
+@pytest.fixture
+def run(project: Path, engine: Engine, base: bases.Base) -> Callable[..., BuildRecord]:
+    """Builds the small target; what was shown goes to `run.shown`."""
+    shown = io.StringIO()
+
+    def call(
+        environment: dict[str, str] | None = None,
+        *,
+        use_cache: bool = True,
+        check_disk: bool = True,
+        seen: Callable[[], object] = lambda: None,
+    ) -> BuildRecord:
+        spec = specs.load(project)
+
+        def show(events: Events) -> BuildDisplay:
+            seen()
+            return BuildDisplay(Console(file=shown, width=100), events, title="small")
+
+        return builds.build(
+            spec,
+            spec.target("small"),
+            engine=engine,
+            base=base,
+            environment=environment or {},
+            folder=project / "build",
+            show=show,
+            use_cache=use_cache,
+            check_disk=check_disk,
+        )
+
+    call.shown = shown  # type: ignore[attr-defined] # a test may read it
+    return call
+
+
+def test_a_build_records_digest_base_versions_and_steps(
+    run: Callable[..., BuildRecord], project: Path, docker: Sequence[str], base: bases.Base
+) -> None:
+    record = run()
+
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", record.digest)
+    inspected = subprocess.run(
+        [*docker, "image", "inspect", record.digest], capture_output=True, text=True, check=True
+    ).stdout
+    assert json.loads(inspected)[0]["Config"]["Labels"]["io.truthgraph.base.origin"] == base.origin
+    assert record.base["digest"] == base.digest
+    assert {"engine", "client", "buildx", "buildkit", "harness"} == set(record.versions)
+    assert {"maker", "runtime", "export"} <= {step.stage for step in record.steps}
+    assert builds.load_record(builds.record_path(project / "build", "small")) == record
+
+
+def test_building_twice_gives_the_same_digest_and_finds_every_step_cached(run: Callable[..., BuildRecord]) -> None:
+    first, second = run(), run()
+
+    assert first.digest == second.digest
+    assert all(step.cached for step in second.steps if step.stage in {"maker", "runtime"})
+
+
+def test_the_image_before_has_a_name_until_the_next_one_is_there(
+    run: Callable[..., BuildRecord], project: Path, docker: Sequence[str]
+) -> None:
+    """Without one the engine collects layers that the new image is just put upon (moby/buildkit#6521)."""
+    before = run()
+    dockerfile = project / "docker" / "Dockerfile"
+    dockerfile.write_text(DOCKERFILE.replace("echo made", "echo made again"))
+    kept: list[str] = []
+
+    after = run(seen=lambda: kept.append(named(docker, f"{before.tags[0]}-before")))
+
+    assert kept == [before.digest]
+    assert after.digest != before.digest
+    assert named(docker, after.tags[0]) == after.digest
+    assert named(docker, f"{before.tags[0]}-before") == ""
+
+
+def named(docker: Sequence[str], name: str) -> str:
+    """The digest of the image of that name; nothing where there is none."""
+    command = [*docker, "image", "inspect", "--format", "{{.Id}}", name]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def test_a_failed_step_is_named_and_the_image_before_stays(
+    run: Callable[..., BuildRecord], project: Path, docker: Sequence[str]
+) -> None:
+    before = run()
+    dockerfile = project / "docker" / "Dockerfile"
+    dockerfile.write_text(DOCKERFILE.replace("echo made >/made", "echo about to fail >&2; exit 42"))
+
+    with pytest.raises(BuildFailed) as caught:
+        run()
+
+    failure = caught.value
+    assert (failure.stage, failure.exit_code_of_step) == ("maker", 42)
+    assert "about to fail" in failure.log_tail
+    assert "exit 42" in failure.instruction
+    assert failure.exit_code == 1
+    assert builds.load_record(builds.record_path(project / "build", "small")) == before
+    subprocess.run([*docker, "image", "inspect", before.tags[0]], capture_output=True, check=True)
+
+
+def test_nothing_that_was_handed_in_is_in_the_image(
+    run: Callable[..., BuildRecord], tmp_path: Path, docker: Sequence[str]
+) -> None:
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text("-----BEGIN CERTIFICATE-----\nplanted\n-----END CERTIFICATE-----\n")
+    environment = {
+        "SSL_CERT_FILE": str(bundle),
+        "UV_DEFAULT_INDEX": f"https://anna:{SECRET}@mirror.test/simple",
+        "https_proxy": f"http://anna:{SECRET}@proxy.test:3128",
+    }
+
+    record = run(environment, use_cache=False)
+
+    log = run.shown.getvalue()  # type: ignore[attr-defined]
+    saved = subprocess.run([*docker, "image", "save", record.digest], capture_output=True, check=True).stdout
+    inspected = subprocess.run([*docker, "image", "inspect", record.digest], capture_output=True, check=True).stdout
+    history = subprocess.run(
+        [*docker, "image", "history", "--no-trunc", record.digest], capture_output=True, check=True
+    ).stdout
+    kept = builds.record_path(tmp_path / "build", "small").read_bytes()
+    for place in (saved, inspected, history, kept, log.encode()):
+        assert SECRET.encode() not in place
+        assert b"planted" not in place
+
+
+def test_a_disk_too_full_says_what_is_needed_and_what_is_there(run: Callable[..., BuildRecord], project: Path) -> None:
+    path = project / "docker" / "images.toml"
+    path.write_text(IMAGES.replace("disk_bytes = 1000", "disk_bytes = 900_000_000_000_000"))
+
+    with pytest.raises(DiskTooFull, match=r"needs 900000\.0 GB in .*, \d+\.\d GB are free"):
+        run()
+
+    assert run(check_disk=False).digest
+
+
+def test_an_engine_on_another_machine_has_no_disk_to_check(project: Path, engine: Engine, base: bases.Base) -> None:
+    spec = specs.load(project)
+    huge = replace(engine, root=None)
+    builds._check_disk(huge, spec.target("small"), project / "build", "")
+    assert base.digest
+
+
+def test_a_record_of_another_version_is_refused(run: Callable[..., BuildRecord], project: Path) -> None:
+    run()
+    path = builds.record_path(project / "build", "small")
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 9'))
+
+    with pytest.raises(UsageError, match="schema_version = 9"):
+        builds.load_record(path)
+
+
+def test_an_interrupted_build_leaves_no_orphan(project: Path, base: bases.Base) -> None:
+    """Only the harness is signalled, as a CI runner does it: docker and the step must end all the same."""
+    assert base.digest
+    seconds = f"3{os.getpid()}"  # a number to find the step's process by
+    dockerfile = project / "docker" / "Dockerfile"
+    dockerfile.write_text(DOCKERFILE.replace("echo made >/made", f"sleep {seconds} # && echo made >/made"))
+
+    def sleeping() -> bool:
+        return subprocess.run(["pgrep", "-xf", f"sleep {seconds}"], capture_output=True, check=False).returncode == 0
+
+    def wait(claim: Callable[[], bool], limit_seconds: float) -> bool:
+        deadline = time.monotonic() + limit_seconds
+        while not claim() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return claim()
+
+    with subprocess.Popen(
+        [sys.executable, "-m", "buildkit", "--project", str(project), "build", "small"],
+        cwd=PROJECT,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert wait(sleeping, 60)
+        children = subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        process.send_signal(signal.SIGINT)
+        try:
+            _, said = process.communicate(timeout=30)
+        finally:
+            process.kill()
+
+    assert process.returncode == 130
+    assert "interrupted" in said
+    assert wait(lambda: not sleeping(), 15)
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+def test_the_command_line_gives_a_sentence_and_an_exit_code(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "buildkit", "--project", str(tmp_path), "build"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: project = ")
+    assert "Traceback" not in done.stderr

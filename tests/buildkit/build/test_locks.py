@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from buildkit import spec
+from buildkit.build import locks
+from buildkit.build.locks import Requirement
+from buildkit.errors import UsageError
+from buildkit.spec import LayerSpec
+
+PROJECT = Path(__file__).resolve().parents[3]
+HASH = "--hash=sha256:" + "0" * 64
+
+
+def requirement(name: str) -> Requirement:
+    return Requirement(name, "1.0", f"{name}==1.0 \\\n    {HASH}")
+
+
+def closure(*names: str) -> dict[str, Requirement]:
+    return {name: requirement(name) for name in names}
+
+
+LAYERS = (
+    LayerSpec(name="big", why="-", distributions=("Torch",)),
+    LayerSpec(name="models", why="-", extra="ml"),
+    LayerSpec(name="web", why="-", extra=""),
+    LayerSpec(name="dev", why="-", extra="dev"),
+)
+CLOSURES = {
+    "": closure("litestar", "idna"),
+    "ml": closure("litestar", "idna", "torch", "tqdm"),
+    "dev": closure("litestar", "idna", "torch", "tqdm", "pytest"),
+}
+
+
+def test_every_distribution_is_in_exactly_one_layer() -> None:
+    placed = locks.assign(LAYERS, CLOSURES)
+
+    assert {name: [item.name for item in items] for name, items in placed.items()} == {
+        "big": ["torch"],
+        "models": ["tqdm"],
+        "web": ["idna", "litestar"],
+        "dev": ["pytest"],
+    }
+
+
+def test_what_is_left_out_is_in_no_layer() -> None:
+    placed = locks.assign(LAYERS, CLOSURES, ["tqdm"])
+
+    assert "tqdm" not in {item.name for items in placed.values() for item in items}
+
+
+def test_a_name_in_two_layers_is_refused() -> None:
+    twice = (*LAYERS, LayerSpec(name="again", why="-", distributions=("torch",)))
+
+    with pytest.raises(UsageError, match="already in layer big"):
+        locks.assign(twice, CLOSURES)
+
+
+def test_a_name_that_is_not_locked_is_refused() -> None:
+    unknown = (*LAYERS, LayerSpec(name="other", why="-", distributions=("nvidia-nothing",)))
+
+    with pytest.raises(UsageError, match="not in the lock"):
+        locks.assign(unknown, CLOSURES)
+
+
+def test_a_distribution_that_no_layer_takes_is_refused() -> None:
+    with pytest.raises(UsageError, match="no layer takes it"):
+        locks.assign(LAYERS[:1], CLOSURES)
+
+
+@pytest.mark.parametrize("text", ["torch>=2\n", "torch==2.13.0\n", f"-e . {HASH}\n", f"torch @ file:///x {HASH}\n"])
+def test_a_requirement_without_pin_or_hash_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="with at least one sha256 hash"):
+        locks.parse_requirements(text)
+
+
+def test_the_projects_locks_are_of_todays_inputs_and_cover_each_distribution_once() -> None:
+    loaded = spec.load(PROJECT)
+    locks.check_locks(loaded)
+
+    names = [
+        item.name
+        for layer in loaded.layers
+        for item in locks.parse_requirements((loaded.lock_folder / f"{layer.name}.txt").read_text())
+    ]
+
+    assert sorted(set(names)) == sorted(names)
+    assert {"torch", "transformers", "litestar", "pytest", "nvidia-cudnn-cu13"} <= set(names)
+    assert not set(loaded.left_out) & set(names)
+
+
+def test_the_projects_locks_name_no_address() -> None:
+    for path in (PROJECT / "docker" / "lock").glob("*.txt"):
+        assert not re.search(r"://|index-url|find-links", path.read_text()), path
+
+
+def test_a_lock_is_stale_when_a_dependency_was_added(tmp_path: Path) -> None:
+    shutil.copytree(PROJECT / "docker", tmp_path / "docker")
+    metadata = (PROJECT / "pyproject.toml").read_text()
+    (tmp_path / "pyproject.toml").write_text(metadata.replace('"asyncpg>=', '"aiohttp", "asyncpg>='))
+
+    with pytest.raises(UsageError, match="run `nox -s lock`"):
+        locks.check_locks(spec.load(tmp_path))
+
+
+def test_a_lock_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    shutil.copytree(PROJECT / "docker", tmp_path / "docker")
+    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
+    (tmp_path / "docker" / "lock" / "torch.txt").unlink()
+
+    with pytest.raises(UsageError, match=r"torch\.txt = 'missing'"):
+        locks.check_locks(spec.load(tmp_path))
+
+
+@pytest.mark.parametrize("target", ["api", "core", "dev"])
+def test_the_dockerfile_copies_each_layer_of_the_table_once(target: str) -> None:
+    """The stages of docker/Dockerfile are written by hand; the table is what they must agree with."""
+    loaded = spec.load(PROJECT)
+    stages = re.split(r"^FROM ", (PROJECT / "docker" / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
+    by_name = {stage.split("\n", 1)[0].partition(" AS ")[2]: stage for stage in stages}
+
+    def copied(name: str) -> list[str]:
+        stage = by_name[name]
+        parent = stage.split()[0]
+        above = copied(parent) if parent in by_name else []
+        return above + re.findall(r"^COPY --link --from=(\S+) /layer/\S+ /$", stage, re.MULTILINE)
+
+    lock_of = {
+        name: match[1]
+        for name, stage in by_name.items()
+        if (
+            match := re.search(
+                r"source=docker/lock/([\w-]+)\.txt.*layout\.py install .*--out /layer/\1$",
+                stage,
+                re.MULTILINE | re.DOTALL,
+            )
+        )
+    }
+    chosen = loaded.target(target)
+
+    assert list(chosen.layers) == [lock_of[name] for name in copied(chosen.stage) if name in lock_of]

@@ -1,0 +1,129 @@
+"""The comparison must see what a faulty prune could do: each fault is planted, and the comparison names it."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from buildkit.binary import elf
+from buildkit.binary.elf import UnsupportedBinary
+from buildkit.binary.rewrite import apply_rewrite
+from buildkit.slim.libraries import prune
+from buildkit.slim.libraries.check import check_pruned
+from tests.support.elf import EntrySpec, Library, container
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HOPPER = frozenset({90})
+
+
+def code(architecture: int, size_bytes: int) -> EntrySpec:
+    return EntrySpec(architecture=architecture, payload=bytes([architecture]) * size_bytes)
+
+
+LIBRARY = Library(
+    fatbin=[
+        container(code(75, 64)),
+        container(code(80, 9000), code(90, 3000)),
+        container(code(80, 9000), code(90, 2000)),
+    ],
+    unwrapped=1,
+    has_table_segment=True,
+)
+ORIGINAL = LIBRARY.build()
+
+
+def pruned() -> bytearray:
+    plan = prune.plan_prune(ORIGINAL, HOPPER)
+    assert plan is not None
+    return bytearray(apply_rewrite(ORIGINAL, plan.rewrite))
+
+
+def at(content: bytearray, name: str) -> int:
+    section = elf.parse(content).section(name)
+    assert section is not None
+    return section.file_offset
+
+
+def slot(content: bytearray, index: int) -> int:
+    return elf.parse(content).segment_table_offset + 56 * index
+
+
+def flip(name: str, offset: int) -> Callable[[bytearray], None]:
+    def plant(content: bytearray) -> None:
+        content[at(content, name) + offset] ^= 0xFF
+
+    return plant
+
+
+def swap_wrappers(content: bytearray) -> None:
+    start, rela = at(content, ".nvFatBinSegment"), at(content, ".rela.dyn")
+    for first, second in ((start + 8, start + 32), (rela + 16, rela + 40)):
+        content[first : first + 8], content[second : second + 8] = (
+            content[second : second + 8],
+            content[first : first + 8],
+        )
+
+
+def forget_addend(content: bytearray) -> None:
+    offset = at(content, ".rela.dyn") + 16
+    other = at(content, ".rela.dyn") + 40
+    content[offset : offset + 8] = content[other : other + 8]
+
+
+def change_rights(content: bytearray) -> None:
+    struct.pack_into("<I", content, slot(content, 1) + 4, 7)
+
+
+def lose_table(content: bytearray) -> None:
+    struct.pack_into("<Q", content, slot(content, 0) + 16, 64)
+
+
+def shorten_segment(content: bytearray) -> None:
+    offset = slot(content, 2)
+    file_bytes, memory_bytes = struct.unpack_from("<QQ", content, offset + 32)
+    struct.pack_into("<QQ", content, offset + 32, file_bytes - 8, memory_bytes)
+
+
+def forget_stack(content: bytearray) -> None:
+    struct.pack_into("<I", content, slot(content, 5) + 4, 7)
+
+
+def test_a_sound_prune_passes() -> None:
+    check_pruned(ORIGINAL, pruned(), HOPPER)
+
+
+FAULTS: dict[str, tuple[Callable[[bytearray], None], str]] = {
+    "a byte of code before the containers": (flip(".text", 5), "compare-bytes"),
+    "a byte behind the containers": (flip(".rodata", 900), "compare-bytes"),
+    "a byte of data": (flip(".data", 0), "compare-bytes"),
+    "a library's name": (flip(".dynstr", 3), "compare-bytes"),
+    "a container without wrapper": (flip(".nv_fatbin", 16 + 64 + 3), "compare-entries"),
+    "a kept kernel": (flip(".nv_fatbin", 16 + 128 + 16 + 64 + 100), "compare-entries"),
+    "two wrappers swapped": (swap_wrappers, "compare-entries"),
+    "an addend not rewritten": (forget_addend, "compare-addend"),
+    "a segment writable and executable": (change_rights, "compare-segments"),
+    "the segment table named elsewhere": (lose_table, "compare-segment-table"),
+    "a segment cut short": (shorten_segment, "compare-unmapped"),
+    "an executable stack": (forget_stack, "compare-segments"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_named(fault: str) -> None:
+    plant, reason = FAULTS[fault]
+    content = pruned()
+    plant(content)
+
+    with pytest.raises(UnsupportedBinary) as refusal:
+        check_pruned(ORIGINAL, content, HOPPER)
+
+    assert refusal.value.reason == reason
+
+
+def test_kernels_that_a_target_needs_must_be_there() -> None:
+    with pytest.raises(UnsupportedBinary, match="compare-entries"):
+        check_pruned(ORIGINAL, pruned(), frozenset({80}))

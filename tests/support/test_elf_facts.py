@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.elf_facts import make_elf
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_the_loader_takes_what_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "libmade.so"
+    path.write_bytes(make_elf(soname="libmade.so", needed=["libc.so.6"], sections=[(".symtab", bytes(24))]))
+    ctypes.CDLL(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (make_elf(needed=["libnowhere.so.1"]), "libnowhere.so.1: cannot open"),
+        (make_elf(undefined=["nowhere"]), "undefined symbol: nowhere"),
+        (make_elf()[:100], "file too short|cannot read file data"),
+    ],
+    ids=["missing library", "missing symbol", "cut short"],
+)
+def test_the_loader_refuses_what_is_made_broken(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "libbroken.so"
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=message):
+        ctypes.CDLL(str(path))
