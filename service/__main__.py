@@ -1,4 +1,4 @@
-"""The command line: serve, migrate, keys, ingest, evaluate, models, embed, routes.
+"""The command line: serve, migrate, keys, scrape, forward, ingest, evaluate, models, embed, routes.
 
 What a command needs is imported when it runs: `models` must do with the standard library, `routes` without torch.
 """
@@ -60,21 +60,17 @@ def _parser() -> argparse.ArgumentParser:
     migrate.add_argument("--plan", action="store_true", help="only print the way there and what it would lose, as JSON")
     migrate.set_defaults(command=_migrate)
 
-    keys = commands.add_parser("keys", help="make, list and revoke API keys").add_subparsers(
-        required=True, metavar="ACTION"
-    )
-    make = keys.add_parser("add", help="make a key and print it, once")
-    make.add_argument("name")
-    make.add_argument(
-        "--scope", choices=("read", "write", "admin"), default="write", help="includes the ones before it"
-    )
-    make.add_argument("--tenant", default="default", help="whose claims and evidence the key is for")
-    make.add_argument("--tokens-per-minute", type=int, default=600_000)
-    make.set_defaults(command=_keys_add)
-    keys.add_parser("list", help="print what is known of each key").set_defaults(command=_keys_list)
-    revoke = keys.add_parser("revoke", help="make a key useless, within ten seconds")
-    revoke.add_argument("name")
-    revoke.set_defaults(command=_keys_revoke)
+    _add_key_actions(commands.add_parser("keys", help="make, list, revoke and purge API keys"))
+
+    scrape = commands.add_parser("scrape", help="print the metrics of every replica behind a host name, as JSON")
+    scrape.add_argument("name", help="host name of the replicas: `api` in docker/stack.yaml")
+    scrape.add_argument("--port", type=int, help="port of the replicas (TRUTHGRAPH_PORT, 8000)")
+    scrape.set_defaults(command=_scrape)
+
+    forward = commands.add_parser("forward", help="connect standard input and output to the server in this container")
+    forward.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1)")
+    forward.add_argument("--port", type=int, help="(TRUTHGRAPH_PORT, 8000)")
+    forward.set_defaults(command=_forward)
 
     ingest = commands.add_parser("ingest", help="take evidence in from a file of JSON lines or CSV; resumable")
     ingest.add_argument("file", type=Path)
@@ -108,6 +104,25 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--into", type=Path, help="the models' directory (TRUTHGRAPH_MODELS_DIR)")
     add.set_defaults(command=_models_add)
     return parser
+
+
+def _add_key_actions(command: argparse.ArgumentParser) -> None:
+    keys = command.add_subparsers(required=True, metavar="ACTION")
+    make = keys.add_parser("add", help="make a key and print it, once")
+    make.add_argument("name")
+    make.add_argument(
+        "--scope", choices=("read", "write", "admin"), default="write", help="includes the ones before it"
+    )
+    make.add_argument("--tenant", default="default", help="whose claims and evidence the key is for")
+    make.add_argument("--tokens-per-minute", type=int, default=600_000)
+    make.set_defaults(command=_keys_add)
+    keys.add_parser("list", help="print what is known of each key").set_defaults(command=_keys_list)
+    revoke = keys.add_parser("revoke", help="make a key useless, within ten seconds")
+    revoke.add_argument("name")
+    revoke.set_defaults(command=_keys_revoke)
+    purge = keys.add_parser("purge", help="delete a temporary key with all claims and evidence of its tenant")
+    purge.add_argument("name", help="refused if its tenant is `default` or has other keys")
+    purge.set_defaults(command=_keys_purge)
 
 
 def _serve(chosen: argparse.Namespace) -> int:
@@ -222,6 +237,37 @@ def _keys_revoke(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _keys_purge(chosen: argparse.Namespace) -> int:
+    from service.access import ApiKeyRepository  # noqa: PLC0415
+
+    _with_database(lambda database: ApiKeyRepository(database).purge(chosen.name), timeout_seconds=60.0)
+    return 0
+
+
+def _scrape(chosen: argparse.Namespace) -> int:
+    from service.replicas import scrape  # noqa: PLC0415
+
+    try:
+        pages = scrape(chosen.name, chosen.port or Settings.from_environment().port)
+    except OSError as error:
+        sys.stderr.write(f"{chosen.name} does not resolve: {error}\n")
+        return 1
+    _print(pages)
+    return 0 if pages else 1
+
+
+def _forward(chosen: argparse.Namespace) -> int:
+    from service.replicas import forward  # noqa: PLC0415
+
+    port = chosen.port or Settings.from_environment().port
+    try:
+        forward(chosen.host, port)
+    except OSError as error:
+        sys.stderr.write(f"{chosen.host}:{port}: {error}\n")
+        return 1
+    return 0
+
+
 def _ingest(chosen: argparse.Namespace) -> int:
     from service.ingest import ingest  # noqa: PLC0415
 
@@ -255,12 +301,12 @@ def _database_url() -> str:
     return settings.database_url
 
 
-def _with_database(work: Callable[["Database"], Awaitable[_T]]) -> _T:
+def _with_database(work: Callable[["Database"], Awaitable[_T]], *, timeout_seconds: float = 10.0) -> _T:
     """Run `work` on the configured database; its errors are the command's."""
     from service.database import ConflictError, Database, DatabaseUnavailableError, NotFoundError  # noqa: PLC0415
 
     async def run() -> _T:
-        database = Database(_database_url(), connections=1, timeout_seconds=10.0)
+        database = Database(_database_url(), connections=1, timeout_seconds=timeout_seconds)
         await database.open()
         try:
             return await work(database)

@@ -135,6 +135,26 @@ class ApiKeyRepository:
         if status == "UPDATE 0":
             raise NotFoundError("key", name)
 
+    async def purge(self, name: str) -> None:
+        """Delete a temporary key with all claims and evidence of its tenant, which nobody else may be using.
+
+        `NotFoundError` if there is no such key; `ConflictError` if its tenant is the default one or has other keys.
+        """
+        async with self._database.transaction() as connection:
+            tenant = await connection.fetchval("SELECT tenant_id FROM api_keys WHERE name = $1", name)
+            if tenant is None:
+                raise NotFoundError("key", name)
+            others = await connection.fetchval(
+                "SELECT count(*) FROM api_keys WHERE tenant_id = $1 AND name <> $2", tenant, name
+            )
+            if others or tenant == _DEFAULT_TENANT:
+                raise ConflictError(
+                    f"key {name} has no tenant of its own, {tenant!r} is shared: revoke the key instead"
+                )
+            await connection.execute("DELETE FROM claims WHERE tenant_id = $1", tenant)
+            await connection.execute("DELETE FROM evidence WHERE tenant_id = $1", tenant)
+            await connection.execute("DELETE FROM api_keys WHERE name = $1", name)
+
     async def all(self) -> list[KeyRecord]:
         """Every key, oldest first."""
         async with self._database.connection() as connection:

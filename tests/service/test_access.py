@@ -17,7 +17,7 @@ from service.access import (
     UnauthorizedError,
     client_address,
 )
-from service.database import ConflictError, Database
+from service.database import ConflictError, Database, NotFoundError
 from tests.service.conftest import Postgres, served, settings
 
 if TYPE_CHECKING:
@@ -90,6 +90,40 @@ def test_with_a_key_everyone_needs_one(postgres: Postgres) -> None:
         fresh = Authenticator(keys, has_database=True, allow_anonymous=False)
         with pytest.raises(UnauthorizedError):
             await fresh.caller(key, ip_address("127.0.0.1"))
+
+    in_database(postgres.fresh(), work)
+
+
+def test_purge_deletes_the_key_and_what_its_tenant_stored(postgres: Postgres) -> None:
+    url = postgres.fresh()
+
+    async def work(database: Database) -> None:
+        keys = ApiKeyRepository(database)
+        await keys.add("temporary", ["write"], "temporary", 1000)
+        await keys.add("other", ["write"], "other", 1000)
+        async with database.connection() as connection:
+            for tenant in ("temporary", "other"):
+                await connection.execute("INSERT INTO claims (tenant_id, text) VALUES ($1, 'a claim')", tenant)
+        await keys.purge("temporary")
+        assert [record.name for record in await keys.all()] == ["other"]
+
+    in_database(url, work)
+
+    assert [row["tenant_id"] for row in Postgres.execute(url, "SELECT tenant_id FROM claims")] == ["other"]
+
+
+def test_purge_refuses_an_unknown_key_and_a_shared_tenant(postgres: Postgres) -> None:
+    async def work(database: Database) -> None:
+        keys = ApiKeyRepository(database)
+        await keys.add("only", ["write"], "default", 1000)
+        await keys.add("first", ["write"], "shared", 1000)
+        await keys.add("second", ["write"], "shared", 1000)
+        with pytest.raises(NotFoundError):
+            await keys.purge("unknown")
+        for name in ("only", "first"):
+            with pytest.raises(ConflictError, match="has no tenant of its own"):
+                await keys.purge(name)
+        assert len(await keys.all()) == 3
 
     in_database(postgres.fresh(), work)
 

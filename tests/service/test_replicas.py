@@ -1,0 +1,129 @@
+"""The two commands that reach replicas from inside a container, each run as a process."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[2]
+WAIT_SECONDS = 60
+
+
+@contextmanager
+def server() -> Iterator[int]:
+    """Echoes the body of a POST and answers every GET with its path; yields its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.reply(self.path.encode())
+
+        def do_POST(self) -> None:
+            self.reply(self.rfile.read(int(self.headers["content-length"])))
+
+        def reply(self, content: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield listening.server_address[1]
+    finally:
+        listening.shutdown()
+        listening.server_close()
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        timeout=WAIT_SECONDS,
+    )
+
+
+def unused_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def test_forward_carries_requests_and_binary_bodies_over_one_connection() -> None:
+    body = bytes(range(256)) * 4000
+    ours, theirs = socket.socketpair()
+    with (
+        server() as port,
+        ours,
+        subprocess.Popen(
+            [sys.executable, "-m", "service", "forward", "--port", str(port)],
+            cwd=ROOT,
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+        ) as forwarding,
+    ):
+        theirs.close()
+        ours.settimeout(WAIT_SECONDS)
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.sock = ours
+        replies = []
+        for method, content in (("GET", None), ("POST", body)):
+            connection.request(method, "/path", content)
+            replies.append(connection.getresponse().read())
+        connection.close()
+        code = forwarding.wait(WAIT_SECONDS)
+
+    assert replies == [b"/path", body]
+    assert code == 0
+
+
+def test_forward_without_a_server_fails_and_names_the_address() -> None:
+    port = unused_port()
+
+    done = command("forward", "--port", port)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"127.0.0.1:{port}: ")
+
+
+def test_scrape_prints_the_metrics_page_of_each_address() -> None:
+    with server() as port:
+        done = command("scrape", "127.0.0.1", "--port", str(port))
+
+    assert json.loads(done.stdout) == {"127.0.0.1": "/metrics"}
+    assert done.returncode == 0
+
+
+def test_scrape_without_an_answer_fails_and_names_the_replica() -> None:
+    done = command("scrape", "127.0.0.1", "--port", unused_port())
+
+    assert (done.returncode, done.stdout) == (1, "{}\n")
+    assert "no metrics from 127.0.0.1" in done.stderr
+
+
+def test_scrape_of_an_unknown_host_name_fails_with_the_reason() -> None:
+    done = command("scrape", "name.invalid")
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("name.invalid does not resolve: ")
