@@ -1,80 +1,63 @@
-"""What tests may need beyond Python: a fixture per need, absent means skipped, and failed under `--require NEED`.
-
-A test asks for a need by taking its fixture; the marker of the same name is derived from that, so that
-`-m "not docker"` leaves them out.
-"""
+"""Fixtures for what tests need beyond Python (a container engine, a browser), and the option `--require NEED`."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import pytest
 
 from buildkit.engine import daemon
 from buildkit.errors import BuildkitError
+from tests.support import needs
+from tests.support.docker_stub import DockerStub
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-NEEDS = ("docker", "browser")
-"""The needs that this file knows; folders below may add their own with `--require` read the same way."""
 ON_DEMAND = {"staging": "brings up the whole stack and breaks it", "cluster": "starts three engines"}
-"""Markers of tests that run where `-m` names them only, and what they cost."""
+"""Markers of tests that run only if `-m` names them, and why."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--require", action="append", default=[], metavar="NEED", help="fail instead of skipping where NEED is absent"
+        "--require",
+        action="append",
+        default=[],
+        metavar="NEED",
+        help="fail tests that need NEED (docker, browser, postgres, gcc) instead of skipping them if it is missing",
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    asked = config.option.markexpr or ""
+    selected = config.option.markexpr or ""
     for item in items:
         for marker, cost in ON_DEMAND.items():
-            if marker not in asked and item.get_closest_marker(marker):
+            if marker not in selected and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"{cost}: run with -m {marker}"))
-        for need in NEEDS:
-            if need in getattr(item, "fixturenames", ()):
-                item.add_marker(need)
-
-
-def absent(config: pytest.Config, need: str, why: str) -> NoReturn:
-    """Skip the test, or fail it where the need was required."""
-    if need in config.getoption("--require"):
-        pytest.fail(f"{need} is required: {why}", pytrace=False)
-    pytest.skip(f"no {need}: {why}")
-
-
-def make_certificate(folder: Path, name: str) -> Path:
-    """A self-signed certificate for *name* and its key in one file, as the proxy takes them; made by openssl."""
-    key, chain = folder / f"{name}.key", folder / f"{name}.crt"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    command += ["-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
-    subprocess.run([*command, "-keyout", str(key), "-out", str(chain)], check=True, capture_output=True)
-    both = folder / f"{name}.pem"
-    both.write_text(chain.read_text() + key.read_text())
-    return both
+    needs.add_markers(items)
 
 
 @pytest.fixture(scope="session")
 def docker(pytestconfig: pytest.Config) -> Sequence[str]:
-    """The client of an engine that answers, with its options: append a command and run it."""
+    """The `docker` command of an engine that answers, with its options: append arguments and run it."""
     try:
         found = daemon.find(os.environ, daemon.ManagedDaemon())
     except BuildkitError as error:
-        absent(pytestconfig, "docker", str(error).splitlines()[0])
+        needs.skip_or_fail(pytestconfig, "docker", str(error).splitlines()[0])
     return ("docker", "-H", found.host) if found.host else ("docker",)
 
 
 @pytest.fixture(scope="session")
 def browser(pytestconfig: pytest.Config) -> str:
-    """A Chromium that runs headless."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        absent(pytestconfig, "browser", "neither chromium nor google-chrome is installed")
-    return found
+    """The path of a Chromium that runs headless."""
+    return needs.find_program(pytestconfig, "browser", "chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture
+def docker_stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DockerStub:
+    """A fake `docker` program that is first on PATH and has no answers yet."""
+    stub = DockerStub(tmp_path / "docker-stub")
+    stub.first_on_path(monkeypatch)
+    return stub

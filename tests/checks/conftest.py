@@ -19,8 +19,8 @@ from buildkit.engine import daemon
 from buildkit.errors import BuildkitError
 from checks.golden import VECTORS
 from tests.checks.faults import CUDA, EXPECTED, FAULTS, HANDED_IN, INERT, PRUNED, SIGNS, SITE, WHOLE, Fault
-from tests.conftest import absent
 from tests.support.elf_facts import make_elf
+from tests.support.needs import skip_or_fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -172,7 +172,7 @@ def python_base(docker: Sequence[str], pytestconfig: pytest.Config) -> str:
             log=lambda _: None,
         )
     except BuildkitError as error:
-        absent(pytestconfig, "docker", f"no base image: {error}")
+        skip_or_fail(pytestconfig, "docker", f"no base image: {error}")
     return found.local
 
 

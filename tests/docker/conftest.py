@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import subprocess
-import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,24 +20,15 @@ from buildkit.build import base as bases
 from buildkit.build import build as builds
 from buildkit.build.display import BuildDisplay
 from buildkit.engine import daemon
+from tests.support.polling import WAIT_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from buildkit.build.events import Events
 
 PROJECT = Path(__file__).parents[2]
 STACK = PROJECT / "docker" / "stack.yaml"
-WAIT_SECONDS = 120.0
-"""Deadline of everything that is polled: far above what it takes, as test machines may be busy."""
-
-
-def until(claim: Callable[[], bool], what: str) -> None:
-    """Poll `claim` until it holds."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not claim():
-        assert time.monotonic() < deadline, f"not within {WAIT_SECONDS} s: {what}"
-        time.sleep(0.2)
 
 
 @dataclass(frozen=True, slots=True)

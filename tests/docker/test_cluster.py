@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Self
 import httpx
 import pytest
 
-from tests.conftest import absent
-from tests.docker.conftest import PROJECT, STACK, WAIT_SECONDS, built, until
+from tests.docker.conftest import PROJECT, STACK, built
+from tests.support.needs import skip_or_fail
+from tests.support.polling import WAIT_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -196,7 +197,7 @@ def nodes(
 ) -> Iterator[tuple[Node, ...]]:
     """Three managers of one swarm, with the images."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "iptables", "nsenter", "dockerd"))):
-        absent(pytestconfig, "cluster", "needs root, ip, iptables, nsenter and dockerd")
+        skip_or_fail(pytestconfig, "cluster", "needs root, ip, iptables, nsenter and dockerd")
     with contextlib.ExitStack() as stack:
         run("ip", "link", "add", BRIDGE, "type", "bridge")
         stack.callback(run, "ip", "link", "delete", BRIDGE)

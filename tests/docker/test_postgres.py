@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docker.conftest import Docker, until
+from tests.support.polling import until
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.docker.conftest import Docker
 
 PASSWORD = "a-Password.of_tests~1"  # noqa: S105
 CONFINED = (

@@ -14,8 +14,9 @@ import pytest
 
 from service.access import Scope
 from service.routes.table import ROUTES
-from tests.conftest import make_certificate
-from tests.docker.conftest import PROJECT, Docker, until
+from tests.docker.conftest import PROJECT, Docker
+from tests.support.certificates import make_certificate
+from tests.support.polling import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

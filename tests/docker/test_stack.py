@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.conftest import absent
-from tests.docker.conftest import PROJECT, STACK, Docker, until
+from tests.docker.conftest import PROJECT, STACK, Docker
+from tests.support.needs import skip_or_fail
+from tests.support.polling import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,7 +33,7 @@ def api_image(
     """The last image of the API that was built, with the code of this checkout in it."""
     built, made = "truthgraph-api:latest", "truthgraph-test-stack:api"
     if subprocess.run([*docker, "image", "inspect", built], capture_output=True, check=False).returncode != 0:
-        absent(pytestconfig, "api-image", "`nox -s build-image` makes it")
+        skip_or_fail(pytestconfig, "api-image", "`nox -s build-image` makes it")
     file = tmp_path_factory.mktemp("api") / "Dockerfile"
     file.write_text(OVERLAY.format(image=built))
     file.with_name("Dockerfile.dockerignore").write_text("*\n!service\n!migrations\n**/__pycache__\n")
@@ -49,7 +50,7 @@ def api_image(
 def compose(pytestconfig: pytest.Config, docker: Sequence[str]) -> None:
     """Docker Compose."""
     if subprocess.run([*docker, "compose", "version"], capture_output=True, check=False).returncode != 0:
-        absent(pytestconfig, "compose", "Debian 13 has it as docker-compose")
+        skip_or_fail(pytestconfig, "compose", "Debian 13 has it as docker-compose")
 
 
 @pytest.fixture

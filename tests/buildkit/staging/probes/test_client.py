@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from buildkit.staging.probes.client import Client, RequestTimedOut
-from tests.conftest import make_certificate
+from tests.support.certificates import make_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
