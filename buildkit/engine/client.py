@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
+import threading
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from buildkit.engine.processes import end
 from buildkit.errors import CommandFailed, EngineTooOld
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Engine", "connect", "docker", "version_numbers", "versions"]
 
@@ -18,6 +26,8 @@ LEAST_ENGINE = (23, 0)
 LEAST_BUILDX = (0, 13)
 """buildx 0.13: the first with `--progress=rawjson` (release notes 0.13.0), which the build record is made from."""
 _ANSWER_SECONDS = 10.0
+_END_SECONDS = 20.0
+"""How long a program that was asked to end may take before it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +49,91 @@ class Engine:
         """What a program needs in its environment to reach this engine."""
         return {"DOCKER_HOST": self.host} if self.host else {}
 
-    def docker(self, *arguments: str, seconds: float = _ANSWER_SECONDS) -> str:
-        """Runs `docker *arguments*` against this engine and returns its output.
+    def docker(
+        self,
+        *arguments: str,
+        seconds: float = _ANSWER_SECONDS,
+        given: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> str:
+        """Runs `docker *arguments` against this engine and returns its output; see `docker`."""
+        return docker(self.host, *arguments, seconds=seconds, given=given, environment=environment)
+
+    def stream(self, *arguments: str, on_line: Callable[[str], None], seconds: float | None = None) -> None:
+        """Runs `docker *arguments` and calls *on_line* with each line of its output and its errors as it appears.
+
+        If *on_line* raises, or the user interrupts, the program is asked to end and has ended before this returns.
 
         Raises:
-            CommandFailed: it failed, or took longer than *seconds*.
+            CommandFailed: it failed, or ran for longer than *seconds*.
         """
-        return docker(self.host, *arguments, seconds=seconds)
+        command = ["docker", *arguments]
+        environment = _environment(self.host, os.environ)
+        tail: deque[str] = deque(maxlen=40)
+        try:
+            running = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            )
+        except FileNotFoundError as error:
+            raise CommandFailed(command, 127, "docker is not installed") from error
+        timer = threading.Timer(seconds or 0.0, running.kill)
+        with running:
+            if seconds is not None:
+                timer.start()
+            try:
+                for line in running.stdout or ():
+                    tail.append(line.rstrip())
+                    on_line(line.rstrip())
+            except BaseException:
+                end([running.pid], ask=signal.SIGINT, patience_seconds=_END_SECONDS)
+                raise
+            finally:
+                timer.cancel()
+        if running.returncode != 0:
+            raise CommandFailed(command, running.returncode, "\n".join(tail))
 
 
-def docker(host: str, *arguments: str, seconds: float = _ANSWER_SECONDS) -> str:
-    """What `docker *arguments*` prints.
+def docker(
+    host: str,
+    *arguments: str,
+    seconds: float = _ANSWER_SECONDS,
+    given: str | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Runs `docker *arguments` against the engine at *host* and returns its output.
+
+    Args:
+        host: the value of DOCKER_HOST; "" for the one that `docker` finds itself.
+        arguments: the command and its arguments.
+        seconds: the longest time that it may take.
+        given: its standard input.
+        environment: replaces the environment of this process.
 
     Raises:
-        CommandFailed: it failed, or did not answer in time.
+        CommandFailed: it failed, or took longer than *seconds*.
     """
     command = ["docker", *arguments]
-    environment = os.environ | ({"DOCKER_HOST": host} if host else {})
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+        done = subprocess.run(
+            command,
+            env=_environment(host, os.environ if environment is None else environment),
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
     except FileNotFoundError as error:
         raise CommandFailed(command, 127, "docker is not installed") from error
     except subprocess.TimeoutExpired as error:
         raise CommandFailed(command, 124, f"no answer within {seconds:.0f} s") from error
     if done.returncode != 0:
-        raise CommandFailed(command, done.returncode, done.stderr.strip()[-2000:])
+        raise CommandFailed(command, done.returncode, (done.stderr or done.stdout).strip()[-2000:])
     return done.stdout
+
+
+def _environment(host: str, environment: Mapping[str, str]) -> dict[str, str]:
+    return {**environment, **({"DOCKER_HOST": host} if host else {})}
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
