@@ -22,6 +22,7 @@ from buildkit.binary.elf import Content, UnsupportedBinary
 __all__ = [
     "CONTAINER_HEADER_BYTES",
     "CONTAINER_MAGIC",
+    "FATBIN_SECTIONS",
     "Container",
     "FatbinEntry",
     "Kind",
@@ -35,6 +36,8 @@ __all__ = [
 
 CONTAINER_MAGIC: Final = 0xBA55ED50
 CONTAINER_HEADER_BYTES: Final = 16
+FATBIN_SECTIONS: Final = (".nv_fatbin", "__nv_relfatbin")
+"""The ELF sections that nvcc and nvlink put containers into."""
 # magic, version, bytes of this header, bytes after it.
 _CONTAINER: Final = struct.Struct("<IHHQ")
 _CONTAINER_VERSION: Final = 1

@@ -81,10 +81,10 @@ def _measure(arguments: argparse.Namespace) -> int:
     log(f"reading {name}")
     measurement = render.load_measurement(name, **_reading(arguments))
     if not arguments.image:
-        measurement = measurement.called(built.tags[0])
+        measurement = measurement.renamed(built.tags[0])
     if arguments.keep:
-        log(f"kept {history.keep(measurement, _kept(arguments), series=series, taken=datetime.now(tz=UTC))}")
-    trend = history.series_in(_kept(arguments), series)
+        log(f"kept {history.append(measurement, _kept(arguments), series=series, measured_at=datetime.now(tz=UTC))}")
+    trend = history.load_series(_kept(arguments), series)
     verdict = _judge(arguments, measurement)
     if arguments.format == "terminal":
         tables = [terminal.measurement_tables(measurement)]

@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from buildkit.diff.matching import FilePair, pair_files, pair_layers
+from buildkit.diff.matching import FilePair, match_files, match_layers
 from buildkit.diff.removed import CONCERNS, RemovedComponent, concern_bytes, removed_components
 from buildkit.image.model import FileRecord, ImageDescription, Measurement
 from buildkit.jsonfile import schema_of
@@ -31,7 +31,7 @@ __all__ = [
     "schema",
 ]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 BASE_LAYERS_LABEL: Final = "io.truthgraph.base.layers"
 
 ChangeKind = Literal["same", "added", "removed", "grown", "shrunk", "changed", "moved", "metadata only"]
@@ -156,7 +156,7 @@ def compare(before: Measurement, after: Measurement, *, base_layers: int | None 
     if base_layers is None:
         base_layers = max(_base_layers(before), _base_layers(after))
     has_files = before.files is not None and after.files is not None
-    pairs = tuple(pair_files(before, after)) if has_files else ()
+    pairs = tuple(match_files(before, after)) if has_files else ()
     files = tuple(_files(pairs, before, after)) if has_files else None
     packages = tuple(_packages(before, after))
     totals_before, totals_after = msgspec.to_builtins(before.totals), msgspec.to_builtins(after.totals)
@@ -192,7 +192,7 @@ def _layers(
     before: Measurement, after: Measurement, lacking: Mapping[str, int], base_layers: int
 ) -> Iterator[LayerChange]:
     contents_before, contents_after = _contents_by_layer(before), _contents_by_layer(after)
-    for old, new in pair_layers(before, after, base_layers=base_layers):
+    for old, new in match_layers(before, after, base_layers=base_layers):
         kind: ChangeKind
         cause: LayerCause | None = None
         if old is None or new is None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from buildkit.image.model import FileRecord, LayerMeasurement, Measurement
 
-__all__ = ["FilePair", "LayerPair", "pair_files", "pair_layers"]
+__all__ = ["FilePair", "LayerPair", "match_files", "match_layers"]
 
 LayerPair = tuple[LayerMeasurement | None, LayerMeasurement | None]
 FilePair = tuple[FileRecord | None, FileRecord | None]
@@ -16,7 +16,7 @@ _LETTERS: Final = 300  # what comes later is seldom what tells two instructions 
 _ALIKE: Final = 0.6  # difflib's own bound for close matches (get_close_matches)
 
 
-def pair_layers(before: Measurement, after: Measurement, *, base_layers: int = 1) -> Iterator[LayerPair]:
+def match_layers(before: Measurement, after: Measurement, *, base_layers: int = 1) -> Iterator[LayerPair]:
     """Pair equal layers; between them those of the same instruction; between those of one that is alike.
 
     What is left came or went, except in the lowest *base_layers*, where the one is the other's successor. The order is
@@ -64,7 +64,7 @@ def _is_successor(old: LayerMeasurement, new: LayerMeasurement, base_layers: int
     return matcher.quick_ratio() >= _ALIKE and matcher.ratio() >= _ALIKE  # the first is an upper bound, and quick
 
 
-def pair_files(before: Measurement, after: Measurement) -> Iterator[FilePair]:
+def match_files(before: Measurement, after: Measurement) -> Iterator[FilePair]:
     """Pair names of the same path; of the rest, files of the same package and place in it; then of name and content.
 
     So an environment that moved to another folder is compared file by file.

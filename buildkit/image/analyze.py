@@ -30,7 +30,7 @@ from buildkit.image.read import Image
 if TYPE_CHECKING:
     from buildkit.image.tar_format import Kind
 
-__all__ = ["Measurement", "measure"]
+__all__ = ["analyze"]
 
 _SITE: Final = re.compile(
     r"(?P<site>(?:(?P<prefix>.*)/)?lib(?:64)?/python3[^/]*/(?:site|dist)-packages)/(?P<top>[^/]+)"
@@ -50,7 +50,7 @@ _EXAMPLES: Final = 20
 _FOLDER_SHARE: Final = 0.0005  # smaller folders are no rectangle that anyone could see
 
 
-def measure(image: Image) -> Measurement:
+def analyze(image: Image) -> Measurement:
     """Add up an image; LayerError where its layers cannot be applied one upon the other."""
     contents = [layer.contents for layer in image.layers]
     dive = dive_efficiency(contents)  # first, so that what it needs is free again before the file system is built

@@ -11,10 +11,9 @@ from typing import Final
 
 from buildkit.binary import elf
 from buildkit.binary.elf import UnsupportedBinary
-from buildkit.binary.fatbin import CONTAINER_HEADER_BYTES, parse_containers
+from buildkit.binary.fatbin import CONTAINER_HEADER_BYTES, FATBIN_SECTIONS, parse_containers
 from buildkit.image.layer_tar import GpuCode, LayerContents, LayerEntry
 from buildkit.image.merge import MergedFileSystem
-from buildkit.slim.libraries.prune import FATBIN_SECTIONS
 
 __all__ = ["UNKNOWN", "GpuArchitecture", "GpuCodeMeasurement", "GpuLibrary", "find_gpu_code", "measure_gpu_code"]
 

@@ -1,9 +1,9 @@
-"""Measurements that are kept, one file each, so that the next ones can be held against them.
+"""Stores the measurements of an image over time, one file each, for the trend in the HTML page.
 
     FOLDER/SERIES/20261124T091200Z-0123456789ab.json
 
-A series is what is measured again and again: a target, or any image by its name. The files are measurements in their
-short form, which `measure` and `compare` take as well; the trend in the HTML page is drawn from them.
+A series has the name of a build target, or of an image. The files are measurements without their lists of files;
+`measure` and `compare` accept them too.
 """
 
 import re
@@ -13,28 +13,28 @@ from pathlib import Path
 
 from buildkit.image.model import Measurement, load, save
 
-__all__ = ["keep", "series_in"]
+__all__ = ["append", "load_series"]
 
 
-def keep(measurement: Measurement, folder: Path, *, series: str, taken: datetime) -> Path:
-    """Keep *measurement* in *folder*, as taken at that moment; returns its file."""
-    moment = taken.astimezone(UTC)
+def append(measurement: Measurement, folder: Path, *, series: str, measured_at: datetime) -> Path:
+    """Adds *measurement* to a series and returns its file."""
+    moment = measured_at.astimezone(UTC)
     digest = (measurement.image.manifest_digest or measurement.image.config_digest).partition(":")[2]
-    path = _folder(folder, series) / f"{moment:%Y%m%dT%H%M%SZ}-{digest[:12]}.json"
-    save(replace(measurement.without_files(), taken=moment.isoformat(timespec="seconds")), path)
+    path = _series_folder(folder, series) / f"{moment:%Y%m%dT%H%M%SZ}-{digest[:12]}.json"
+    save(replace(measurement.without_files(), measured_at=moment.isoformat(timespec="seconds")), path)
     return path
 
 
-def series_in(folder: Path, series: str) -> tuple[Measurement, ...]:
-    """Return the kept measurements of *series*, the oldest first; none where none was kept.
+def load_series(folder: Path, series: str) -> tuple[Measurement, ...]:
+    """Returns the measurements of *series*, the oldest first; an unknown series is empty.
 
     Raises:
-        InvalidFile: a file there is something else.
+        InvalidFile: a file is not a measurement of this version.
     """
-    found = [load(path) for path in sorted(_folder(folder, series).glob("*.json"))]
-    return tuple(sorted(found, key=lambda each: each.taken or ""))
+    found = [load(path) for path in sorted(_series_folder(folder, series).glob("*.json"))]
+    return tuple(sorted(found, key=lambda each: each.measured_at or ""))
 
 
-def _folder(folder: Path, series: str) -> Path:
-    """Return where a series is kept: its name, with what a file's name may not hold replaced."""
+def _series_folder(folder: Path, series: str) -> Path:
+    """Returns the folder of a series: its name, with characters that do not belong in a file name replaced."""
     return folder / (re.sub(r"[^A-Za-z0-9._-]+", "-", series).strip(".-") or "image")

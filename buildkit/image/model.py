@@ -45,7 +45,7 @@ __all__ = [
     "schema",
 ]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 class FileRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -209,9 +209,10 @@ class DuplicateLibrary:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """An image, measured. `files` is None in the short form, for keeping; comparing files needs the long one.
+    """All figures of one image.
 
-    `taken` is set for those that are kept: RFC 3339, UTC.
+    `files` is None in the short form, which a series stores; only the long form can be compared file by file.
+    `measured_at` is set in a series: RFC 3339, UTC.
     """
 
     schema_version: int
@@ -230,10 +231,10 @@ class Measurement:
     duplicate_libraries: tuple[DuplicateLibrary, ...]
     gpu_code: GpuCodeMeasurement
     files: tuple[FileRecord, ...] | None = None
-    taken: str | None = None
+    measured_at: str | None = None
 
-    def called(self, name: str) -> "Measurement":
-        """Return the same under another name, as a tag for what was read by its digest."""
+    def renamed(self, name: str) -> "Measurement":
+        """Returns the measurement under another image name, such as the tag of an image that was read by its digest."""
         return replace(self, image=replace(self.image, name=name))
 
     def without_files(self) -> "Measurement":
@@ -248,7 +249,7 @@ def save(measurement: Measurement, path: Path) -> None:
 
 def load(path: Path) -> Measurement:
     """Read what `save` wrote; InvalidFile where it is anything else."""
-    return jsonfile.load(path, Measurement, version=SCHEMA_VERSION, what="a measurement")
+    return jsonfile.load(path, Measurement, version=SCHEMA_VERSION, what="a measurement", fix="measure the image again")
 
 
 def schema() -> dict[str, object]:

@@ -9,7 +9,7 @@ import msgspec
 from buildkit.check.budget import BudgetReport
 from buildkit.diff.diff import Comparison
 from buildkit.errors import UsageError
-from buildkit.image.analyze import measure
+from buildkit.image.analyze import analyze
 from buildkit.image.layer_stream import Limits
 from buildkit.image.model import Measurement, load
 from buildkit.image.read import read_image
@@ -48,7 +48,7 @@ def load_measurement(
     path = Path(name)
     if path.suffix == ".json" and path.is_file():
         return load(path)
-    return measure(read_image(name, cache=cache, platform=platform, tag=tag, limits=limits, docker=docker))
+    return analyze(read_image(name, cache=cache, platform=platform, tag=tag, limits=limits, docker=docker))
 
 
 def render(
@@ -76,7 +76,7 @@ def render(
                 comparison=comparison,
                 verdict=verdict,
                 timelines=timelines,
-                trend=[TrendPoint(each.taken or "", each.totals) for each in trend],
+                trend=[TrendPoint(each.measured_at or "", each.totals) for each in trend],
                 before=before,
                 after=after,
             )

@@ -12,6 +12,10 @@ from typing import Literal
 
 import zstandard
 
+from buildkit.image.analyze import analyze
+from buildkit.image.model import Measurement
+from buildkit.image.read import read_image
+
 Compression = Literal["none", "gzip", "zstd"]
 
 
@@ -195,3 +199,22 @@ def write_archive(files: Mapping[str, bytes], path: Path) -> Path:
         maker.file(name, content)
     path.write_bytes(maker.tar())
     return path
+
+
+def measure_layers(
+    folder: Path,
+    *layers: LayerMaker,
+    instructions: Sequence[str] | None = None,
+    compression: Compression = "none",
+    run: Mapping[str, object] | None = None,
+    form: Literal["folder", "archive"] = "folder",
+    cache: Path | None = None,
+) -> Measurement:
+    """Measures an image of *layers*, the lowest first, which it writes below *folder* as an OCI layout."""
+    made = make_image([layer.tar() for layer in layers], compression=compression, instructions=instructions, run=run)
+    return analyze(read_image(str(write_layout(oci_files(made), folder / "image", form)), cache=cache))
+
+
+def write_layout(files: Mapping[str, bytes], path: Path, form: Literal["folder", "archive"]) -> Path:
+    """Writes the files of an image as a folder or as a tar archive."""
+    return write_folder(files, path) if form == "folder" else write_archive(files, path.with_suffix(".tar"))

@@ -34,6 +34,7 @@ from buildkit.binary.elf import (
 )
 from buildkit.binary.fatbin import (
     CONTAINER_HEADER_BYTES,
+    FATBIN_SECTIONS,
     Container,
     FatbinEntry,
     pack_container_header,
@@ -45,9 +46,8 @@ from buildkit.binary.rewrite import CopyRange, Rewrite
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["FATBIN_SECTIONS", "RELA", "WRAPPER_POINTER_OFFSET", "Fatbins", "PrunePlan", "plan_prune", "read_fatbins"]
+__all__ = ["RELA", "WRAPPER_POINTER_OFFSET", "Fatbins", "PrunePlan", "plan_prune", "read_fatbins"]
 
-FATBIN_SECTIONS: Final = (".nv_fatbin", "__nv_relfatbin")
 WRAPPER_SECTION: Final = ".nvFatBinSegment"
 # magic, version, pointer to the container, second pointer: `__fatBinC_Wrapper_t` of fatbinary_section.h (CUDA 13.0).
 WRAPPER: Final = struct.Struct("<IIQQ")

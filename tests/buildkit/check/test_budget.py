@@ -8,24 +8,17 @@ import pytest
 
 from buildkit.check.budget import BudgetReport, Budgets, evaluate, parse_budgets, parse_dive_rules
 from buildkit.errors import UsageError
-from buildkit.image.analyze import measure
 from buildkit.image.model import Measurement
-from buildkit.image.read import read_image
-from tests.support.images import LayerMaker, make_image, oci_files, write_folder
+from tests.support.images import LayerMaker, measure_layers
 
 TODAY = dt.date(2026, 11, 24)
-
-
-def measured(folder: Path, *makers: LayerMaker) -> Measurement:
-    made = make_image([maker.tar() for maker in makers])
-    return measure(read_image(str(write_folder(oci_files(made), folder))))
 
 
 @pytest.fixture(name="image")
 def _image(tmp_path: Path) -> Measurement:
     """1,600 bytes in two layers, 600 of them wasted."""
     lower = LayerMaker().file("a", "x" * 600).file("b", "y" * 400, mode=0o755)
-    return measured(tmp_path / "image", lower, LayerMaker().file("a", "z" * 600))
+    return measure_layers(tmp_path / "image", lower, LayerMaker().file("a", "z" * 600))
 
 
 def budgets(text: str) -> Budgets:
@@ -63,7 +56,7 @@ def test_efficiency_is_a_least(image: Measurement) -> None:
 
 
 def test_growth_is_judged_against_the_baseline(image: Measurement, tmp_path: Path) -> None:
-    baseline = measured(tmp_path / "old", LayerMaker().file("a", "x" * 800))
+    baseline = measure_layers(tmp_path / "old", LayerMaker().file("a", "x" * 800))
     limits = budgets("growth_fraction = { unpacked_bytes = 1.0, layers = 0.5, wasted_bytes = 9.0 }")
     verdict = evaluate(image, limits, today=TODAY, baseline=baseline)
     assert statuses(verdict) == {

@@ -10,20 +10,16 @@ import pytest
 
 from buildkit.diff import diff as compare_module
 from buildkit.diff.diff import BASE_LAYERS_LABEL, Comparison, compare, schema
-from buildkit.image.analyze import measure
 from buildkit.image.model import Measurement
-from buildkit.image.read import read_image
-from tests.support.images import Compression, LayerMaker, make_image, oci_files, write_folder
+from tests.support.images import Compression, LayerMaker, measure_layers
 
 SITE = "opt/venv/lib/python3.13/site-packages"
 SCHEMA = Path(compare_module.__file__).with_name("comparison.schema.json")
 
 
 def measured(folder: Path, layers: list[tuple[str, LayerMaker]], *, compression: Compression = "none") -> Measurement:
-    made = make_image(
-        [maker.tar() for _, maker in layers], instructions=[text for text, _ in layers], compression=compression
-    )
-    return measure(read_image(str(write_folder(oci_files(made), folder))))
+    makers = [maker for _, maker in layers]
+    return measure_layers(folder, *makers, instructions=[text for text, _ in layers], compression=compression)
 
 
 def base() -> LayerMaker:

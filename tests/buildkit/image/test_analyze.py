@@ -1,7 +1,6 @@
 """Measurements: every byte once, with its cause; saved, loaded and checked against the published schema."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import jsonschema
@@ -9,21 +8,12 @@ import msgspec
 import pytest
 
 from buildkit.image import model as measurement_module
-from buildkit.image.analyze import measure
-from buildkit.image.model import Measurement, load, save, schema
-from buildkit.image.read import read_image
+from buildkit.image.model import load, save, schema
 from buildkit.jsonfile import InvalidFile
-from tests.support.images import Compression, LayerMaker, make_image, oci_files, write_folder
+from tests.support.images import LayerMaker, measure_layers
 
 SITE = "usr/local/lib/python3.13/site-packages"
 SCHEMA = Path(measurement_module.__file__).with_name("measurement.schema.json")
-
-
-def measured(
-    folder: Path, makers: Sequence[LayerMaker], *, working_dir: str = "/app", compression: Compression = "none"
-) -> Measurement:
-    made = make_image([maker.tar() for maker in makers], run={"WorkingDir": working_dir}, compression=compression)
-    return measure(read_image(str(write_folder(oci_files(made), folder / "image"))))
 
 
 def example() -> list[LayerMaker]:
@@ -53,7 +43,7 @@ def example() -> list[LayerMaker]:
 
 
 def test_sizes_add_up(tmp_path: Path) -> None:
-    result = measured(tmp_path, example(), compression="gzip")
+    result = measure_layers(tmp_path, *example(), compression="gzip")
     totals = result.totals
     assert totals.unpacked_bytes == sum(layer.unpacked_bytes for layer in result.layers)
     assert totals.blob_bytes == sum(layer.blob_bytes for layer in result.layers)
@@ -72,7 +62,7 @@ def test_sizes_add_up(tmp_path: Path) -> None:
 
 
 def test_waste_names_its_cause_and_instruction(tmp_path: Path) -> None:
-    result = measured(tmp_path, example())
+    result = measure_layers(tmp_path, *example())
     assert [(each.cause, each.stored_by, each.caused_by, each.wasted_bytes, each.files) for each in result.waste] == [
         ("metadata only", 1, 2, 500, 1),
         ("deleted", 0, 2, 50, 1),
@@ -83,7 +73,7 @@ def test_waste_names_its_cause_and_instruction(tmp_path: Path) -> None:
 
 
 def test_the_tree_is_that_of_the_report(tmp_path: Path) -> None:
-    result = measured(tmp_path, example())
+    result = measure_layers(tmp_path, *example(), run={"WorkingDir": "/app"})
     sizes = {row.label: row.final_bytes for row in result.tree}
     record_bytes = len("torch/lib/libtorch.so,,\ntorch/a.py,,\n")
     assert sizes == {
@@ -101,19 +91,19 @@ def test_the_tree_is_that_of_the_report(tmp_path: Path) -> None:
 
 
 def test_cuda_twice_is_found_by_soname_and_bundled_copies_count(tmp_path: Path) -> None:
-    (found,) = measured(tmp_path, example()).duplicate_libraries
+    (found,) = measure_layers(tmp_path, *example()).duplicate_libraries
     assert (found.soname, found.is_cuda, found.extra_bytes) == ("libcudart.so", True, 80)
     assert [copy.path for copy in found.copies] == [
         "usr/local/cuda/lib64/libcudart.so.12.4.127",
         f"{SITE}/nvidia/cuda_runtime/lib/libcudart.so.12",
     ]
     more = [*example(), LayerMaker().file("opt/cublas/libcublas.so.11", "1" * 9)]
-    sonames = [each.soname for each in measured(tmp_path / "more", more).duplicate_libraries]
+    sonames = [each.soname for each in measure_layers(tmp_path / "more", *more).duplicate_libraries]
     assert sonames == ["libcudart.so", "libcublas.so"]
 
 
 def test_equal_contents_are_found_across_layers_and_paths(tmp_path: Path) -> None:
-    result = measured(tmp_path, [*example(), LayerMaker().file("copy", "b" * 700).file("copy2", "b" * 700)])
+    result = measure_layers(tmp_path, *[*example(), LayerMaker().file("copy", "b" * 700).file("copy2", "b" * 700)])
     first, second = result.duplicates
     assert (first.size_bytes, first.copies, first.extra_bytes) == (700, 3, 1400)
     assert [(copy.layer, copy.is_visible) for copy in first.examples] == [(1, True), (3, True), (3, True)]
@@ -123,7 +113,7 @@ def test_equal_contents_are_found_across_layers_and_paths(tmp_path: Path) -> Non
 
 
 def test_counts_of_files_packages_and_executables(tmp_path: Path) -> None:
-    result = measured(tmp_path, [*example(), LayerMaker().hardlink("usr/bin/sh", "usr/bin/bash")])
+    result = measure_layers(tmp_path, *[*example(), LayerMaker().hardlink("usr/bin/sh", "usr/bin/bash")])
     assert result.totals.executables == 2, "bash and alembic: neither its second name nor shared objects"
     assert result.totals.files == 13
     assert result.totals.packages == 1
@@ -132,7 +122,7 @@ def test_counts_of_files_packages_and_executables(tmp_path: Path) -> None:
 
 
 def test_hard_links_have_their_size_at_their_first_name(tmp_path: Path) -> None:
-    result = measured(tmp_path, [LayerMaker().file("z", "12345").hardlink("a", "z")])
+    result = measure_layers(tmp_path, LayerMaker().file("z", "12345").hardlink("a", "z"))
     assert [(each.path, each.kind, each.size_bytes, each.link) for each in result.files or ()] == [
         ("a", "file", 5, ""),
         ("z", "hardlink", 0, "a"),
@@ -140,13 +130,13 @@ def test_hard_links_have_their_size_at_their_first_name(tmp_path: Path) -> None:
 
 
 def test_an_empty_image_is_measured(tmp_path: Path) -> None:
-    result = measured(tmp_path, [LayerMaker()])
+    result = measure_layers(tmp_path, LayerMaker())
     assert (result.totals.final_bytes, result.totals.efficiency_fraction) == (0, 1.0)
     assert all(row.fraction == 0 for row in result.tree)
 
 
 def test_what_is_saved_is_loaded_and_fits_the_published_schema(tmp_path: Path) -> None:
-    result = measured(tmp_path, example())
+    result = measure_layers(tmp_path, *example())
     path = tmp_path / "deep" / "measurement.json"
     for form in (result, result.without_files()):
         save(form, path)
@@ -165,7 +155,8 @@ def test_the_published_schema_is_the_programs() -> None:
         (b"{", "not a measurement"),
         (b"[]", "not a measurement"),
         (b'{"schema_version": 99}', "schema version 99"),
-        (b'{"schema_version": 1}', "not a measurement"),
+        (b'{"schema_version": 1}', "schema version 1, but this program reads version 2; measure the image again"),
+        (b'{"schema_version": 2}', "not a measurement"),
         (None, "No such file"),
     ],
 )
@@ -180,5 +171,5 @@ def test_files_that_hold_no_measurement_are_refused(tmp_path: Path, content: byt
 
 
 def test_measuring_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    first, second = measured(tmp_path, example()), measured(tmp_path, example())
+    first, second = measure_layers(tmp_path, *example()), measure_layers(tmp_path, *example())
     assert msgspec.json.encode(first) == msgspec.json.encode(second)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from buildkit.image.analyze import measure
+from buildkit.image.analyze import analyze
 from buildkit.image.model import FileRecord, Measurement
 from buildkit.image.read import read_image
 from tests.support.images import LayerMaker, MadeImage, digest, docker_files, make_image, oci_files, write_archive
@@ -161,13 +161,13 @@ def test_every_file_is_where_the_engine_unpacks_it(loaded: Engine, tmp_path: Pat
         oci_files(made, tag=f"docker.io/library/{loaded.tag}") | docker_manifest(made, loaded.tag), tmp_path / "i.tar"
     )
     loaded.load(archive)
-    from_engine = measure(read_image(loaded.tag, docker=loaded.docker))
+    from_engine = analyze(read_image(loaded.tag, docker=loaded.docker))
     compare_with_engine(from_engine, loaded)
     # the layers' own bytes, with the standard library's tar reader as the oracle
     assert [layer.unpacked_bytes for layer in from_engine.layers] == [regular_bytes(layer) for layer in layers]
     # the engine's export, read as a stream and as a file, says the same
     (tmp_path / "saved.tar").write_bytes(loaded.run("save", loaded.tag))
-    saved = measure(read_image(str(tmp_path / "saved.tar")))
+    saved = analyze(read_image(str(tmp_path / "saved.tar")))
     assert (saved.totals, saved.layers, saved.files) == (from_engine.totals, from_engine.layers, from_engine.files)
 
 
@@ -187,8 +187,8 @@ def test_an_archive_of_the_older_form_is_the_same_to_the_engine_and_to_us(loaded
     made = make_image([maker.tar() for maker in IMAGES["whiteouts"]])
     archive = write_archive(docker_files(made, tag=loaded.tag), tmp_path / "old.tar")
     loaded.load(archive)
-    compare_with_engine(measure(read_image(str(archive))), loaded)
-    assert measure(read_image(loaded.tag, docker=loaded.docker)).files == measure(read_image(str(archive))).files
+    compare_with_engine(analyze(read_image(str(archive))), loaded)
+    assert analyze(read_image(loaded.tag, docker=loaded.docker)).files == analyze(read_image(str(archive))).files
 
 
 def test_a_dockerfile_with_copy_chown_and_link_is_read_as_built(loaded: Engine, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_dockerfile_with_copy_chown_and_link_is_read_as_built(loaded: Engine, 
         "FROM scratch\nCOPY tree /srv/tree\nCOPY --chown=1000:1000 tree /srv/tree\nCOPY --link tree /other\n"
     )
     loaded.run("buildx", "build", "--load", "--provenance=true", "--tag", loaded.tag, str(tmp_path))
-    measurement = measure(read_image(loaded.tag, docker=loaded.docker))
+    measurement = analyze(read_image(loaded.tag, docker=loaded.docker))
     compare_with_engine(measurement, loaded)
     assert [layer.instruction for layer in measurement.layers] == [
         "COPY tree /srv/tree",
@@ -230,8 +230,8 @@ def test_what_buildx_writes_is_what_the_engine_holds(loaded: Engine, tmp_path: P
         build.remove("--provenance=mode=max")  # this exporter takes no attestation
     loaded.run(*build, "--load")
     loaded.run(*build, "--output", f"{output},dest={tmp_path / 'out'}")
-    found = measure(read_image(str(tmp_path / "out")))
-    held = measure(read_image(loaded.tag, docker=loaded.docker))
+    found = analyze(read_image(str(tmp_path / "out")))
+    held = analyze(read_image(loaded.tag, docker=loaded.docker))
     is_estargz = "estargz" in output
     if not is_estargz:  # which adds files of its own to every layer
         assert found.files == held.files

@@ -1,17 +1,15 @@
 """GPU code by architecture, from shared objects made by the byte."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from buildkit.image.analyze import measure
 from buildkit.image.gpu_code import UNKNOWN, GpuCodeMeasurement
-from buildkit.image.model import Measurement
-from buildkit.image.read import read_image
 from buildkit.report.markdown import measurement_markdown
 from buildkit.report.page import page
 from tests.support.elf import EntrySpec, Library, container
-from tests.support.images import Compression, LayerMaker, make_image, oci_files, write_archive, write_folder
+from tests.support.images import LayerMaker, measure_layers
 
 CUBIN, PTX = 2, 1
 ENTRY_BYTES = 64 + 800
@@ -26,14 +24,6 @@ FIRST = library((CUBIN, 90), (PTX, 120))
 SECOND = library((CUBIN, 90))
 
 
-def measured(
-    folder: Path, layers: list[LayerMaker], *, compression: Compression = "none", form: str = "folder"
-) -> Measurement:
-    files = oci_files(make_image([maker.tar() for maker in layers], compression=compression))
-    path = write_folder(files, folder / "o") if form == "folder" else write_archive(files, folder / "o.tar")
-    return measure(read_image(str(path), cache=folder / "cache"))
-
-
 def layers() -> list[LayerMaker]:
     return [
         LayerMaker().file("lib/liba.so.1", FIRST).file("lib/gone.so", FIRST).file("lib/libplain.so", "no ELF" * 1000),
@@ -46,8 +36,8 @@ def sizes(gpu_code: GpuCodeMeasurement) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("form", ["folder", "archive"])
-def test_code_is_added_up_by_architecture_and_library(tmp_path: Path, form: str) -> None:
-    gpu_code = measured(tmp_path, layers(), form=form).gpu_code
+def test_code_is_added_up_by_architecture_and_library(tmp_path: Path, form: Literal["folder", "archive"]) -> None:
+    gpu_code = measure_layers(tmp_path, *layers(), form=form).gpu_code
     assert sizes(gpu_code) == {"sm_90": (4 * ENTRY_BYTES, 2), "compute_120": (ENTRY_BYTES, 1)}
     assert [(each.path, each.layer, each.code_bytes) for each in gpu_code.libraries] == [
         ("lib/liba.so.1", 0, 3 * ENTRY_BYTES),
@@ -57,28 +47,29 @@ def test_code_is_added_up_by_architecture_and_library(tmp_path: Path, form: str)
 
 
 def test_the_cache_keeps_what_was_found(tmp_path: Path) -> None:
-    first = measured(tmp_path, layers())
-    assert measured(tmp_path, layers()) == first
+    cache = tmp_path / "cache"
+    first = measure_layers(tmp_path, *layers(), cache=cache)
+    assert measure_layers(tmp_path, *layers(), cache=cache) == first
 
 
 def test_compressed_layers_are_said_not_to_be_searched(tmp_path: Path) -> None:
-    gpu_code = measured(tmp_path, layers(), compression="zstd").gpu_code
+    gpu_code = measure_layers(tmp_path, *layers(), compression="zstd").gpu_code
     assert (gpu_code.architectures, gpu_code.layers_not_searched) == ((), (0, 1))
 
 
 def test_code_of_an_unknown_form_counts_as_unknown(tmp_path: Path) -> None:
     strange = Library(fatbin=[container(EntrySpec()), container(EntrySpec(kind=77, payload=bytes(800)))]).build()
-    gpu_code = measured(tmp_path, [LayerMaker().file("lib/liba.so", strange)]).gpu_code
+    gpu_code = measure_layers(tmp_path, LayerMaker().file("lib/liba.so", strange)).gpu_code
     assert sizes(gpu_code) == {"sm_90": (64 + 64, 1), UNKNOWN: (16 + 64 + 800, 1)}
 
 
 def test_broken_shared_objects_do_no_harm(tmp_path: Path) -> None:
     maker = LayerMaker().file("lib/cut.so", FIRST[: len(FIRST) // 2]).file("lib/elf.so", b"\x7fELF" + bytes(9000))
-    assert measured(tmp_path, [maker]).gpu_code.architectures == ()
+    assert measure_layers(tmp_path, maker).gpu_code.architectures == ()
 
 
 def test_reports_show_it(tmp_path: Path) -> None:
-    measurement = measured(tmp_path, layers())
+    measurement = measure_layers(tmp_path, *layers())
     assert "| sm_90 | 3.5 kB | 2 |" in measurement_markdown(measurement)
     assert "Libraries with GPU code" in page(measurement)
-    assert "### GPU code" not in measurement_markdown(measured(tmp_path / "none", [LayerMaker().file("a", "1")]))
+    assert "### GPU code" not in measurement_markdown(measure_layers(tmp_path / "none", LayerMaker().file("a", "1")))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from buildkit.image.history import keep, series_in
+from buildkit.image.history import append, load_series
 from buildkit.jsonfile import InvalidFile
 from buildkit.report.render import load_measurement, render
 from tests.support.images import LayerMaker, make_image, oci_files, write_folder
@@ -29,38 +29,38 @@ def measurement(tmp_path: Path) -> Measurement:
 
 def test_a_series_is_in_order_of_time_and_holds_no_other(measurement: Measurement, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
-    later = keep(measurement, kept, series="api", taken=MOMENT + timedelta(days=1))
-    keep(measurement, kept, series="api", taken=MOMENT)
-    keep(measurement, kept, series="registry.test:5000/other:1", taken=MOMENT)
+    later = append(measurement, kept, series="api", measured_at=MOMENT + timedelta(days=1))
+    append(measurement, kept, series="api", measured_at=MOMENT)
+    append(measurement, kept, series="registry.test:5000/other:1", measured_at=MOMENT)
 
-    found = series_in(kept, "api")
+    found = load_series(kept, "api")
 
-    assert [each.taken for each in found] == ["2026-11-24T10:00:00+00:00", "2026-11-25T10:00:00+00:00"]
+    assert [each.measured_at for each in found] == ["2026-11-24T10:00:00+00:00", "2026-11-25T10:00:00+00:00"]
     assert all(each.files is None for each in found)
     assert found[1] == load_measurement(str(later))  # a kept one is a measurement like any other
-    assert len(series_in(kept, "registry.test:5000/other:1")) == 1
-    assert series_in(kept, "never") == ()
+    assert len(load_series(kept, "registry.test:5000/other:1")) == 1
+    assert load_series(kept, "never") == ()
 
 
 def test_a_series_never_leaves_its_folder(measurement: Measurement, tmp_path: Path) -> None:
-    path = keep(measurement, tmp_path / "kept", series="../../etc/passwd", taken=MOMENT)
+    path = append(measurement, tmp_path / "kept", series="../../etc/passwd", measured_at=MOMENT)
 
     assert path.is_relative_to(tmp_path / "kept")
 
 
 def test_a_file_that_is_no_measurement_is_named(measurement: Measurement, tmp_path: Path) -> None:
-    path = keep(measurement, tmp_path, series="api", taken=MOMENT)
+    path = append(measurement, tmp_path, series="api", measured_at=MOMENT)
     path.write_text("{}")
 
     with pytest.raises(InvalidFile, match=path.name):
-        series_in(tmp_path, "api")
+        load_series(tmp_path, "api")
 
 
 def test_the_page_draws_the_trend_of_what_was_kept(measurement: Measurement, tmp_path: Path) -> None:
     for days in range(2):
-        keep(measurement, tmp_path, series="api", taken=MOMENT + timedelta(days=days))
+        append(measurement, tmp_path, series="api", measured_at=MOMENT + timedelta(days=days))
 
-    text = render("html", measurement, trend=series_in(tmp_path, "api"))
+    text = render("html", measurement, trend=load_series(tmp_path, "api"))
 
     assert 'data-chart="trend"' in text
     assert "2026-11-25T10:00:00+00:00" in text
@@ -68,7 +68,7 @@ def test_the_page_draws_the_trend_of_what_was_kept(measurement: Measurement, tmp
 
 
 def test_an_image_that_was_read_by_its_digest_is_shown_by_its_tag(measurement: Measurement) -> None:
-    text = render("html", measurement.called("truthgraph-api:latest"))
+    text = render("html", measurement.renamed("truthgraph-api:latest"))
 
     assert "<title>truthgraph-api:latest: what is in the image</title>" in text
     assert str(measurement.image.manifest_digest) in text

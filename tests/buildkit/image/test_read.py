@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buildkit.errors import BuildkitError, CommandFailed
-from buildkit.image.analyze import measure
+from buildkit.image.analyze import analyze
 from buildkit.image.blobs import CorruptImage, ImageError
 from buildkit.image.layer_stream import Limits
 from buildkit.image.read import (
@@ -215,7 +215,7 @@ def test_an_image_without_layers_is_read_also_where_its_lists_are_null(tmp_path:
     files["manifest.json"] = files.get("manifest.json", b"").replace(b'"Layers": []', b'"Layers": null')
     image = read_image(str(write_archive(files, tmp_path / "i.tar")))
     assert image.layers == ()
-    assert measure(image).totals.final_bytes == 0
+    assert analyze(image).totals.final_bytes == 0
 
 
 def test_the_platform_is_chosen_from_an_index(tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_any_damage_to_an_archive_is_refused_or_without_effect(
     if refusal is not None:
         assert refusal.exit_code == 3
     else:
-        measure(image)
+        analyze(image)
         assert {layer.diff_id for layer in image.layers} <= {digest(layer) for layer in LAYERS}
 
 
@@ -482,7 +482,7 @@ def test_any_json_in_a_layout_is_read_or_refused(tmp_path_factory: pytest.TempPa
         files["index.json"] = mutated(files["index.json"], data)
     path = write_folder(files, tmp_path_factory.mktemp("layout"))
     with contextlib.suppress(BuildkitError):
-        measure(read_image(str(path)))
+        analyze(read_image(str(path)))
 
 
 def mutated(document: bytes, data: st.DataObject) -> bytes:

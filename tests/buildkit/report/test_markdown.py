@@ -11,9 +11,7 @@ from rich.console import Console, RenderableType
 
 from buildkit.check.budget import BudgetReport, BudgetResult
 from buildkit.diff.diff import Comparison, compare
-from buildkit.image.analyze import measure
 from buildkit.image.model import Measurement
-from buildkit.image.read import read_image
 from buildkit.report.findings import junit, sarif
 from buildkit.report.markdown import (
     budget_markdown,
@@ -25,15 +23,14 @@ from buildkit.report.markdown import (
 )
 from buildkit.report.terminal import budget_table, comparison_tables, measurement_tables
 from buildkit.text import format_byte_change, format_bytes
-from tests.support.images import LayerMaker, make_image, oci_files, write_folder
+from tests.support.images import LayerMaker, measure_layers
 
 SITE = "opt/venv/lib/python3.13/site-packages"
 ODD = "we|ird`*<b>:x:"
 
 
-def measured(folder: Path, *makers: LayerMaker) -> Measurement:
-    made = make_image([maker.tar() for maker in makers], instructions=[f"RUN {ODD} {n}" for n in range(len(makers))])
-    return measure(read_image(str(write_folder(oci_files(made), folder))))
+def measured(folder: Path, *layers: LayerMaker) -> Measurement:
+    return measure_layers(folder, *layers, instructions=[f"RUN {ODD} {n}" for n in range(len(layers))])
 
 
 @pytest.fixture(name="before")

@@ -11,24 +11,19 @@ import pytest
 
 from buildkit.check.budget import BudgetReport, BudgetResult
 from buildkit.diff.diff import compare
-from buildkit.image.analyze import measure
 from buildkit.image.model import Measurement
-from buildkit.image.read import read_image
 from buildkit.report.builds import Timeline, TimelineStep
 from buildkit.report.document import PlotlyMissing
 from buildkit.report.page import TrendPoint, page
-from tests.support.images import LayerMaker, make_image, oci_files, write_folder
+from tests.support.images import LayerMaker, measure_layers
 
 SITE = "opt/venv/lib/python3.13/site-packages"
 HOSTILE = "<img src=x onerror=document.title='owned'></script><script>document.title='owned'"
 VOID = {"meta", "input", "br", "img", "link", "hr"}
 
 
-def measured(folder: Path, *makers: LayerMaker) -> Measurement:
-    made = make_image(
-        [maker.tar() for maker in makers], instructions=[f"RUN {HOSTILE} {n}" for n in range(len(makers))]
-    )
-    return measure(read_image(str(write_folder(oci_files(made), folder))))
+def measured(folder: Path, *layers: LayerMaker) -> Measurement:
+    return measure_layers(folder, *layers, instructions=[f"RUN {HOSTILE} {n}" for n in range(len(layers))])
 
 
 def full_page(folder: Path) -> str:

@@ -220,7 +220,7 @@ def test_corrupt_libraries_are_refused_or_pruned_correctly() -> None:
     chance = random.Random(20262)  # noqa: S311 - a corpus, not a secret
     whole = typical().build()
     parsed = elf.parse(whole)
-    fat = [section for section in parsed.sections if section.name in prune.FATBIN_SECTIONS]
+    fat = [section for section in parsed.sections if section.name in fatbin.FATBIN_SECTIONS]
     wrappers = parsed.section(prune.WRAPPER_SECTION)
     rela = parsed.section(".rela.dyn")
     assert wrappers is not None
