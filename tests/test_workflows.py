@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from buildkit.__main__ import _parser
+from buildkit.cli.main import make_parser
 
 PROJECT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
@@ -67,7 +67,7 @@ def faults_of(call: list[str]) -> list[str]:
     for command in (known.get(name) for name in names):
         if command is not None:
             try:
-                _parser(command).parse_args([command, *given])
+                make_parser(command).parse_args([command, *given])
             except (SystemExit, argparse.ArgumentError):
                 faults.append(f"python -m buildkit {command} does not take {given}")
     return faults

@@ -23,7 +23,6 @@ from buildkit.timing import builder, record, run
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping
 
     from rich.console import Group
 
@@ -32,13 +31,23 @@ if TYPE_CHECKING:
     from buildkit.report.builds import Timeline
     from buildkit.timing.record import Timings
 
-__all__ = ["ARGUMENTS"]
+__all__ = [
+    "add_compare_arguments",
+    "add_measure_arguments",
+    "add_time_arguments",
+    "add_verify_arguments",
+    "run_compare",
+    "run_measure",
+    "run_time",
+    "run_verify",
+]
 
 _SCENARIOS, _RUNS = "cold,no-op,code,dependency", 3
 _FORMATS: Final = ("terminal", "json", "markdown", "html", "junit", "sarif")
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+def run_verify(arguments: argparse.Namespace) -> int:
+    """Runs the checks on an image and prints their results."""
     loaded = spec.load(arguments.project)
     folder: Path = arguments.project / FOLDER
     found = daemon.find(os.environ, daemon.ManagedDaemon())
@@ -72,7 +81,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 0 if arguments.exit_zero and result.exit_code == 1 else result.exit_code
 
 
-def _measure(arguments: argparse.Namespace) -> int:
+def run_measure(arguments: argparse.Namespace) -> int:
+    """Analyzes an image and prints or writes the report."""
     timelines: list[Timeline] = []
     name, series = arguments.image, arguments.image
     if not name:
@@ -96,7 +106,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     return _concluded(arguments, tables, verdict)
 
 
-def _compare(arguments: argparse.Namespace) -> int:
+def run_compare(arguments: argparse.Namespace) -> int:
+    """Compares two images and prints or writes the report."""
     measurements = []
     for name in (arguments.before, arguments.after):
         log(f"reading {name}")
@@ -122,7 +133,8 @@ def _called(*measurements: str) -> tuple[str, ...]:
     return short if len(set(short)) == len(short) else names
 
 
-def _time(arguments: argparse.Namespace) -> int:
+def run_time(arguments: argparse.Namespace) -> int:
+    """Times builds, or loads saved timings, and prints or writes the report."""
     if arguments.saved:
         for name in ("target", "against", "scenarios", "runs", "dependency", "builder"):
             if getattr(arguments, name) is not None:
@@ -264,7 +276,8 @@ def _concluded(arguments: argparse.Namespace, tables: list[Group], verdict: Budg
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
-def _verify_arguments(command: argparse.ArgumentParser) -> None:
+def add_verify_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `verify`."""
     command.add_argument("--image", default="", help="any image in the engine, by digest or name")
     command.add_argument("--target", default="api", help="what the image is expected to be (default: api)")
     command.add_argument("--build", type=Path, help="a build record (default: the target's last, in build/)")
@@ -273,29 +286,29 @@ def _verify_arguments(command: argparse.ArgumentParser) -> None:
     )
     _output_arguments(command, "terminal", "json", "markdown", "junit", "sarif")
     command.add_argument("--exit-zero", action="store_true", help="exit 0 even with findings")
-    command.set_defaults(run=_verify)
 
 
-def _measure_arguments(command: argparse.ArgumentParser) -> None:
+def add_measure_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `measure`."""
     command.add_argument("image", nargs="?", help="in the engine, an OCI layout, an archive, or a saved measurement")
     command.add_argument("--target", default="api", help="whose last build to measure where no image is named")
     _report_arguments(command)
     command.add_argument("--keep", action="store_true", help="keep this measurement, for the trend in the HTML page")
     command.add_argument("--kept", type=Path, metavar="FOLDER", help="where they are (default: build/measurements)")
-    command.set_defaults(run=_measure)
 
 
-def _compare_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("before")
-    command.add_argument("after")
+def add_compare_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `compare`."""
+    command.add_argument("before", help="the earlier image: of the engine, a layout, an archive or a measurement")
+    command.add_argument("after", help="the later image, in the same forms")
     _report_arguments(command)
     command.add_argument(
         "--base-layers", type=int, metavar="N", help="how many lowest layers are the base's (default: by their labels)"
     )
-    command.set_defaults(run=_compare)
 
 
-def _time_arguments(command: argparse.ArgumentParser) -> None:
+def add_time_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `time`."""
     command.add_argument("target", nargs="?", help="a target of docker/images.toml (default: api)")
     command.add_argument("--against", metavar="TARGET", help="a baseline, timed in turn with it in the same run")
     command.add_argument(
@@ -306,15 +319,19 @@ def _time_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dependency", help="whose release the dependency scenario changes (default: tqdm)")
     command.add_argument("--builder", help="an engine of yours, by its docker context, to empty and fill")
     command.add_argument("--keep-downloads", action="store_true", help="keep that engine's downloads for the next run")
-    command.add_argument("--base-origin", choices=["auto", "registry", "debian"], default="auto")
+    command.add_argument(
+        "--base-origin",
+        choices=["auto", "registry", "debian"],
+        default="auto",
+        help="pull the base image from a registry, or make it from Debian's packages; auto: pull it if possible",
+    )
     command.add_argument("--saved", type=Path, metavar="FILE", help="report an earlier run; nothing is built")
     _output_arguments(command)
     command.add_argument("--exit-zero", action="store_true", help="exit 0 even where a budget is broken")
-    command.set_defaults(run=_time)
 
 
 def _output_arguments(command: argparse.ArgumentParser, *formats: str) -> None:
-    command.add_argument("--format", "-f", default="terminal", choices=formats or _FORMATS)
+    command.add_argument("--format", "-f", default="terminal", choices=formats or _FORMATS, help="of the report")
     command.add_argument("--output", "-o", type=Path, help="a file for the report (default: stdout)")
 
 
@@ -328,12 +345,3 @@ def _report_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--budgets", metavar="TARGET", help="evaluate by this target's budgets in docker/images.toml")
     command.add_argument("--dive-rules", type=Path, metavar="FILE", help="evaluate by a .dive-ci file instead")
     command.add_argument("--exit-zero", action="store_true", help="exit 0 even where a budget is broken")
-
-
-ARGUMENTS: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "verify": _verify_arguments,
-    "measure": _measure_arguments,
-    "compare": _compare_arguments,
-    "time": _time_arguments,
-}
-"""What each command takes; `run` among its defaults does its work and returns the exit code."""

@@ -21,14 +21,28 @@ from buildkit.staging.stack.stack import Stack
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping
 
     from rich.console import Console
 
     from buildkit.spec import ImageSpec
     from buildkit.staging.release.records import Release
 
-__all__ = ["ARGUMENTS"]
+__all__ = [
+    "add_backup_arguments",
+    "add_down_arguments",
+    "add_restore_arguments",
+    "add_rollback_arguments",
+    "add_stage_arguments",
+    "add_status_arguments",
+    "add_watch_arguments",
+    "run_backup",
+    "run_down",
+    "run_restore",
+    "run_rollback",
+    "run_stage",
+    "run_status",
+    "run_watch",
+]
 
 _NOT_SETTINGS: Final = re.compile(r"TRUTHGRAPH_(?:[A-Z]+_IMAGE|SECRETS|STACK|BIND)$")
 """Variables of the stack file that a release fills in itself, or that only compose reads."""
@@ -72,7 +86,8 @@ def _make_secrets(place: _Place) -> None:
 # ---- commands -------------------------------------------------------------------------------------------------------
 
 
-def _stage(arguments: argparse.Namespace) -> int:
+def run_stage(arguments: argparse.Namespace) -> int:
+    """Releases the verified image."""
     place = _Place(arguments)
     console = make_console(stderr=True)
     with records.locked(place.state, f"stage {place.stack.name}"):
@@ -153,7 +168,8 @@ def _tell_release(done: Release, place: _Place) -> None:
     console.print(f"recorded in {place.state / 'releases.json'}", soft_wrap=True)
 
 
-def _rollback(arguments: argparse.Namespace) -> int:
+def run_rollback(arguments: argparse.Namespace) -> int:
+    """Returns to an earlier release."""
     place = _Place(arguments)
     with records.locked(place.state, f"rollback {place.stack.name}"):
         if place.local.program.exists():
@@ -163,7 +179,8 @@ def _rollback(arguments: argparse.Namespace) -> int:
     return 1 if done.reason else 0
 
 
-def _down(arguments: argparse.Namespace) -> int:
+def run_down(arguments: argparse.Namespace) -> int:
+    """Stops staging."""
     place = _Place(arguments)
     with records.locked(place.state, f"stage-down {place.stack.name}"):
         if place.stack.exists("api") or place.stack.exists("database"):
@@ -182,7 +199,8 @@ def _down(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _status(arguments: argparse.Namespace) -> int:
+def run_status(arguments: argparse.Namespace) -> int:
+    """Prints the state of staging and its releases."""
     from buildkit.staging import status
 
     place = _Place(arguments)
@@ -196,7 +214,8 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0 if seen.is_fine else 1
 
 
-def _watch(arguments: argparse.Namespace) -> int:
+def run_watch(arguments: argparse.Namespace) -> int:
+    """Watches staging for the given time."""
     from buildkit.staging import watch
 
     place = _Place(arguments)
@@ -212,11 +231,11 @@ def _watch(arguments: argparse.Namespace) -> int:
     if broken and arguments.rollback:
         log("rolling back: " + "; ".join(broken))
         arguments.release = None
-        _rollback(arguments)
+        run_rollback(arguments)
     return 1 if broken else 0
 
 
-def _backup(arguments: argparse.Namespace) -> int:
+def run_backup(arguments: argparse.Namespace) -> int:
     """Writes beside the file and renames: a backup that broke off leaves the one before."""
     place = _Place(arguments)
     path: Path = arguments.file
@@ -235,7 +254,8 @@ def _backup(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _restore(arguments: argparse.Namespace) -> int:
+def run_restore(arguments: argparse.Namespace) -> int:
+    """Restores the database from a backup."""
     place = _Place(arguments)
     if not arguments.file.is_file():
         raise UsageError("file", str(arguments.file), "is not there; `backup` writes one")
@@ -264,15 +284,15 @@ def _pipe(
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
-def _everywhere(run: Callable[[argparse.Namespace], int], command: argparse.ArgumentParser) -> None:
+def _everywhere(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", default="", help="of the stack (default: docker/images.toml)")
     command.add_argument("--state", type=Path, help="where releases.json lies (default: a folder of this machine)")
     command.add_argument("--registry-port", type=int, default=5055, help="of the local registry (default: 5055)")
-    command.set_defaults(run=run)
 
 
-def _stage_arguments(command: argparse.ArgumentParser) -> None:
-    _everywhere(_stage, command)
+def add_stage_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `stage`."""
+    _everywhere(command)
     where = command.add_mutually_exclusive_group()
     where.add_argument("--local", action="store_true", help="this machine alone: own registry, own swarm, own secrets")
     where.add_argument("--registry", default="", help="host[:port][/path] to push to (default: docker/images.toml)")
@@ -281,21 +301,29 @@ def _stage_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--allow-downtime", action="store_true", help="migrate even if the serving release then stops")
 
 
-def _rollback_arguments(command: argparse.ArgumentParser) -> None:
-    _everywhere(_rollback, command)
+def add_status_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `stage-status`."""
+    _everywhere(command)
+
+
+def add_rollback_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `rollback`."""
+    _everywhere(command)
     command.add_argument("release", nargs="?", help="a name of stage-status (default: the release before)")
     command.add_argument("--keep-schema", action="store_true", help="take the code alone back")
 
 
-def _down_arguments(command: argparse.ArgumentParser) -> None:
-    _everywhere(_down, command)
+def add_down_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `down`."""
+    _everywhere(command)
     command.add_argument(
         "--purge", action="store_true", help="remove the volumes, the secrets, the registry, the records"
     )
 
 
-def _watch_arguments(command: argparse.ArgumentParser) -> None:
-    _everywhere(_watch, command)
+def add_watch_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `watch`."""
+    _everywhere(command)
     command.add_argument("--hours", type=float, default=24.0, help="(default: 24)")
     command.add_argument("--every", type=float, default=15.0, metavar="SECONDS", help="between two looks (default: 15)")
     command.add_argument("--minutes", type=float, help="broken for this long ends it (default: docker/images.toml)")
@@ -305,24 +333,14 @@ def _watch_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--rollback", action="store_true", help="and go back to the release before")
 
 
-def _backup_arguments(command: argparse.ArgumentParser) -> None:
-    _everywhere(_backup, command)
-    command.add_argument("file", type=Path)
+def add_backup_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `backup`."""
+    _everywhere(command)
+    command.add_argument("file", type=Path, help="where to write the backup")
 
 
-def _restore_arguments(command: argparse.ArgumentParser) -> None:
-    _everywhere(_restore, command)
-    command.add_argument("file", type=Path)
+def add_restore_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `restore`."""
+    _everywhere(command)
+    command.add_argument("file", type=Path, help="a file that `backup` wrote")
     command.add_argument("--replace", action="store_true", help="even where there are tables already")
-
-
-ARGUMENTS: Final[Mapping[str, Callable[[argparse.ArgumentParser], None]]] = {
-    "stage": _stage_arguments,
-    "stage-status": partial(_everywhere, _status),
-    "rollback": _rollback_arguments,
-    "stage-down": _down_arguments,
-    "watch": _watch_arguments,
-    "backup": _backup_arguments,
-    "restore": _restore_arguments,
-}
-"""What each command takes; `run` among its defaults does its work and returns the exit code."""

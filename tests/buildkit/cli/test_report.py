@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from buildkit.__main__ import _ARGUMENTS, _asked, _parser
-from buildkit.cli import report as report_commands
-from buildkit.cli import staging as staging_commands
 from buildkit.timing import record
 from tests.buildkit.timing.test_record import BUILDS, timings
 from tests.support.images import LayerMaker, make_image, oci_files, write_folder
@@ -20,7 +17,7 @@ from tests.support.images import LayerMaker, make_image, oci_files, write_folder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -38,7 +35,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the harness with a project folder of its own (where the cache lies), or with ours for its budgets."""
+    """Runs the command line with a project folder of its own (where the cache lies), or with ours for its budgets."""
 
     def call(*words: object, project: Path = tmp_path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "buildkit", "--project", str(project), *map(str, words)]
@@ -164,38 +161,6 @@ def test_what_cannot_be_timed_is_refused_before_an_engine_is_started(
     assert "engine" not in done.stderr
 
 
-COMMANDS = (*_ARGUMENTS, *report_commands.ARGUMENTS, *staging_commands.ARGUMENTS)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_the_project_is_named_before_or_after_the_command(command: str) -> None:
-    words = {"compare": ["a", "b"], "backup": ["file"], "restore": ["file"]}.get(command, [])
-    parser = _parser(command)
-
-    assert parser.parse_args([command, *words]).project == Path.cwd()
-    assert parser.parse_args(["--project", "/x", command, *words]).project == Path("/x")
-    assert parser.parse_args([command, *words, "--project", "/x"]).project == Path("/x")
-    assert callable(parser.parse_args([command, *words]).run)
-
-
-def test_the_command_is_found_behind_the_project_and_the_others_are_listed(
-    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    helped = run("--help").stdout
-    assert [command for command in (*COMMANDS, "slim") if f"    {command} " not in helped] == []
-
-    slimmed = run("slim", tmp_path)  # behind --project
-    assert slimmed.returncode == 2
-    assert "leave --project away" in slimmed.stderr
-    looked = run("stage-status", "--state", tmp_path / "none")
-    assert "Traceback" not in looked.stderr
-    assert str(tmp_path) in looked.stderr
-    assert run("stag").returncode == run().returncode == run("build", "--project").returncode == 2
-    assert [_asked(words) for words in ([], ["a"], ["--project", "a", "b"], ["--project=a", "b"], ["-h", "b"])] == [
-        *(0, 0, 2, 1, 1)
-    ]
-
-
 def test_a_file_that_was_not_saved_here_is_refused_with_what_to_do(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -205,4 +170,4 @@ def test_a_file_that_was_not_saved_here_is_refused_with_what_to_do(
 
     assert refused.returncode == 2
     assert "x.json: not timings" in refused.stderr
-    assert "give a file that this program wrote" in refused.stderr
+    assert "write it again with this version" in refused.stderr
