@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the versions over asyncpg, or prints their SQL with --sql, which needs no database."""
+"""Runs the migrations over asyncpg, or prints their SQL with --sql, which needs no database. Alembic's entry point."""
 
 import asyncio
 
@@ -8,27 +8,27 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from service.schema import note_serves, refuse_losses
+from service.schema import record_compatibility, refuse_data_loss
 from service.settings import Settings
 
 
 def database_url() -> URL | None:
-    """The database that `service.database.migrate` names, or else the service's own, spoken to through asyncpg."""
+    """The database that `service.database.migrate` passes, or else that of the settings, with asyncpg as its driver."""
     url = context.config.attributes.get("database_url") or Settings.from_environment().database_url
     return make_url(url).set(drivername="postgresql+asyncpg") if url else None
 
 
 def migrate(connection: Connection) -> None:
-    """Run the versions in one transaction: all of them or none. Going down, nothing is lost, or nothing is done."""
-    refuse_losses(connection, context.config.attributes.get("down_revisions", ()))
+    """Runs the migrations in one transaction. Refuses a downgrade that would lose data."""
+    refuse_data_loss(connection, context.config.attributes.get("down_revisions", ()))
     context.configure(connection=connection)
     with context.begin_transaction():
         context.run_migrations()
-    note_serves(connection)
+    record_compatibility(connection)
 
 
 async def migrate_online(url: URL) -> None:
-    """Connect and migrate."""
+    """Connects and migrates."""
     engine = create_async_engine(url, poolclass=NullPool)
     try:
         async with engine.begin() as connection:

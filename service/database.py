@@ -10,7 +10,7 @@ from typing import Final
 
 import asyncpg
 
-from service.schema import SERVES, plan
+from service.schema import is_compatible, plan
 from service.telemetry import note_stage
 
 __all__ = [
@@ -145,8 +145,8 @@ class Database:
                 revision, comment = await connection.fetchrow(
                     "SELECT version_num, obj_description('alembic_version'::regclass) FROM alembic_version"
                 ) or (None, None)
-                # A newer schema may say that it serves this code too: so it does while a release replaces another.
-                if revision != SCHEMA_REVISION and SCHEMA_REVISION not in (comment or "").removeprefix(SERVES).split():
+                # During a rolling update the old code runs on a newer schema that is compatible with it.
+                if revision != SCHEMA_REVISION and not is_compatible(SCHEMA_REVISION, comment):
                     return f"the database is at migration {revision}, this code needs {SCHEMA_REVISION}"
                 stored = await stored_space(connection)
         except DatabaseUnavailableError as error:
@@ -172,11 +172,12 @@ def mismatch(stored: EmbeddingSpace, ours: EmbeddingSpace) -> str | None:
 
 
 def migrate(url: str, revision: str = "head") -> None:
-    """Bring the database at `url` to `revision`; it blocks, and needs the folder migrations/ beside this package.
+    """Migrates the database at `url` to `revision`. Blocks; needs the folder migrations/ beside this package.
 
-    Going down to an older revision is refused with `SchemaError` where it would lose data; to "base" it never is.
+    Raises:
+        SchemaError: a downgrade would lose data. A downgrade to "base" drops every table and is never refused.
     """
-    from alembic import command  # noqa: PLC0415 - half a second to import, and the service itself does without
+    from alembic import command  # noqa: PLC0415 - takes half a second to import, and serving does not need it
     from alembic.config import Config  # noqa: PLC0415
 
     configuration = Config()
@@ -184,8 +185,8 @@ def migrate(url: str, revision: str = "head") -> None:
     configuration.attributes["database_url"] = url
     if revision == "base":
         command.downgrade(configuration, revision)
-    elif (way := plan(url, revision)).direction == "down":
-        configuration.attributes["down_revisions"] = way.revisions
+    elif (path := plan(url, revision)).direction == "down":
+        configuration.attributes["down_revisions"] = path.revisions
         command.downgrade(configuration, revision)
     else:
         command.upgrade(configuration, revision)

@@ -1,11 +1,11 @@
-"""Which way the schema can go, and what would be lost: read from the database and from the migrations' own words.
+"""Plans schema migrations: which way, by which revisions, whether older code works after them, what data is lost.
 
-A migration says in its module, beside what Alembic asks for:
+A migration module declares, beside what Alembic needs:
 
-- ``serves``: older revisions whose code works on this schema too. It is kept in the database, so that code of those
-  revisions stays ready while a release replaces it, and so that a release may be taken back without its schema.
-- ``losses``: table -> a query that counts the rows that its downgrade would take data from. A migration without it
-  cannot be taken back.
+- ``compatible_with``: older revisions whose code also works on this schema. It is recorded in the database, so that
+  code of those revisions stays ready during a rolling update, and after a rollback that keeps the schema.
+- ``data_loss``: table -> a query that counts the rows whose data a downgrade would lose. A migration without it
+  cannot be downgraded.
 """
 
 import asyncio
@@ -18,40 +18,40 @@ if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
     from sqlalchemy import Connection
 
-__all__ = ["Plan", "SchemaError", "note_serves", "plan", "refuse_losses"]
+__all__ = ["MigrationPlan", "SchemaError", "is_compatible", "plan", "record_compatibility", "refuse_data_loss"]
 
 MIGRATIONS: Final = Path(__file__).parent.parent / "migrations"
-SERVES: Final = "serves "
-"""What the comment on alembic_version begins with; the revisions follow, blanks between them."""
+_COMPATIBLE_WITH: Final = "compatible_with "
+"""Prefix of the comment on the table alembic_version; the compatible revisions follow, separated by blanks."""
 
 
 class SchemaError(Exception):
-    """The schema cannot be brought where it was asked to be; nothing was changed."""
+    """A migration that is refused or unknown; nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The way from `current` to `target`, by revisions; None is an empty database.
+class MigrationPlan:
+    """The migrations from revision `current` (None: an empty database) to revision `target`.
 
-    `losses` are sentences, one for each thing that going down would lose; `is_served` says whether code of the older
-    of the two revisions works on the schema of the newer one.
+    `direction` is up, down or none. `revisions` are in the order in which they run. `is_compatible` says whether code
+    of the older of the two revisions works on the newer schema. `data_loss` has a sentence for each loss of data.
     """
 
     current: str | None
     target: str
     direction: str
     revisions: tuple[str, ...]
-    is_served: bool
-    losses: tuple[str, ...]
+    is_compatible: bool
+    data_loss: tuple[str, ...]
 
 
-def plan(url: str, target: str = "head") -> Plan:
-    """What `migrate` to `target` would do; changes nothing. Raises `SchemaError` where there is no way."""
+def plan(url: str, target: str = "head") -> MigrationPlan:
+    """What `migrate` to `target` would do; changes nothing. Raises `SchemaError` if there is no path to `target`."""
     from sqlalchemy.engine import make_url  # noqa: PLC0415 - as Alembic, see service.database.migrate
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
     from sqlalchemy.pool import NullPool  # noqa: PLC0415
 
-    async def read() -> Plan:
+    async def read() -> MigrationPlan:
         engine = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"), poolclass=NullPool)
         try:
             async with engine.connect() as connection:
@@ -62,7 +62,7 @@ def plan(url: str, target: str = "head") -> Plan:
     return asyncio.run(read())
 
 
-def _plan(connection: "Connection", target: str) -> Plan:
+def _plan(connection: "Connection", target: str) -> MigrationPlan:
     from alembic.migration import MigrationContext  # noqa: PLC0415
     from alembic.util import CommandError  # noqa: PLC0415
 
@@ -72,70 +72,77 @@ def _plan(connection: "Connection", target: str) -> Plan:
         wanted = scripts.get_revision(target)
         known = scripts.get_revision(current) if current else None
     except CommandError as error:
-        raise SchemaError(f"this code does not know the way from {current} to {target}: {error}") from error
+        raise SchemaError(f"this code has no migration path from {current} to {target}: {error}") from error
     if current == wanted.revision:
-        return Plan(current, wanted.revision, "none", (), is_served=True, losses=())
+        return MigrationPlan(current, wanted.revision, "none", (), is_compatible=True, data_loss=())
     below = [each.revision for each in scripts.walk_revisions("base", wanted.revision)]
     if current is None or current in below:
         up = tuple(reversed(below[: below.index(current)] if current else below))
-        return Plan(current, wanted.revision, "up", up, is_served=current in _said_serves(wanted.module), losses=())
+        is_compatible = current in _compatible_with(wanted.module)
+        return MigrationPlan(current, wanted.revision, "up", up, is_compatible=is_compatible, data_loss=())
     down = tuple(each.revision for each in scripts.walk_revisions(wanted.revision, current))[:-1]
-    losses = tuple(_losses(connection, scripts, down))
-    is_served = known is not None and wanted.revision in _said_serves(known.module)
-    return Plan(current, wanted.revision, "down", down, is_served=is_served, losses=losses)
+    data_loss = tuple(_data_loss(connection, scripts, down))
+    is_compatible = known is not None and wanted.revision in _compatible_with(known.module)
+    return MigrationPlan(current, wanted.revision, "down", down, is_compatible=is_compatible, data_loss=data_loss)
 
 
-def refuse_losses(connection: "Connection", revisions: tuple[str, ...]) -> None:
-    """Lock what going down from `revisions` would change, and raise `SchemaError` if it would lose anything.
+def refuse_data_loss(connection: "Connection", revisions: tuple[str, ...]) -> None:
+    """Locks the tables that downgrading `revisions` changes; raises `SchemaError` if data would be lost.
 
-    To be called in the transaction that goes down: what was counted cannot change any more.
+    Call it in the transaction that downgrades, so that the counted rows cannot change any more.
     """
     from sqlalchemy import text  # noqa: PLC0415
 
     scripts = _scripts()
     for revision in revisions:
-        for table in _said_losses(scripts, revision) or ():
+        for table in _loss_queries(scripts, revision) or ():
             connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
-    if losses := tuple(_losses(connection, scripts, revisions)):
-        raise SchemaError("going back would lose data: " + "; ".join(losses))
+    if data_loss := tuple(_data_loss(connection, scripts, revisions)):
+        raise SchemaError("the downgrade would lose data: " + "; ".join(data_loss))
 
 
-def note_serves(connection: "Connection") -> None:
-    """Keep in the database which older code works on the schema that it has now."""
+def record_compatibility(connection: "Connection") -> None:
+    """Writes into the database which older code works on its present schema."""
     from alembic.migration import MigrationContext  # noqa: PLC0415
     from sqlalchemy import text  # noqa: PLC0415
 
     current = MigrationContext.configure(connection).get_current_revision()
     if current is None:
         return
-    serves = _said_serves(_scripts().get_revision(current).module)
-    connection.execute(text(f"COMMENT ON TABLE alembic_version IS '{SERVES}{' '.join(serves)}'"))
+    compatible = _compatible_with(_scripts().get_revision(current).module)
+    connection.execute(text(f"COMMENT ON TABLE alembic_version IS '{_COMPATIBLE_WITH}{' '.join(compatible)}'"))
 
 
-def _losses(connection: "Connection", scripts: "ScriptDirectory", revisions: tuple[str, ...]) -> list[str]:
+def is_compatible(revision: str, comment: str | None) -> bool:
+    """Whether the comment that `record_compatibility` wrote names `revision`."""
+    return revision in (comment or "").removeprefix(_COMPATIBLE_WITH).split()
+
+
+def _data_loss(connection: "Connection", scripts: "ScriptDirectory", revisions: tuple[str, ...]) -> list[str]:
+    """A sentence for each table of which a downgrade of `revisions` would lose rows or columns."""
     from sqlalchemy import text  # noqa: PLC0415
 
     found: list[str] = []
     for revision in revisions:
-        said = _said_losses(scripts, revision)
-        if said is None:
-            found.append(f"migration {revision} does not say what its downgrade loses")
+        queries = _loss_queries(scripts, revision)
+        if queries is None:
+            found.append(f"migration {revision} does not declare what its downgrade loses (`data_loss`)")
             continue
-        for table, query in said.items():
+        for table, query in queries.items():
             rows = connection.execute(text(query)).scalar_one()
             if rows:
-                found.append(f"{rows} rows of {table} hold what only migration {revision} has a place for")
+                found.append(f"{rows} rows of {table} hold data that only migration {revision} can store")
     return found
 
 
-def _said_losses(scripts: "ScriptDirectory", revision: str) -> dict[str, str] | None:
-    losses: dict[str, str] | None = getattr(scripts.get_revision(revision).module, "losses", None)
-    return losses
+def _loss_queries(scripts: "ScriptDirectory", revision: str) -> dict[str, str] | None:
+    queries: dict[str, str] | None = getattr(scripts.get_revision(revision).module, "data_loss", None)
+    return queries
 
 
-def _said_serves(module: ModuleType) -> tuple[str, ...]:
-    serves: tuple[str, ...] = getattr(module, "serves", ())
-    return serves
+def _compatible_with(module: ModuleType) -> tuple[str, ...]:
+    revisions: tuple[str, ...] = getattr(module, "compatible_with", ())
+    return revisions
 
 
 def _scripts() -> "ScriptDirectory":

@@ -1,4 +1,4 @@
-"""The first schema: claims, evidence and its embeddings, verdicts with what they rest on, tasks, keys, limits."""
+"""Creates the first schema: claims, evidence, embeddings, verdicts with their evidence, tasks, keys, rate limits."""
 
 from alembic import op
 
@@ -22,7 +22,7 @@ TABLES = (
 UPGRADE = (
     "CREATE EXTENSION IF NOT EXISTS vector",
     """
-    -- Which model made the vectors: one row, written by the first process that stores one.
+    -- The model that made the vectors: one row, written by the first process that stores a vector.
     CREATE TABLE embedding_space (
         only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
         model_name text NOT NULL,
@@ -89,7 +89,7 @@ UPGRADE = (
     """,
     "CREATE INDEX verdicts_latest ON verdicts (claim_id, created_at DESC)",
     """
-    -- The evidence that a verdict rests on. The text is kept with it: a verdict must stay readable when evidence goes.
+    -- The evidence of a verdict, with its text: a verdict must stay readable after the evidence is deleted.
     CREATE TABLE nli_results (
         verdict_id uuid NOT NULL REFERENCES verdicts ON DELETE CASCADE,
         position integer NOT NULL CHECK (position >= 0),
@@ -136,7 +136,7 @@ UPGRADE = (
     "CREATE INDEX tasks_leased ON tasks (lease_until) WHERE status = 'processing'",
     "CREATE INDEX tasks_done ON tasks (completed_at) WHERE completed_at IS NOT NULL",
     """
-    -- Only the hash of a key is kept: keys are 256 random bits, so a plain SHA-256 cannot be searched backwards.
+    -- Stores only the hash of a key: keys are 256 random bits, so a plain SHA-256 cannot be inverted by guessing.
     CREATE TABLE api_keys (
         id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
         name text NOT NULL UNIQUE,
@@ -160,12 +160,12 @@ UPGRADE = (
 
 
 def upgrade() -> None:
-    """From an empty database."""
+    """Creates every table; needs an empty database."""
     for statement in UPGRADE:
         op.execute(statement)
 
 
 def downgrade() -> None:
-    """Back to an empty database; the extension stays, others may use it."""
+    """Drops every table. The extension stays: other schemas may use it."""
     for table in reversed(TABLES):
         op.execute(f"DROP TABLE {table}")

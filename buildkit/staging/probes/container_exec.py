@@ -83,8 +83,8 @@ class SchemaPlan(msgspec.Struct, frozen=True):
     target: str
     direction: str
     revisions: tuple[str, ...]
-    is_served: bool
-    losses: tuple[str, ...]
+    is_compatible: bool
+    data_loss: tuple[str, ...]
 
 
 @contextmanager

@@ -165,8 +165,8 @@ def _plan(context: ReleaseContext, run: ReleaseRun) -> SchemaPlan:
     if found.direction == "down":
         reason = f"the schema is at {found.current}, this release's code is older ({found.target})"
         raise ReleaseFailed("planned", f"{reason}; to go back, run `nox -s rollback`")
-    if found.direction == "up" and not found.is_served and not context.allows_gap:
-        reason = f"migration {found.target} does not say that code of {found.current} works on its schema (`serves`)"
+    if found.direction == "up" and not found.is_compatible and not context.allows_gap:
+        reason = f"migration {found.target} is not declared `compatible_with` the code of {found.current}"
         raise ReleaseFailed(
             "planned", f"{reason}, so the serving release would stop; `-- --allow-downtime` takes that on"
         )

@@ -55,7 +55,7 @@ def roll_back(context: ReleaseContext, name: str | None) -> Release:
         run.migrations = Migrations(before=found.current, after=found.target if moves else found.current)
         # The newer code alone knows the way. Where the older one works on both schemas, it serves before the change.
         newer = target.image if found.direction == "up" else old.images["api"]
-        is_first = found.direction == "up" or not found.is_served
+        is_first = found.direction == "up" or not found.is_compatible
         if moves and is_first:
             _move(run, found, newer)
         steps.run("updated", run.update, undo=run.undo_update)
@@ -122,16 +122,16 @@ def _plan_back(context: ReleaseContext, run: ReleaseRun, target: Release) -> Sch
     if revision is None:
         raise ReleaseFailed("planned", f"it is not known which schema {run.name} worked on")
     if revision == now:
-        return SchemaPlan(revision, revision, "none", (), is_served=True, losses=())
+        return SchemaPlan(revision, revision, "none", (), is_compatible=True, data_loss=())
     found = _ask_either(run, revision)
     if found.direction != "down":
         return found
-    if found.losses and not context.keeps_schema:
-        hint = "; `-- --keep-schema` takes the code alone back" if found.is_served else ""
-        raise ReleaseFailed("planned", f"going back would lose data: {'; '.join(found.losses)}{hint}")
-    if context.keeps_schema and not found.is_served:
+    if found.data_loss and not context.keeps_schema:
+        hint = "; `-- --keep-schema` takes the code alone back" if found.is_compatible else ""
+        raise ReleaseFailed("planned", f"going back would lose data: {'; '.join(found.data_loss)}{hint}")
+    if context.keeps_schema and not found.is_compatible:
         reason = f"code of {found.target} does not work on the schema {found.current}"
-        raise ReleaseFailed("planned", f"{reason}: its migration does not say so (`serves`)")
+        raise ReleaseFailed("planned", f"{reason}: its migration does not say so (`compatible_with`)")
     return found
 
 

@@ -284,7 +284,7 @@ def test_rollback_that_would_lose_data_is_refused(staging: Staging) -> None:
 
     said = staging.run("rollback", expect=1)
 
-    assert "1 rows of claims hold what only migration 0002 has a place for" in said
+    assert "1 rows of claims hold data that only migration 0002 can store" in said
     assert staging.serving() == tag("migrating")
     ask(staging, "DELETE FROM claims WHERE tenant_id = 'noted'")
 

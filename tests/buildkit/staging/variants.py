@@ -38,8 +38,8 @@ from alembic import op
 
 revision = "0002"
 down_revision = "0001"
-serves = ("0001",)
-losses = {"claims": "SELECT count(*) FROM claims WHERE note IS NOT NULL"}
+compatible_with = ("0001",)
+data_loss = {"claims": "SELECT count(*) FROM claims WHERE note IS NOT NULL"}
 
 
 def upgrade() -> None:
@@ -81,11 +81,13 @@ VARIANTS: Mapping[str, Variant] = {
     ),
     "breaking": Variant(
         "a migration that does not say that it serves the code before",
-        {"migrations/versions/0002_notes.py": _MIGRATION.replace('serves = ("0001",)\n', "")},
+        {"migrations/versions/0002_notes.py": _MIGRATION.replace('compatible_with = ("0001",)\n', "")},
         (_TO_0002,),
     ),
     "crashing": Variant(
-        "ends at once", {}, (("service/__main__.py", "    configure_logging(settings.log_level)", "    sys.exit(7)"),)
+        "ends at once",
+        {},
+        (("service/server.py", "    configure_logging(settings.log_level)", "    raise SystemExit(7)"),),
     ),
     "sick": Variant(
         "runs well until it gets traffic's settings, then is never ready",
