@@ -8,12 +8,12 @@ import subprocess
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
 from buildkit import spec as specs
 from buildkit.console import FOLDER, log, make_console
 from buildkit.engine import daemon
-from buildkit.errors import CommandFailed, UsageError
+from buildkit.errors import UsageError
 from buildkit.staging.release import records, release, rollback, run
 from buildkit.staging.stack import stack
 from buildkit.staging.stack.registry import LocalRegistry, Registry
@@ -246,7 +246,7 @@ def run_backup(arguments: argparse.Namespace) -> int:
     try:
         with part.open("wb") as file:
             part.chmod(0o600)
-            _pipe(place, [container, "backup"], stdout=file)
+            place.engine.pipe("exec", "--interactive", container, "backup", stdout=file)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -261,24 +261,11 @@ def run_restore(arguments: argparse.Namespace) -> int:
         raise UsageError("file", str(arguments.file), "is not there; `backup` writes one")
     container = place.stack.container("database")
     with records.locked(place.state, f"restore {place.stack.name}"), arguments.file.open("rb") as file:
-        _pipe(place, [container, "restore", *(["--replace"] if arguments.replace else [])], stdin=file)
+        place.engine.pipe(
+            "exec", "--interactive", container, "restore", *(["--replace"] if arguments.replace else []), stdin=file
+        )
     log(f"{arguments.file} is the database now")
     return 0
-
-
-def _pipe(
-    place: _Place, command: list[str], *, stdin: IO[bytes] | None = None, stdout: IO[bytes] | None = None
-) -> None:
-    line = ["docker", *(("--host", place.engine.host) if place.engine.host else ()), "exec", "--interactive", *command]
-    done = subprocess.run(
-        line,
-        stdin=stdin or subprocess.DEVNULL,
-        stdout=stdout or subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise CommandFailed(line, done.returncode, done.stderr.decode(errors="replace").strip()[-2000:])
 
 
 # ---- the command line -----------------------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from buildkit.errors import CommandFailed, EngineTooOld
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import IO
 
-__all__ = ["Engine", "connect", "docker", "version_numbers", "versions"]
+__all__ = ["Engine", "connect", "docker", "start_docker", "version_numbers", "versions"]
 
 LEAST_ENGINE = (23, 0)
 """Docker 23: the first whose default builder is BuildKit through buildx (release notes 23.0)."""
@@ -68,22 +69,17 @@ class Engine:
             CommandFailed: it failed, or ran for longer than *seconds*.
         """
         command = ["docker", *arguments]
-        environment = _environment(self.host, os.environ)
         tail: deque[str] = deque(maxlen=40)
-        try:
-            running = subprocess.Popen(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-            )
-        except FileNotFoundError as error:
-            raise CommandFailed(command, 127, "docker is not installed") from error
+        running = start_docker(self.host, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         timer = threading.Timer(seconds or 0.0, running.kill)
         with running:
             if seconds is not None:
                 timer.start()
             try:
-                for line in running.stdout or ():
-                    tail.append(line.rstrip())
-                    on_line(line.rstrip())
+                for printed in running.stdout or ():
+                    line = printed.decode(errors="replace").rstrip()
+                    tail.append(line)
+                    on_line(line)
             except BaseException:
                 end([running.pid], ask=signal.SIGINT, patience_seconds=_END_SECONDS)
                 raise
@@ -91,6 +87,20 @@ class Engine:
                 timer.cancel()
         if running.returncode != 0:
             raise CommandFailed(command, running.returncode, "\n".join(tail))
+
+    def pipe(self, *arguments: str, stdin: IO[bytes] | None = None, stdout: IO[bytes] | None = None) -> None:
+        """Runs `docker *arguments` with files as its standard input and output; without a file, with /dev/null.
+
+        Raises:
+            CommandFailed: it failed.
+        """
+        nowhere = subprocess.DEVNULL
+        with start_docker(
+            self.host, *arguments, stdin=stdin or nowhere, stdout=stdout or nowhere, stderr=subprocess.PIPE
+        ) as running:
+            errors = running.communicate()[1].decode(errors="replace")
+        if running.returncode != 0:
+            raise CommandFailed(["docker", *arguments], running.returncode, errors.strip()[-2000:])
 
 
 def docker(
@@ -130,6 +140,25 @@ def docker(
     if done.returncode != 0:
         raise CommandFailed(command, done.returncode, (done.stderr or done.stdout).strip()[-2000:])
     return done.stdout
+
+
+def start_docker(
+    host: str,
+    *arguments: str,
+    stdin: IO[bytes] | int | None = None,
+    stdout: IO[bytes] | int | None = None,
+    stderr: IO[bytes] | int | None = None,
+) -> subprocess.Popen[bytes]:
+    """Starts `docker *arguments` against the engine at *host*; the caller reads its pipes and waits for it.
+
+    Raises:
+        CommandFailed: docker is not installed.
+    """
+    command = ["docker", *arguments]
+    try:
+        return subprocess.Popen(command, env=_environment(host, os.environ), stdin=stdin, stdout=stdout, stderr=stderr)
+    except FileNotFoundError as error:
+        raise CommandFailed(command, 127, "docker is not installed") from error
 
 
 def _environment(host: str, environment: Mapping[str, str]) -> dict[str, str]:

@@ -100,3 +100,20 @@ def test_interrupted_stream_leaves_no_process(program: Callable[[str], None]) ->
         ENGINE.stream("push", "image", on_line=interrupt)
 
     assert [program_of(pid) for pid in pids] == [None]
+
+
+def test_pipe_reads_and_writes_files(program: Callable[[str], None], tmp_path: Path) -> None:
+    program('tr a-z A-Z; echo "$DOCKER_HOST"')
+    (tmp_path / "in").write_text("text ")
+
+    with (tmp_path / "in").open("rb") as source, (tmp_path / "out").open("wb") as sink:
+        ENGINE.pipe("exec", "container", "restore", stdin=source, stdout=sink)
+
+    assert (tmp_path / "out").read_text() == "TEXT unix:///engine.sock\n"
+
+
+def test_pipe_failure_holds_its_errors(program: Callable[[str], None]) -> None:
+    program("echo printed; echo no room >&2; exit 1")
+
+    with pytest.raises(CommandFailed, match="no room"):
+        ENGINE.pipe("exec", "container", "backup")
