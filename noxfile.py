@@ -176,3 +176,10 @@ def docs(session: nox.Session) -> None:
 def lock(session: nox.Session) -> None:
     """Resolve pyproject.toml into docker/lock/; `-- --upgrade` takes the newest versions."""
     toolkit(session, "lock", groups=("toolkit", "uv"))
+
+
+@nox.session(default=False)
+def pictures(session: nox.Session) -> None:
+    """Make the pictures of the README from the image of build/image.json, or another one (`-- IMAGE`)."""
+    install(session, "toolkit")
+    session.run("python", "docs/make_pictures.py", *session.posargs, env={"PYTHONPATH": "."})
