@@ -62,11 +62,14 @@ def fences() -> list[Fence]:
 @cache
 def sessions() -> dict[str, tuple[str, ...]]:
     """The arguments of `python -m buildkit` behind each session of the noxfile; empty if it runs something else."""
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for function in ast.parse((PROJECT / "noxfile.py").read_text()).body:
-        if not isinstance(function, ast.FunctionDef) or "session" not in ast.unparse(function.decorator_list[:1]):
+        if not isinstance(function, ast.FunctionDef):
             continue
-        named = re.search(r"name='([\w-]+)'", ast.unparse(function.decorator_list))
+        decorators = " ".join(map(ast.unparse, function.decorator_list))
+        if "nox.session" not in decorators:
+            continue
+        named = re.search(r"name='([\w-]+)'", decorators)
         call = re.search(r"toolkit\(session, '([\w-]+)'", ast.unparse(function))
         found[named[1] if named else function.name] = (call[1],) if call else ()
     return found
