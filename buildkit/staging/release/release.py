@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from buildkit.errors import ReleaseFailed
-from buildkit.staging.probes import container_exec
+from buildkit.staging.probes import container_exec, smoke_tests
 from buildkit.staging.probes.load import Load
 from buildkit.staging.release import records, verified_image
 from buildkit.staging.release.records import Migrations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from buildkit.engine.client import Engine
-    from buildkit.staging.probes.container_exec import Key, SchemaPlan
+    from buildkit.staging.probes.container_exec import ApiKey, SchemaPlan
     from buildkit.staging.probes.smoke_tests import SmokeTestReport
     from buildkit.staging.release.records import Release
     from buildkit.staging.release.run import ReleaseContext
@@ -71,8 +71,8 @@ def _put_in_place(context: ReleaseContext, run: ReleaseRun) -> None:
     steps = run.steps
     if run.old is None:
         steps.run("deployed", run.deploy_first, undo=run.undo_first)
-        with container_exec.key_for_checks(run.new) as key:
-            found = container_exec.plan(run.new, run.new.container())
+        with container_exec.temporary_key(run.new) as key:
+            found = container_exec.plan_migration(run.new, run.new.container())
             run.migrations = Migrations(before=None, after=found.current)
             run.judge(key, {}, None)
     elif not run.answers():
@@ -80,7 +80,7 @@ def _put_in_place(context: ReleaseContext, run: ReleaseRun) -> None:
         try:
             _prepare_schema(context, run)
             run.new.wait_candidate(seconds=context.spec.staging.update_seconds, step="tried")
-            with container_exec.key_for_checks(run.new, "candidate") as key:
+            with container_exec.temporary_key(run.new, "candidate") as key:
                 steps.run("tried", lambda: _try_candidate(run, key, {}), detail=checked)
                 _replace_parts(run)
                 steps.run("updated", run.update, undo=run.undo_update)
@@ -89,7 +89,7 @@ def _put_in_place(context: ReleaseContext, run: ReleaseRun) -> None:
             run.new.stop_candidate()
     else:
         old = run.old
-        with container_exec.key_for_checks(old) as key:
+        with container_exec.temporary_key(old) as key:
             load = Load(lambda: run.client(old, key), workers=_UPDATE_WORKERS, pause_seconds=_UPDATE_PAUSE_SECONDS)
             served = steps.run("compared", lambda: run.compare(key, load), detail=measured)
             try:
@@ -158,7 +158,7 @@ def _plan(context: ReleaseContext, run: ReleaseRun) -> SchemaPlan:
     """
     container = run.new.start_candidate(run.new.images["api"], seconds=STARTED_SECONDS, step="planned")
     try:
-        found = container_exec.plan(run.new, container)
+        found = container_exec.plan_migration(run.new, container)
     except ReleaseFailed:
         run.new.must_live("candidate", step="planned")  # one that has ended says more than a broken pipe
         raise
@@ -173,11 +173,12 @@ def _plan(context: ReleaseContext, run: ReleaseRun) -> SchemaPlan:
     return found
 
 
-def _try_candidate(run: ReleaseRun, key: Key, vectors: Mapping[str, list[float]]) -> SmokeTestReport:
+def _try_candidate(run: ReleaseRun, key: ApiKey, vectors: Mapping[str, list[float]]) -> SmokeTestReport:
     """The suite inside the new release while the old one has all traffic."""
-    outcome = container_exec.check_inside(run.new, run.new.container("candidate"), key, vectors)
-    if outcome.wrong:
-        raise ReleaseFailed("tried", "; ".join(outcome.wrong))
+    with container_exec.canary_client(run.new, run.new.container("candidate"), key) as client:
+        outcome = smoke_tests.run(client, baseline=vectors)
+    if outcome.failures:
+        raise ReleaseFailed("tried", "; ".join(outcome.failures))
     return outcome
 
 

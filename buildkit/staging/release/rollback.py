@@ -76,7 +76,7 @@ def roll_back(context: ReleaseContext, name: str | None) -> Release:
 def _look_at(context: ReleaseContext, run: ReleaseRun) -> str:
     """What the suite and the metrics find wrong with what serves now; "" where nothing."""
     try:
-        with container_exec.key_for_checks(run.new) as key:
+        with container_exec.temporary_key(run.new) as key:
             run.judge(key, {}, None)
     except (ReleaseFailed, CommandFailed) as error:
         context.log(f"went back, and found: {error}")
@@ -143,7 +143,7 @@ def _ask_either(run: ReleaseRun, revision: str) -> SchemaPlan:
     reasons: list[str] = []
     for image in (run.old.images["api"] if run.old else "", run.new.images["api"]):
         try:
-            return container_exec.plan(
+            return container_exec.plan_migration(
                 run.new, run.new.start_candidate(image, seconds=STARTED_SECONDS, step="planned"), revision
             )
         except ReleaseFailed as error:

@@ -20,8 +20,8 @@ from buildkit.staging.release.steps import Steps
 if TYPE_CHECKING:
     from buildkit.engine.client import Engine
     from buildkit.spec import ImageSpec
-    from buildkit.staging.probes.container_exec import Key, SchemaPlan
-    from buildkit.staging.probes.load import Report
+    from buildkit.staging.probes.container_exec import ApiKey, SchemaPlan
+    from buildkit.staging.probes.load import LoadReport
     from buildkit.staging.probes.smoke_tests import SmokeTestReport
     from buildkit.staging.release.records import TrafficMetrics
     from buildkit.staging.release.verified_image import VerifiedImage
@@ -121,16 +121,16 @@ class ReleaseRun:
         self.old = replace(stack, images=images, settings=settings)
 
     @staticmethod
-    def client(stack: Stack, key: Key) -> Client:
+    def client(stack: Stack, key: ApiKey) -> Client:
         """A client that goes through the stack's proxy."""
-        return Client(stack.address, key.secret, authority=stack.certificate)
+        return Client(stack.address, key.secret, ca_file=stack.certificate)
 
     def answers(self) -> bool:
         """Whether what serves now has a healthy replica here, and the proxy leads to it."""
         stack = self.old or self.new
         try:
             stack.container()
-            client = Client(stack.address, authority=stack.certificate, patience_seconds=_ANSWER_SECONDS)
+            client = Client(stack.address, ca_file=stack.certificate, retry_seconds=_ANSWER_SECONDS)
             try:
                 return client.send("GET", "/livez").status == _OK
             finally:
@@ -178,13 +178,13 @@ class ReleaseRun:
             until_digest=self.new.images["api"].partition("@")[2],
         )
 
-    def update_under(self, load: Load) -> Report:
+    def update_under(self, load: Load) -> LoadReport:
         """The engine's rolling update under a small load of our own, which must notice nothing."""
         with load:
             self.update()
         report = load.report()
-        if report.faults:
-            raise ReleaseFailed("updated", "under load: " + "; ".join(report.faults))
+        if report.problems:
+            raise ReleaseFailed("updated", "under load: " + "; ".join(report.problems))
         allowed = self.context.spec.staging.budget.retried_fraction
         if report.retried_fraction > allowed:
             reason = f"{report.retried} of {report.requests} requests had to be sent again, allowed {allowed:.1%}"
@@ -211,26 +211,30 @@ class ReleaseRun:
             raise ReleaseFailed("updated", f"{wanted} does not run again")
         return f"{wanted} serves"
 
-    def integrate(self, key: Key, vectors: Mapping[str, list[float]]) -> SmokeTestReport:
+    def integrate(self, key: ApiKey, vectors: Mapping[str, list[float]]) -> SmokeTestReport:
         """The suite through the proxy."""
         client = self.client(self.new, key)
-        outcome = smoke_tests.run(client, vectors=vectors)
+        outcome = smoke_tests.run(client, baseline=vectors)
         client.close()
-        self.counts |= {"checks": len(outcome.checks), "checks_wrong": len(outcome.wrong), "requests": outcome.requests}
-        if outcome.wrong:
-            raise ReleaseFailed("integrated", "; ".join(outcome.wrong))
+        self.counts |= {
+            "checks": len(outcome.checks),
+            "checks_wrong": len(outcome.failures),
+            "requests": outcome.requests,
+        }
+        if outcome.failures:
+            raise ReleaseFailed("integrated", "; ".join(outcome.failures))
         return outcome
 
-    def measure(self, key: Key, before: TrafficMetrics | None) -> TrafficMetrics:
+    def measure(self, key: ApiKey, before: TrafficMetrics | None) -> TrafficMetrics:
         """The replicas' own metrics over a load of a fixed length, held against the release *before*."""
         self.window, report = self.observe(self.new, key)
         self.counts |= {f"load_{name}": value for name, value in report.counts().items()}
-        broken = (*report.faults, *metrics.judge(self.window, self.context.spec.staging.budget, before))
+        broken = (*report.problems, *metrics.violations(self.window, self.context.spec.staging.budget, before))
         if broken:
             raise ReleaseFailed("measured", "; ".join(broken))
         return self.window
 
-    def compare(self, key: Key, load: Load) -> TrafficMetrics:
+    def compare(self, key: ApiKey, load: Load) -> TrafficMetrics:
         """Takes the answers and the times of what serves now: minutes later, on the same machine, they are comparable.
 
         A record of some other day is not: the machine may have been busy then, or may be now.
@@ -238,7 +242,7 @@ class ReleaseRun:
         load.prepare()
         return self.observe(self.old or self.new, key)[0]
 
-    def observe(self, stack: Stack, key: Key) -> tuple[TrafficMetrics, Report]:
+    def observe(self, stack: Stack, key: ApiKey) -> tuple[TrafficMetrics, LoadReport]:
         """Puts load on what serves and looks at its metrics before and after."""
         settings = self.context.spec.staging
         load = Load(lambda: self.client(stack, key), workers=settings.load_workers)
@@ -246,7 +250,7 @@ class ReleaseRun:
         first = container_exec.scrape(stack)
         with load:
             time.sleep(settings.load_seconds)
-        return metrics.window(first, container_exec.scrape(stack)), load.report()
+        return metrics.traffic_between(first, container_exec.scrape(stack)), load.report()
 
     def migrate_back(self, revision: str | None, image: str) -> str:
         """Brings the schema back to *revision* with the code of *image*, or says why it stays."""
@@ -266,7 +270,7 @@ class ReleaseRun:
             "migrate", image, seconds=STARTED_SECONDS * 2, step="migrated", log=self.context.log, words=words
         )
 
-    def judge(self, key: Key, vectors: Mapping[str, list[float]], served: TrafficMetrics | None) -> None:
+    def judge(self, key: ApiKey, vectors: Mapping[str, list[float]], served: TrafficMetrics | None) -> None:
         """The last two steps: the suite through the proxy, then the metrics against those of what served."""
         self.steps.run("integrated", lambda: self.integrate(key, vectors), detail=checked)
         self.steps.run("measured", lambda: self.measure(key, served), detail=measured)
@@ -302,7 +306,7 @@ def checked(outcome: SmokeTestReport) -> str:
     return f"{len(outcome.checks)} checks with {outcome.requests} requests, none wrong"
 
 
-def loaded(report: Report) -> str:
+def loaded(report: LoadReport) -> str:
     """A line about it, for the record."""
     return (
         f"{report.requests} requests meanwhile, {report.retried} sent again, none wrong, none lost, "
