@@ -8,6 +8,7 @@ machine can read.
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 import uuid
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from buildkit.engine.client import start_docker
 from buildkit.errors import CommandFailed, ReleaseFailed
 from buildkit.staging.probes import metrics
 from buildkit.staging.probes.client import Client
@@ -104,8 +106,13 @@ def canary_client(stack: Stack, container: str, key: ApiKey) -> Iterator[Client]
 
     Each connection is a `docker exec` of `python -m service forward`, so nothing is published and nothing is installed.
     """
-    command = ("docker", "exec", "--interactive", container, *_SERVICE, "forward")
-    with open_tunnels(command, stack.engine.environment) as connect:
+
+    def start(descriptor: int) -> subprocess.Popen[bytes]:
+        command = ("exec", "--interactive", container, *_SERVICE, "forward")
+        host, nowhere = stack.engine.host, subprocess.DEVNULL
+        return start_docker(host, *command, stdin=descriptor, stdout=descriptor, stderr=nowhere)
+
+    with open_tunnels(start) as connect:
         client = Client(_CANARY_URL, key.secret, connect=connect)
         try:
             yield client

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Load", "LoadReport", "Operation"]
 
 _TASK_SECONDS = 300.0
-"""Deadline of the tasks: if its worker died, a task first waits until its lease of `TRUTHGRAPH_TASK_SECONDS` (120) ends."""
+"""Deadline of the tasks. A task whose worker died waits until its lease ends: `TRUTHGRAPH_TASK_SECONDS`, 120 s."""
 _MAX_EXAMPLES = 5
 _OK, _CREATED, _ACCEPTED = 200, 201, 202
 

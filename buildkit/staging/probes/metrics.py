@@ -1,4 +1,4 @@
-"""Reads the replicas' Prometheus metrics, computes the traffic between two scrapes, and checks it against the budget."""
+"""Reads the replicas' metrics, computes the traffic between two scrapes, and compares it with the budget."""
 
 from __future__ import annotations
 
