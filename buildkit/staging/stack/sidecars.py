@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from buildkit.build import base, build
 from buildkit.build.display import BuildDisplay
-from buildkit.errors import CommandFailed, UsageError
+from buildkit.build.record import load_record, record_path
+from buildkit.errors import CommandFailed
+from buildkit.jsonfile import InvalidFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,12 +44,12 @@ def ensure_sidecar(
     Raises:
         BuildFailed: it does not build.
     """
-    path = build.record_path(folder, part)
+    path = record_path(folder, part)
     mark = folder / f"image-{part}.inputs"
     inputs = _inputs(spec, part)
     if mark.exists() and mark.read_text() == inputs:
-        with contextlib.suppress(UsageError, CommandFailed):
-            digest = build.load_record(path).digest
+        with contextlib.suppress(InvalidFile, CommandFailed):
+            digest = load_record(path).digest
             engine.docker("image", "inspect", "--format", "{{.Id}}", digest)
             return digest
     log(f"building {part}")
