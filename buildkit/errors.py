@@ -10,7 +10,8 @@
     ├── RegistryFailed            3   a registry did not take or give what it was asked
     ├── Busy                      3   another process holds the lock that this one needs
     ├── BuildFailed               1   a stage of the Dockerfile failed
-    └── ReleaseFailed             1   a step of a release found a reason to stop
+    ├── StackFailed               1   a service, a job or the canary did not get ready
+    └── ReleaseFailed             1   a release stopped at one of its steps; the exit code is that of the cause
 
 Exit codes: 0 fine, 1 findings (the image is at fault), 2 usage or configuration, 3 could not do it (the environment is
 at fault). Only ``buildkit/__main__.py`` turns an error into an exit.
@@ -35,6 +36,7 @@ __all__ = [
     "EngineUnavailable",
     "RegistryFailed",
     "ReleaseFailed",
+    "StackFailed",
     "UsageError",
 ]
 
@@ -173,14 +175,33 @@ class Busy(BuildkitError):
 
 
 @dataclass
-class ReleaseFailed(BuildkitError):
-    """A release stopped at *step*; *serving* says what serves now."""
+class StackFailed(BuildkitError):
+    """A service, a job or the canary did not reach the state that was wanted."""
 
-    step: str
     reason: str
-    serving: str = ""
 
     exit_code: ClassVar[int] = 1
 
     def __str__(self) -> str:
-        return f"stopped at {self.step}: {self.reason}" + (f"\n{self.serving}" if self.serving else "")
+        return self.reason
+
+
+@dataclass
+class ReleaseFailed(BuildkitError):
+    """A release stopped. A step gives the *reason* alone; the runner adds the rest.
+
+    Attributes:
+        reason: why the step stopped.
+        step: the step's name.
+        serving: what was undone, and which release serves now.
+        exit_code: that of the error that stopped the step.
+    """
+
+    reason: str
+    step: str = ""
+    serving: str = ""
+    exit_code: int = 1  # type: ignore[misc] # a class variable elsewhere; here it is the cause's
+
+    def __str__(self) -> str:
+        reason = f"stopped at {self.step}: {self.reason}" if self.step else self.reason
+        return f"{reason}\n{self.serving}" if self.serving else reason

@@ -15,7 +15,7 @@ from buildkit.console import FOLDER, log, make_console
 from buildkit.engine import daemon
 from buildkit.errors import UsageError
 from buildkit.staging.release import records, release, rollback, run
-from buildkit.staging.stack import stack
+from buildkit.staging.stack import swarm
 from buildkit.staging.stack.registry import LocalRegistry, Registry
 from buildkit.staging.stack.stack import Stack
 
@@ -56,7 +56,7 @@ class _Place:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.spec: ImageSpec = specs.load(arguments.project)
-        self.state = records.folder_of(arguments.state, Path.home())
+        self.state = records.state_folder(arguments.state, Path.home())
         self.engine = daemon.find(os.environ, daemon.ManagedDaemon())
         self.local = LocalRegistry(self.state / "registry", arguments.registry_port)
         file = self.spec.project / "docker" / "stack.yaml"
@@ -92,7 +92,7 @@ def run_stage(arguments: argparse.Namespace) -> int:
     console = make_console(stderr=True)
     with records.locked(place.state, f"stage {place.stack.name}"):
         registry = _registry(arguments, place)
-        stack.join(place.engine, place.state, is_local=arguments.local, log=log)
+        swarm.ensure_swarm(place.engine, place.state, is_local=arguments.local, log=log)
         _make_secrets(place)
         context = _context(arguments, place, repository=f"{registry}/{place.spec.name}", console=console)
         done = release.stage(context)
@@ -120,20 +120,20 @@ def _registry(arguments: argparse.Namespace, place: _Place) -> str:
 def _context(
     arguments: argparse.Namespace, place: _Place, *, repository: str, console: Console | None = None
 ) -> run.ReleaseContext:
-    from buildkit.build.record import record_path
+    from buildkit.build import build
     from buildkit.staging.stack import sidecars
 
     folder = place.spec.project / FOLDER
     return run.ReleaseContext(
         spec=place.spec,
         engine=place.engine,
-        build_path=getattr(arguments, "build", None) or record_path(folder, "api"),
+        build_path=getattr(arguments, "build", None) or build.record_path(folder, "api"),
         verify_path=getattr(arguments, "verify", None) or folder / "verify.json",
         state=place.state,
         stack=place.stack,
         repository=repository,
         log=log,
-        part=partial(
+        sidecar=partial(
             sidecars.ensure_sidecar,
             place.spec,
             engine=place.engine,
@@ -142,8 +142,8 @@ def _context(
             console=console or make_console(stderr=True),
             log=log,
         ),
-        allows_gap=getattr(arguments, "allow_downtime", False),
-        keeps_schema=getattr(arguments, "keep_schema", False),
+        allow_downtime=getattr(arguments, "allow_downtime", False),
+        keep_schema=getattr(arguments, "keep_schema", False),
     )
 
 
@@ -188,13 +188,13 @@ def run_down(arguments: argparse.Namespace) -> int:
         if arguments.purge:
             place.stack.remove_volumes(log)
         known = records.load(place.state)
-        records.save(place.state, records.Releases(releases=known.retired("replaced")))
-        stack.leave(place.engine, place.state, log=log)
+        records.save(place.state, records.Releases(releases=known.with_outcome_of_serving("replaced")))
+        swarm.leave_swarm(place.engine, place.state, log=log)
         place.local.stop(log, purge=arguments.purge)
         if not arguments.purge:
             log("the database's volume, the secrets and the releases stay; --purge removes them")
     if arguments.purge:
-        records.forget(place.state)
+        records.delete_state(place.state)
         log(f"removed {place.state}")
     return 0
 

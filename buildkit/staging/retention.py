@@ -44,7 +44,7 @@ def prune_images(
     """Removes the images of releases beyond the newest *keep* and the last good one, except those that run."""
     known = records.load(state)
     running = _running(stack)
-    gone = [each for each in records.expendable(known, keep) if each.digest not in running]
+    gone = [each for each in records.removable(known, keep) if each.digest not in running]
     names = _names(engine)
     before_bytes = _image_bytes(engine)
     removed: list[str] = []
@@ -67,7 +67,7 @@ def prune_images(
 
 def _running(stack: Stack) -> set[str]:
     """The digests that any replica of the stack has or shall have."""
-    parts = [part for part in ("api", "database", "proxy", "candidate") if stack.exists(part)]
+    parts = [part for part in ("api", "database", "proxy", "canary") if stack.exists(part)]
     return {replica.digest for part in parts for replica in stack.replicas(part)}
 
 

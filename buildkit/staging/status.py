@@ -58,7 +58,7 @@ class StackStatus:
     @property
     def total(self) -> TrafficMetrics:
         """All that the present replicas answered since they started."""
-        return metrics.traffic_between((), self.scrapes)
+        return metrics.window((), self.scrapes)
 
 
 def look(stack: Stack) -> StackStatus:
@@ -70,10 +70,10 @@ def look(stack: Stack) -> StackStatus:
     parts = [part for part in PARTS if stack.exists(part)]
     replicas = {part: stack.replicas(part) for part in parts}
     ended = {
-        part: tuple(each for each in stack.replicas(part, all_of_them=True) if each.state in {"failed", "rejected"})
+        part: tuple(each for each in stack.replicas(part, include_ended=True) if each.state in {"failed", "rejected"})
         for part in parts
     }
-    wanted = {part: stack.wanted(part) for part in parts}
+    wanted = {part: stack.desired_replicas(part) for part in parts}
     scrapes: tuple[Scrape, ...] = ()
     problem = "" if parts else "the stack does not run"
     if "api" in parts:
@@ -137,7 +137,7 @@ def tables(seen: StackStatus, known: Releases) -> list[Table]:
             release.name,
             Text(why, style=_STYLES[release.outcome]),
             release.started[5:16].replace("T", " "),
-            release.who,
+            release.released_by,
             schema or "",
             "" if release.bytes_sent is None else f"{release.bytes_sent / 1e6:,.0f} MB",
             "" if p95 is None else f"{p95:.3f} s",

@@ -245,7 +245,7 @@ def test_a_node_that_is_lost_costs_no_claim_and_is_used_again_when_it_is_back(
     run(str(PROJECT / "docker" / "make-secrets"), str(tmp_path / "secrets"))
     environment = {
         "TRUTHGRAPH_API_IMAGE": stack_images["core"],
-        "TRUTHGRAPH_POSTGRES_IMAGE": stack_images["postgres"],
+        "TRUTHGRAPH_DATABASE_IMAGE": stack_images["postgres"],
         "TRUTHGRAPH_PROXY_IMAGE": stack_images["proxy"],
         "TRUTHGRAPH_SECRETS": str(tmp_path / "secrets"),
         "TRUTHGRAPH_STACK": "tg",

@@ -110,7 +110,7 @@ def stack(engine: Docker, images: dict[str, str], api_image: str, tmp_path: Path
         port = probe.getsockname()[1]
     environment = {
         "TRUTHGRAPH_API_IMAGE": api_image,
-        "TRUTHGRAPH_POSTGRES_IMAGE": images["postgres"],
+        "TRUTHGRAPH_DATABASE_IMAGE": images["postgres"],
         "TRUTHGRAPH_PROXY_IMAGE": images["proxy"],
         "TRUTHGRAPH_SECRETS": str(tmp_path / "secrets"),
         "TRUTHGRAPH_STACK": engine.name,

@@ -1,8 +1,4 @@
-"""What was released: releases.json, its lock, and which releases may go.
-
-The file is written beside itself and renamed, so that a reader finds the old text or the new one, and whoever is
-killed leaves the old one.
-"""
+"""Reads and writes releases.json, the history of releases, and holds its lock."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
+from msgspec import structs
 
 from buildkit import jsonfile
 from buildkit.errors import Busy, UsageError
@@ -27,30 +24,35 @@ if TYPE_CHECKING:
 __all__ = [
     "Migrations",
     "Release",
+    "ReleaseOutcome",
     "Releases",
+    "StepOutcome",
     "StepRecord",
     "TrafficMetrics",
-    "expendable",
-    "folder_of",
-    "forget",
+    "current_user",
+    "delete_state",
     "load",
     "locked",
-    "now",
+    "new_release",
+    "removable",
     "save",
-    "who",
+    "state_folder",
+    "timestamp",
 ]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _FILE: Final = "releases.json"
 _LOCK: Final = "lock"
-SmokeTestReport: TypeAlias = Literal["serving", "replaced", "rolled back", "failed", "interrupted"]
+ReleaseOutcome: TypeAlias = Literal["serving", "replaced", "rolled back", "failed", "interrupted"]
+StepOutcome: TypeAlias = Literal["done", "failed", "interrupted", "undone", "undo failed"]
+_SERVED: Final = frozenset({"serving", "replaced", "rolled back"})
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """How one step went. `detail` is a line for people."""
+    """How one step, or its undo, went. `detail` is a line for people."""
 
     name: str
-    outcome: Literal["done", "failed", "interrupted", "undone"]
+    outcome: StepOutcome
     seconds: float
     detail: str = ""
 
@@ -63,13 +65,13 @@ class Migrations(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrafficMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """What the replicas' own metrics say about one span of time.
+    """Metrics of all replicas over one window of time.
 
     Attributes:
-        seconds: how long it was.
-        requests: answered, probes left out.
-        error_fraction: answers 5xx of all.
-        p95_seconds: by route, interpolated within the histogram's buckets as Prometheus does.
+        seconds: length of the window.
+        requests: answered requests, without health probes and scrapes.
+        error_fraction: answers with a 5xx status, of all.
+        p95_seconds: 95th percentile by route, interpolated within the histogram's buckets as Prometheus does.
     """
 
     seconds: float
@@ -79,21 +81,26 @@ class TrafficMetrics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
-    """One release, whatever became of it.
+    """One release or rollback, successful or not.
 
     Attributes:
         name: version and git revision; also the image's tag in the registry.
         image: repository with digest, as the stack runs it.
-        digest: the one that was verified.
-        who: user and machine.
+        digest: of the verified image.
+        version: as pyproject.toml had it.
+        revision: the git commit.
+        released_by: user and machine.
         started: RFC 3339, UTC.
-        outcome: what became of it; `replaced` and `rolled back` once served.
-        failed_step: where it stopped.
+        outcome: `serving`, how it ended, or why it serves no more.
+        failed_step: the step that stopped it; "" if none did.
+        reason: why that step failed; for a rollback, the problems that were found afterwards.
         bytes_sent: blobs that the registry did not have yet.
-        integration: what the suite counted.
-        metrics: of the load that followed.
-        parts: the images beside it in the stack, by part.
-        settings: the stack file's variables that it ran with; secrets are none of them.
+        migrations: the schema before and after.
+        counts: figures of the smoke test and of the load, by name.
+        metrics: under the load of `measure`.
+        steps: how each step went, in order.
+        sidecars: the other images of the stack, by service.
+        settings: the stack file's variables that it runs with, without secrets.
     """
 
     name: str
@@ -101,22 +108,22 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     version: str
     revision: str
-    who: str
+    released_by: str
     started: str
-    outcome: SmokeTestReport
+    outcome: ReleaseOutcome
     failed_step: str = ""
     reason: str = ""
     bytes_sent: int | None = None
     migrations: Migrations | None = None
-    integration: dict[str, float] = {}
+    counts: dict[str, float] = {}
     metrics: TrafficMetrics | None = None
     steps: tuple[StepRecord, ...] = ()
-    parts: dict[str, str] = {}
+    sidecars: dict[str, str] = {}
     settings: dict[str, str] = {}
 
 
 class Releases(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is known, oldest first."""
+    """The history, oldest release first."""
 
     schema_version: int = SCHEMA_VERSION
     releases: tuple[Release, ...] = ()
@@ -126,21 +133,21 @@ class Releases(msgspec.Struct, frozen=True, kw_only=True):
         """The release that serves."""
         return next((release for release in reversed(self.releases) if release.outcome == "serving"), None)
 
-    def called(self, name: str) -> Release:
-        """The newest release called *name* that can serve.
+    def find(self, name: str) -> Release:
+        """Returns the newest release with this name or digest that has served.
 
         Raises:
             UsageError: there is none.
         """
-        kept = [release for release in self.releases if release.outcome in {"serving", "replaced", "rolled back"}]
-        for release in reversed(kept):
+        served = [release for release in self.releases if release.outcome in _SERVED]
+        for release in reversed(served):
             if name in {release.name, release.digest}:
                 return release
-        names = ", ".join(dict.fromkeys(release.name for release in kept)) or "none was kept"
-        raise UsageError("release", name, f"expected one that served and is kept: {names}")
+        names = ", ".join(dict.fromkeys(release.name for release in served)) or "there is none"
+        raise UsageError("release", name, f"expected a release that has served: {names}")
 
-    def before_serving(self) -> Release | None:
-        """The release that a rollback without a name goes to: the newest other one that was replaced."""
+    def previous(self) -> Release | None:
+        """Returns the release that a rollback without a name returns to: the newest other one that was replaced."""
         serving = self.serving
         for release in reversed(self.releases):
             if release.outcome == "replaced" and (serving is None or release.digest != serving.digest):
@@ -148,84 +155,92 @@ class Releases(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
     def with_release(self, release: Release) -> Releases:
-        """These and *release*; where it serves, the one that served is `replaced`."""
+        """Returns the history with *release* at its end; if it serves, the one that served is `replaced`."""
         others = self.releases
         if release.outcome == "serving":
-            others = self.retired("replaced")
-        return msgspec.structs.replace(self, releases=(*others, release))
+            others = self.with_outcome_of_serving("replaced")
+        return structs.replace(self, releases=(*others, release))
 
-    def retired(self, outcome: SmokeTestReport) -> tuple[Release, ...]:
-        """The releases, the serving one marked by *outcome*."""
+    def with_outcome_of_serving(self, outcome: ReleaseOutcome) -> tuple[Release, ...]:
+        """Returns the releases, with another outcome of the serving one."""
         return tuple(
-            msgspec.structs.replace(each, outcome=outcome) if each.outcome == "serving" else each
-            for each in self.releases
+            structs.replace(each, outcome=outcome) if each.outcome == "serving" else each for each in self.releases
         )
 
 
-def expendable(releases: Releases, keep: int) -> tuple[Release, ...]:
-    """Releases whose images may go: beyond the newest *keep* that served, never the serving one nor the last good one.
+def new_release() -> Release:
+    """Returns the record of a release that has just started."""
+    return Release(
+        name="",
+        image="",
+        digest="",
+        version="",
+        revision="",
+        released_by=current_user(),
+        started=timestamp(),
+        outcome="interrupted",
+    )
 
-    A digest that any kept release names is kept, whatever older releases named it too. Failed releases go at once.
+
+def removable(history: Releases, keep: int) -> tuple[Release, ...]:
+    """Returns releases whose images may be removed: those that failed, and those beyond the newest *keep* that served.
+
+    The serving release and the one that a rollback returns to always stay, and so does every digest that they share
+    with other releases.
     """
     served: list[str] = []
-    for release in reversed(releases.releases):
-        if release.outcome in {"serving", "replaced", "rolled back"} and release.digest not in served:
+    for release in reversed(history.releases):
+        if release.outcome in _SERVED and release.digest not in served:
             served.append(release.digest)
-    kept = set(served[:keep])
-    last_good = releases.before_serving()
-    kept |= {release.digest for release in (releases.serving, last_good) if release is not None}
-    gone: dict[str, Release] = {}
-    for release in releases.releases:
-        if release.digest not in kept and release.image:
-            gone[release.image] = release
-    return tuple(gone.values())
+    needed = set(served[:keep])
+    needed |= {release.digest for release in (history.serving, history.previous()) if release is not None}
+    found = {each.image: each for each in history.releases if each.digest not in needed and each.image}
+    return tuple(found.values())
 
 
-def folder_of(state: Path | None, environment_home: Path) -> Path:
-    """Where staging's records lie: *state*, or a folder of the machine, since the stack is the machine's too."""
+def state_folder(state: Path | None, home: Path) -> Path:
+    """Returns the folder of staging's state: *state*, else one of the machine or, without root rights, below *home*."""
     if state is not None:
         return state
     if os.geteuid() == 0:
         return Path("/var/lib/truthgraph-staging")
-    return environment_home / ".local" / "state" / "truthgraph-staging"
+    return home / ".local" / "state" / "truthgraph-staging"
 
 
 def load(folder: Path) -> Releases:
-    """Reads the file below *folder*; no file is no release.
+    """Reads releases.json in *folder*; without the file, the history is empty.
 
     Raises:
-        UsageError: it is not one of ours, or of another schema version.
+        InvalidFile: it is something else, or of another schema version.
     """
     path = folder / _FILE
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         return Releases()
-    try:
-        releases = msgspec.json.decode(content, type=Releases)
-    except msgspec.MsgspecError as error:
-        raise UsageError(str(path), str(error), "not a record of releases; move it away to start a new one") from error
-    if releases.schema_version != SCHEMA_VERSION:
-        raise UsageError(f"{path}: schema_version", releases.schema_version, f"this harness reads {SCHEMA_VERSION}")
-    return releases
+    return jsonfile.load(
+        path,
+        Releases,
+        version=SCHEMA_VERSION,
+        what="a history of releases",
+        fix="run `nox -s stage-down`, move the file away, and stage again",
+    )
 
 
 def save(folder: Path, releases: Releases) -> None:
-    """Replaces the file below *folder*."""
+    """Replaces releases.json in *folder* as a whole."""
     jsonfile.save(releases, folder / _FILE, indent=1)
 
 
-def forget(folder: Path) -> None:
-    """Removes *folder* with all that is in it: secrets and records."""
+def delete_state(folder: Path) -> None:
+    """Removes *folder* with the secrets and the history in it."""
     shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
 def locked(folder: Path, purpose: str) -> Iterator[None]:
-    """Holds the lock of *folder* for *purpose*. The kernel gives it back however this process ends.
+    """Holds the lock of *folder* for *purpose*. The kernel releases it even if this process is killed.
 
     Raises:
-        Busy: another process has it; it is named.
+        Busy: another process holds it; the error names that process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _LOCK).open("a+") as file:
@@ -235,7 +250,7 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
             file.seek(0)
             raise Busy("staging", file.read().strip() or "a process that has just started") from None
         file.truncate(0)
-        file.write(f"process {os.getpid()} ({purpose}, by {who()}, since {now()})\n")
+        file.write(f"process {os.getpid()} ({purpose}, by {current_user()}, since {timestamp()})\n")
         file.flush()
         try:
             yield
@@ -243,8 +258,8 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
             file.truncate(0)
 
 
-def who() -> str:
-    """User and machine, as user@machine."""
+def current_user() -> str:
+    """Returns user and machine, as user@machine."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -252,6 +267,6 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def now() -> str:
-    """The time, RFC 3339, UTC, to the second."""
+def timestamp() -> str:
+    """Returns the time as RFC 3339, UTC, to the second."""
     return datetime.now(tz=UTC).isoformat(timespec="seconds")

@@ -1,90 +1,121 @@
-"""Steps that run in order, are recorded with their times, and are taken back in reverse where a later one fails."""
+"""Runs the steps of a release in order, records how each went, and undoes them in reverse order after a failure."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable  # noqa: TC003 - a field of a dataclass
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from buildkit.errors import BuildkitError, ReleaseFailed
 from buildkit.staging.probes.client import RequestTimedOut
 from buildkit.staging.release.records import StepRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable
 
-__all__ = ["Steps"]
+    from buildkit.staging.release.records import StepOutcome
 
-_T = TypeVar("_T")
+__all__ = ["Step", "StepRunner"]
+
+_S = TypeVar("_S")
 
 
-class Steps:
-    """Runs steps and keeps their records; whoever catches a failure calls `undo` once.
+def _always(_state: object) -> bool:
+    return True
 
-    *tell* gets a line at each begin and end, and whatever a step says of itself.
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[_S]):
+    """One step of a release.
+
+    Attributes:
+        name: as releases.json, the progress lines and errors show it.
+        run: does the step on the state of the release and returns a line for the record.
+        undo: undoes the step, also if it stopped half way, and returns a line; "" if there was nothing to do.
+        when: whether the step is needed; otherwise it is skipped and not recorded.
     """
 
-    def __init__(self, log: Callable[[str], None]) -> None:
-        self._tell = log
-        self._undo: list[tuple[str, Callable[[], str]]] = []
+    name: str
+    run: Callable[[_S], str]
+    undo: Callable[[_S], str] | None = None
+    when: Callable[[_S], bool] = _always
+
+
+class StepRunner(Generic[_S]):
+    """Runs steps on *state* and keeps their records. *log* gets a line at each start and end.
+
+    Attributes:
+        records: how each step and each undo went, in order.
+        current: name of the step that runs or ran last.
+    """
+
+    def __init__(self, state: _S, log: Callable[[str], None]) -> None:
+        self._state = state
+        self._log = log
+        self._started: list[Step[_S]] = []
         self.records: list[StepRecord] = []
         self.current = ""
 
-    def run(
-        self,
-        name: str,
-        work: Callable[[], _T],
-        *,
-        detail: Callable[[_T], str] = lambda _: "",
-        undo: Callable[[], str] | None = None,
-    ) -> _T:
-        """Does *work*; *undo* takes it back, also where it stopped half way, and says what it did."""
-        self.current = name
-        self._tell(f"{name}: …")
-        began = time.monotonic()
-        if undo is not None:
-            self._undo.append((name, undo))
-        try:
-            result = self._answered(name, work)
-        except BaseException as error:
-            said = str(error).splitlines()[0] if str(error) else type(error).__name__
-            is_failed = isinstance(error, Exception)
-            self._keep(
-                StepRecord(
-                    name=name, outcome="failed" if is_failed else "interrupted", seconds=_since(began), detail=said
-                )
-            )
-            raise
-        self._keep(StepRecord(name=name, outcome="done", seconds=_since(began), detail=detail(result)))
-        return result
+    def run(self, steps: Iterable[Step[_S]]) -> None:
+        """Runs *steps* up to the first failure.
+
+        Raises:
+            ReleaseFailed: a step failed for a reason that has an error message; it names the step.
+            BaseException: anything else, an interrupt included, with a note that names the step.
+        """
+        for step in steps:
+            if step.when(self._state):
+                self._run(step)
 
     def undo(self) -> list[str]:
-        """Takes back what was done, the last first; what each said. One that fails does not keep the others from it."""
-        said: list[str] = []
-        for name, back in reversed(self._undo):
+        """Undoes the steps, the last one first, and returns what each did. A failed undo does not stop the others."""
+        lines: list[str] = []
+        while self._started:
+            step = self._started.pop()
             began = time.monotonic()
+            outcome: StepOutcome = "undone"
             try:
-                line = back()
-            except BuildkitError as error:
-                line = f"{name} could not be taken back: {error}"
+                line = step.undo(self._state) if step.undo is not None else ""
+            except Exception as error:  # noqa: BLE001 - the other steps must be undone too; it is recorded
+                outcome, line = "undo failed", f"{step.name} could not be undone: {_message(error)}"
+            except BaseException as error:
+                self._record(step.name, "undo failed", began, _message(error))
+                raise
             if line:
-                said.append(line)
-                self._keep(StepRecord(name=name, outcome="undone", seconds=_since(began), detail=line))
-        self._undo.clear()
-        return said
+                lines.append(line)
+                self._record(step.name, outcome, began, line)
+        return lines
 
-    @staticmethod
-    def _answered(name: str, work: Callable[[], _T]) -> _T:
-        """What *work* gives; that the service did not answer is a reason to stop, too."""
+    @property
+    def is_undone(self) -> bool:
+        """Whether no undo failed."""
+        return all(record.outcome != "undo failed" for record in self.records)
+
+    def _run(self, step: Step[_S]) -> None:
+        self.current = step.name
+        began = time.monotonic()
         try:
-            return work()
-        except RequestTimedOut as error:
-            raise ReleaseFailed(name, str(error)) from error
+            if step.undo is not None:
+                self._started.append(step)
+            self._log(f"{step.name}: …")
+            detail = step.run(self._state)
+        except (BuildkitError, RequestTimedOut) as error:
+            self._record(step.name, "failed", began, _message(error))
+            exit_code = error.exit_code if isinstance(error, BuildkitError) else ReleaseFailed.exit_code
+            raise ReleaseFailed(str(error), step.name, exit_code=exit_code) from error
+        except BaseException as error:
+            self._record(step.name, "failed" if isinstance(error, Exception) else "interrupted", began, _message(error))
+            error.add_note(f"in the release step {step.name!r}")
+            raise
+        self._record(step.name, "done", began, detail)
 
-    def _keep(self, record: StepRecord) -> None:
-        self.records.append(record)
-        detail = f": {record.detail}" if record.detail else ""
-        self._tell(f"{record.name} {record.outcome} in {record.seconds:.1f} s{detail}")
+    def _record(self, name: str, outcome: StepOutcome, began: float, detail: str) -> None:
+        seconds = round(time.monotonic() - began, 3)
+        self.records.append(StepRecord(name=name, outcome=outcome, seconds=seconds, detail=detail))
+        self._log(f"{name} {outcome} in {seconds:.1f} s" + (f": {detail}" if detail else ""))
 
 
-def _since(began: float) -> float:
-    return round(time.monotonic() - began, 3)
+def _message(error: BaseException) -> str:
+    """Returns the first line of an error's message, or its type if it has none."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,35 +1,35 @@
-"""What stands beside the API in the stack: PostgreSQL and the proxy, built here unless they were."""
+"""Builds the images that run beside the API: PostgreSQL and the proxy."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping  # noqa: TC003 - the type of a constant
+from typing import TYPE_CHECKING, Final
 
 from buildkit.build import base, build
 from buildkit.build.display import BuildDisplay
-from buildkit.build.record import load_record, record_path
-from buildkit.errors import CommandFailed
+from buildkit.errors import CommandFailed, UsageError
 from buildkit.jsonfile import InvalidFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from rich.console import Console
 
-    from buildkit.build.events import Events
     from buildkit.engine.client import Engine
     from buildkit.spec import ImageSpec
 
-__all__ = ["PARTS", "ensure_sidecar"]
+__all__ = ["SIDECARS", "ensure_sidecar"]
 
-PARTS = ("postgres", "proxy")
+SIDECARS: Final[Mapping[str, str]] = {"database": "postgres", "proxy": "proxy"}
+"""Service of the stack file -> target of docker/images.toml."""
 
 
 def ensure_sidecar(
     spec: ImageSpec,
-    part: str,
+    service: str,
     *,
     engine: Engine,
     folder: Path,
@@ -37,46 +37,43 @@ def ensure_sidecar(
     console: Console,
     log: Callable[[str], None],
 ) -> str:
-    """The digest of *part*'s image in the engine: the last one built, as long as what it is made from is the same.
+    """Returns the digest of the service's image in the engine; builds it if its sources changed since the last build.
 
-    Building it anew for each release would give it another label, and restart the database for nothing.
+    A new build for each release would give the image another label, and restart the database for nothing.
 
     Raises:
         BuildFailed: it does not build.
     """
-    path = record_path(folder, part)
-    mark = folder / f"image-{part}.inputs"
-    inputs = _inputs(spec, part)
+    target = SIDECARS[service]
+    path = build.record_path(folder, target)
+    mark = folder / f"image-{target}.inputs"
+    inputs = _inputs(spec, target)
     if mark.exists() and mark.read_text() == inputs:
-        with contextlib.suppress(InvalidFile, CommandFailed):
-            digest = load_record(path).digest
+        with contextlib.suppress(InvalidFile, UsageError, CommandFailed):
+            digest = build.load_record(path).digest
             engine.docker("image", "inspect", "--format", "{{.Id}}", digest)
             return digest
-    log(f"building {part}")
-
-    def show(events: Events) -> BuildDisplay:
-        return BuildDisplay(console, events, title=f"building {part}")
-
+    log(f"building {target}")
     origin = base.ensure_base_image(
         engine, reference=spec.base, python=spec.python, origin="auto", cache=folder / "cache", log=log
     )
     record = build.build(
         spec,
-        spec.target(part),
+        spec.target(target),
         engine=engine,
         base=origin,
         environment=environment,
         folder=folder,
-        show=show,
+        show=lambda events: BuildDisplay(console, events, title=f"building {target}"),
     )
     mark.write_text(inputs)
     return record.digest
 
 
-def _inputs(spec: ImageSpec, part: str) -> str:
-    """SHA-256 (hex) over the names and contents of all that *part* is built from, the base's name included."""
+def _inputs(spec: ImageSpec, target: str) -> str:
+    """Returns the SHA-256 (hex) over names, modes and contents of the target's sources, and its base's name."""
     docker = spec.project / "docker"
-    sources = [docker / f"{part}.Dockerfile", docker / "apt-install", *sorted((docker / part).rglob("*"))]
+    sources = [docker / f"{target}.Dockerfile", docker / "apt-install", *sorted((docker / target).rglob("*"))]
     seen = hashlib.sha256(spec.base.encode())
     for path in sources:
         if path.is_file():

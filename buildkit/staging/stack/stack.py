@@ -1,75 +1,91 @@
-"""The stack in Docker's swarm mode: deployed, followed while it changes, asked from inside, and taken down.
-
-Everything goes through the `docker` program: the address, the credentials and the contexts are its business.
-"""
+"""Deploys the stack in Docker's swarm mode, follows rollouts, and runs commands in its containers."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import re
-import subprocess
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from buildkit.errors import CommandFailed, ReleaseFailed, UsageError
+from buildkit.errors import CommandFailed, StackFailed
+from buildkit.staging.stack import canary, jobs
+from buildkit.staging.stack.polling import polls
+from buildkit.staging.stack.swarm import is_manager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from buildkit.engine.client import Engine
 
-__all__ = ["Replica", "Stack", "is_managed", "join", "leave"]
+__all__ = ["SERVICES", "Replica", "Stack"]
 
-_POLL_SECONDS: Final = 0.5
+SERVICES: Final = ("api", "database", "proxy")
+"""Services of the stack file that run all the time; `migrate` is a job."""
 _COMMAND_SECONDS: Final = 120.0
-_JOB_ATTEMPTS: Final = 2
-"""Of a job on a database that is there: what fails twice fails again."""
+_DEPLOY_SECONDS: Final = 300.0
 _LOGS_SECONDS: Final = 15.0
-_LOOKS: Final = 5
-_MOMENT_SECONDS: Final = 5.0
-_ERROR: Final = re.compile(r"[\w.]*(Error|Exception)\b")
-_MARK: Final = "swarm-made-here"
-_ENDED_BADLY: Final = frozenset({"failed", "rejected", "orphaned"})
+_INSPECT_ATTEMPTS: Final = 5
+_FAILED_STATES: Final = frozenset({"failed", "rejected", "orphaned"})
+_ROLLBACKS: Final = {
+    "rollback_completed": "rolled the update back",
+    "paused": "paused the update",
+    "rollback_paused": "could not roll the update back and paused",
+}
+"""States in which an update has failed, as `docker service inspect` names them, in words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One task of a service as the managers see it."""
+    """One task of a service.
+
+    Attributes:
+        task: its identifier.
+        slot: its number within the service; 0 for a service with one task on each node.
+        image: repository with digest.
+        state: as swarm names it: starting, running, complete, failed, and so on.
+        desired_state: the state that swarm works towards.
+        error: why it ended; "" if it did not.
+        node: identifier of the node that it runs on.
+        container: identifier of its container; "" before it has one.
+    """
 
     task: str
     slot: int
     image: str
     state: str
-    wanted: str
+    desired_state: str
     error: str
     node: str
     container: str
 
     @property
     def digest(self) -> str:
-        """The digest of its image; "" where the image is named without one."""
+        """The digest of its image; "" if the image is named without one."""
         return self.image.partition("@")[2]
 
     @property
     def is_running(self) -> bool:
-        """Whether it runs, healthy where it has a health check, and shall go on."""
-        return self.state == "running" and self.wanted == "running"
+        """Whether it runs, is healthy if it has a health check, and is meant to go on."""
+        return self.state == "running" and self.desired_state == "running"
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it ended although it should not have."""
+        return self.state in _FAILED_STATES
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One stack on one engine, which must be a manager.
+    """One stack on one engine, which must be a swarm manager. Implements `Orchestrator`.
 
     Attributes:
         name: of the stack; its services are name_api and so on.
         file: the stack file.
-        images: part (`api`, `postgres`, `proxy`) -> repository with digest.
+        images: service (`api`, `database`, `proxy`) -> repository with digest.
         settings: variables of the stack file, none of them secret.
-        secrets: folder with the secrets' files.
+        secrets: folder with the files of the secrets.
     """
 
     engine: Engine
@@ -81,418 +97,286 @@ class Stack:
 
     @property
     def certificate(self) -> str | None:
-        """The file with the proxy's certificate; None where it speaks plain HTTP."""
+        """File with the proxy's certificate; None if it speaks plain HTTP."""
         return self.settings.get("TRUTHGRAPH_TLS_FILE") or None
 
     @property
     def address(self) -> str:
-        """The proxy's on this machine."""
+        """URL of the proxy on this machine."""
         port = self.settings.get("TRUTHGRAPH_PUBLISHED_PORT", "8080")
         return f"{'https' if self.certificate else 'http'}://127.0.0.1:{port}"
 
+    def with_release(self, images: Mapping[str, str], settings: Mapping[str, str]) -> Stack:
+        """Returns the same stack with other images and settings. Changes nothing until `deploy`."""
+        return replace(self, images=images, settings=settings)
+
     def docker(self, *arguments: str, seconds: float = _COMMAND_SECONDS) -> str:
-        """What `docker *arguments*` prints."""
+        """Runs `docker *arguments` and returns its output."""
         return self.engine.docker(*arguments, seconds=seconds)
 
-    def service(self, part: str) -> str:
-        """The name of a service."""
-        return f"{self.name}_{part}"
+    def service_name(self, service: str) -> str:
+        """Returns the name of a service as swarm knows it."""
+        return f"{self.name}_{service}"
 
-    # ---- deploying --------------------------------------------------------------------------------------------------
+    # ---- services ---------------------------------------------------------------------------------------------------
 
     def deploy(self) -> None:
-        """Hands the stack file to the managers, which begin to change what differs; returns at once.
+        """Deploys the stack file; swarm then changes what differs. Returns before the services run.
 
         Raises:
             CommandFailed: the file or a variable was refused.
         """
-        variables = {
-            **self.settings,
-            **{f"TRUTHGRAPH_{part.upper()}_IMAGE": image for part, image in self.images.items()},
-            "TRUTHGRAPH_SECRETS": str(self.secrets),
-            "TRUTHGRAPH_STACK": self.name,
-        }
-        command = ["docker", *(("--host", self.engine.host) if self.engine.host else ())]
-        command += [
-            "stack",
-            "deploy",
-            "--detach=true",
-            "--with-registry-auth",
-            "--compose-file",
-            str(self.file),
-            self.name,
-        ]
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("TRUTHGRAPH_")
-        } | variables
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise CommandFailed(command, done.returncode, (done.stderr or done.stdout).strip()[-2000:])
-
-    def exists(self, part: str = "api") -> bool:
-        """Whether the service is there; none is where the engine manages no swarm."""
-        return is_managed(self.engine) and bool(
-            self.docker("service", "ls", "--quiet", "--filter", f"name={self.service(part)}").strip()
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TRUTHGRAPH_")}
+        self.engine.docker(
+            *("stack", "deploy", "--detach=true", "--with-registry-auth", "--compose-file", str(self.file), self.name),
+            seconds=_DEPLOY_SECONDS,
+            environment={
+                **inherited,
+                **self.settings,
+                **{f"TRUTHGRAPH_{service.upper()}_IMAGE": image for service, image in self.images.items()},
+                "TRUTHGRAPH_SECRETS": str(self.secrets),
+                "TRUTHGRAPH_STACK": self.name,
+            },
         )
 
-    def inspect(self, part: str) -> dict[str, Any]:
-        """The service as the managers keep it."""
-        [service] = json.loads(self.docker("service", "inspect", self.service(part)))
-        inspected: dict[str, Any] = service
-        return inspected
+    def exists(self, service: str = "api") -> bool:
+        """Returns whether the service is deployed."""
+        return is_manager(self.engine) and bool(
+            self.docker("service", "ls", "--quiet", "--filter", f"name={self.service_name(service)}").strip()
+        )
 
-    def wanted(self, part: str) -> int:
-        """How many replicas the part shall have: its own number, or one on each node."""
-        return _wanted(self.inspect(part), len(self.replicas(part)))
+    def inspect(self, service: str) -> dict[str, Any]:
+        """Returns what `docker service inspect` prints."""
+        [inspected] = json.loads(self.docker("service", "inspect", self.service_name(service)))
+        found: dict[str, Any] = inspected
+        return found
 
-    def replicas(self, part: str, *, all_of_them: bool = False) -> tuple[Replica, ...]:
-        """The tasks of a service, by slot; ended ones only with *all_of_them*."""
-        filters = () if all_of_them else ("--filter", "desired-state=running", "--filter", "desired-state=ready")
+    def image(self, service: str) -> str:
+        """Returns the image that the service is set to run, as repository with digest."""
+        return str(self.inspect(service)["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"])
+
+    def desired_replicas(self, service: str) -> int:
+        """Returns how many replicas the service should have: its own number, or one on each node."""
+        return _desired(self.inspect(service), len(self.replicas(service)))
+
+    def replicas(self, service: str, *, include_ended: bool = False) -> tuple[Replica, ...]:
+        """Returns the tasks of a service, ordered by slot."""
+        filters = () if include_ended else ("--filter", "desired-state=running", "--filter", "desired-state=ready")
+        name = self.service_name(service)
         tasks: list[dict[str, Any]] = []
-        for left in reversed(range(_LOOKS)):
-            identifiers = self.docker("service", "ps", "--quiet", "--no-trunc", *filters, self.service(part)).split()
+        for attempts_left in reversed(range(_INSPECT_ATTEMPTS)):
+            identifiers = self.docker("service", "ps", "--quiet", "--no-trunc", *filters, name).split()
             try:
                 tasks = json.loads(self.docker("inspect", "--type", "task", *identifiers)) if identifiers else []
-            except CommandFailed:  # the managers forgot an old one in between
-                if not left:
+            except CommandFailed:  # swarm removed an old task between the two commands
+                if not attempts_left:
                     raise
             else:
                 break
-        found = []
-        for task in tasks:
-            status = task["Status"]
-            found.append(
-                Replica(
-                    task=task["ID"],
-                    slot=int(task.get("Slot", 0)),
-                    image=task["Spec"]["ContainerSpec"]["Image"],
-                    state=status["State"],
-                    wanted=task["DesiredState"],
-                    error=status.get("Err", ""),
-                    node=task.get("NodeID", ""),
-                    container=status.get("ContainerStatus", {}).get("ContainerID", ""),
-                )
-            )
-        return tuple(sorted(found, key=lambda replica: (replica.slot, replica.task)))
+        return tuple(sorted(map(_replica, tasks), key=lambda replica: (replica.slot, replica.task)))
+
+    # ---- rollouts ---------------------------------------------------------------------------------------------------
+
+    def last_update(self, service: str) -> str:
+        """Returns when the service's last update started, which identifies it; "" before the first."""
+        return _started(self.inspect(service).get("UpdateStatus") or {})
 
     def wait_for_rollout(
-        self, part: str, *, began: str, seconds: float, log: Callable[[str], None], step: str, until_digest: str = ""
+        self,
+        service: str,
+        *,
+        seconds: float,
+        log: Callable[[str], None],
+        previous_update: str = "",
+        until_digest: str = "",
     ) -> None:
-        """Follows *part* until its update ended and every replica runs.
+        """Follows a service until its update is complete and every replica runs.
 
-        *began* is what `update_began` said before the change: an update that was over before is not this one.
+        Args:
+            service: the service.
+            seconds: the longest time to wait.
+            log: gets a line for each change of a replica.
+            previous_update: `last_update` from before the change; swarm reports it until the new update starts.
+            until_digest: the digest that every replica must run; "" for any.
 
         Raises:
-            ReleaseFailed: it was rolled back, is paused, or is not done in time; the reason holds the replicas' own.
+            StackFailed: swarm rolled the update back or paused it, or time is up. The reason has the replicas' errors.
         """
-        deadline = time.monotonic() + seconds
-        said: dict[str, str] = {}
-        reasons: list[str] = []
-        while True:
-            service = self.inspect(part)
-            for replica in self.replicas(part, all_of_them=True):
-                line = f"{part}.{replica.slot} {replica.state}"
-                if said.get(replica.task) != line and not (not said and replica.state in {"shutdown", "complete"}):
-                    if replica.wanted == "running" or replica.state in _ENDED_BADLY or replica.task in said:
-                        log(f"{line} {replica.digest[7:19]}{': ' + replica.error if replica.error else ''}")
-                    if replica.error and replica.error not in reasons and replica.task in said:
-                        reasons.append(replica.error)
-                said[replica.task] = line
-            update = service.get("UpdateStatus") or {}
-            state = update.get("State", "") if _stamp(update) != began else ""
-            wanted = _wanted(service, len(self.replicas(part)))
-            running = [replica for replica in self.replicas(part) if replica.is_running]
-            if until_digest:
-                running = [replica for replica in running if replica.digest == until_digest]
-            if state == "rollback_started" and (message := update.get("Message", "")) not in reasons:
-                reasons.append(message)
-            if state in {"rollback_completed", "paused", "rollback_paused"}:
-                why = "; ".join(reasons[-3:]) or update.get("Message", "")
-                raise ReleaseFailed(step, f"the engine {_WORDS[state]}: {why}")
-            if state in {"", "completed"} and len(running) == wanted == len(self.replicas(part)):
+        progress = _Progress(service, log)
+        running: list[Replica] = []
+        desired = 0
+        for _ in polls(seconds):
+            inspected = self.inspect(service)
+            progress.observe(self.replicas(service, include_ended=True))
+            present = self.replicas(service)
+            desired = _desired(inspected, len(present))
+            running = [each for each in present if each.is_running and until_digest in {"", each.digest}]
+            update = inspected.get("UpdateStatus") or {}
+            state = update.get("State", "") if _started(update) != previous_update else ""
+            if state == "rollback_started":
+                progress.add(update.get("Message", ""))
+            if state in _ROLLBACKS:
+                raise StackFailed(f"swarm {_ROLLBACKS[state]}: {progress.reason or update.get('Message', '')}")
+            if state in {"", "completed"} and len(running) == desired == len(present):
                 return
-            if time.monotonic() > deadline:
-                why = "; ".join(reasons[-3:]) or f"{len(running)} of {wanted} replicas of {part} run"
-                raise ReleaseFailed(step, f"not done within {seconds:.0f} s: {why}")
-            time.sleep(_POLL_SECONDS)
+        reason = progress.reason or f"{len(running)} of {desired} replicas of {service} run"
+        raise StackFailed(f"the rollout was not complete within {seconds:.0f} s: {reason}")
 
-    def update_began(self, part: str) -> str:
-        """When the service's last update began; "" before the first. Tells one update from the next."""
-        return _stamp(self.inspect(part).get("UpdateStatus") or {})
+    def run_job(self, job: str, image: str, *, seconds: float, log: Callable[[str], None], command: str = "") -> None:
+        """Runs a job of the stack once more; see `jobs.run_job`."""
+        jobs.run_job(self, job, image, seconds=seconds, log=log, command=command)
 
-    def run_job(
-        self, part: str, image: str, *, seconds: float, step: str, log: Callable[[str], None], words: str = ""
-    ) -> None:
-        """Runs the stack's job *part* once more, from *image*, and waits for its end; *words* replace its command.
+    def wait_for_job(self, job: str, *, seconds: float, log: Callable[[str], None]) -> None:
+        """Waits for the end of a job; see `jobs.wait_for_job`."""
+        jobs.wait_for_job(self, job, seconds=seconds, log=log)
 
-        Raises:
-            ReleaseFailed: it failed; the reason is the end of its log.
-        """
-        before = {replica.task for replica in self.replicas(part, all_of_them=True)}
-        name = self.service(part)
-        changed = ("--args", words) if words else ()
-        self.docker(
-            "service", "update", "--detach", "--force", "--with-registry-auth", "--image", image, *changed, name
-        )
-        self._job_end(part, before, attempts=_JOB_ATTEMPTS, seconds=seconds, step=step, log=log)
+    def start_canary(self, image: str, *, seconds: float) -> str:
+        """Starts one replica without traffic; see `canary.start_canary`."""
+        return canary.start_canary(self, image, seconds=seconds)
 
-    def wait_job(self, part: str, *, seconds: float, step: str, log: Callable[[str], None]) -> None:
-        """Waits for the end of the job that a first deployment began."""
-        attempts = 1 + int(self.inspect(part)["Spec"]["TaskTemplate"]["RestartPolicy"].get("MaxAttempts", 0))
-        self._job_end(part, set(), attempts=attempts, seconds=seconds, step=step, log=log)
+    def wait_for_canary(self, *, seconds: float) -> None:
+        """Waits until the canary is ready; see `canary.wait_for_canary`."""
+        canary.wait_for_canary(self, seconds=seconds)
 
-    def _job_end(
-        self, part: str, before: set[str], *, attempts: int, seconds: float, step: str, log: Callable[[str], None]
-    ) -> None:
-        deadline = time.monotonic() + seconds
-        told = ""
-        failures = 0
-        while time.monotonic() < deadline:
-            tasks = [replica for replica in self.replicas(part, all_of_them=True) if replica.task not in before]
-            if any(task.state == "complete" for task in tasks):
-                return
-            failed = [task for task in tasks if task.state in _ENDED_BADLY]
-            now = next((task.state for task in tasks if task not in failed), "waiting")
-            if (state := f"{part} {now}, attempt {len(failed) + 1}") != told:
-                log(told := state)
-            failures = len(failed)
-            if failures >= attempts:
-                lines = self.tail(part, failed[-1].task, lines=40).splitlines()
-                # A traceback ends with its error; what stands behind that (statements, links) says less.
-                told_why = [line for line in lines if _ERROR.match(line)] or lines or [failed[-1].error]
-                raise ReleaseFailed(step, f"{part} failed: {told_why[-1]}")
-            time.sleep(_POLL_SECONDS)
-        reason = f"{part} was not done within {seconds:.0f} s"
-        raise ReleaseFailed(step, reason + (f", after {failures} failures" if failures else ""))
+    def check_canary(self) -> None:
+        """Fails if the canary ends within a moment; see `canary.check_canary`."""
+        canary.check_canary(self)
 
-    def tail(self, part: str, task: str = "", lines: int = 6) -> str:
-        """The last lines that the part, or one of its tasks, printed; "" where they cannot be had.
+    def stop_canary(self) -> None:
+        """Removes the canary; see `canary.stop_canary`."""
+        canary.stop_canary(self)
 
-        From the container itself where it is on this engine: what the managers collect from all nodes may never end
-        (seen: `docker service logs` of a service whose earlier tasks were forgotten).
-        """
-        containers = [
-            replica.container
-            for replica in self.replicas(part, all_of_them=True)
-            if replica.container and task in {"", replica.task}
-        ]
-        docker = ["docker", *(("--host", self.engine.host) if self.engine.host else ())]
-        printed: list[str] = []
-        commands = [("logs", "--tail", str(lines), container) for container in containers]
-        elsewhere = ("service", "logs", "--raw", "--tail", str(lines), task or self.service(part))
-        for command in (*commands, elsewhere):
-            if command is elsewhere and printed:
-                break
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                done = subprocess.run(
-                    [*docker, *command], capture_output=True, text=True, check=False, timeout=_LOGS_SECONDS
-                )
-                printed += (done.stdout + done.stderr).splitlines() if done.returncode == 0 else []
-        return "\n".join(printed).strip()
+    # ---- containers -------------------------------------------------------------------------------------------------
 
-    # ---- asking from inside -----------------------------------------------------------------------------------------
-
-    def container(self, part: str = "api", *, task: str = "") -> str:
-        """A healthy container of *part* on this engine.
+    def container(self, service: str = "api", *, task: str = "") -> str:
+        """Returns a healthy container of *service* on this engine, of *task* if given.
 
         Raises:
             CommandFailed: there is none.
         """
-        label = f"com.docker.swarm.service.name={self.service(part)}"
+        label = f"com.docker.swarm.service.name={self.service_name(service)}"
         filters = ["--filter", f"label={label}", "--filter", "status=running"]
         if task:
             filters += ["--filter", f"label=com.docker.swarm.task.id={task}"]
         listed = self.docker("ps", "--format", "{{.ID}} {{.Status}}", "--no-trunc", *filters).splitlines()
         healthy = [line.split()[0] for line in listed if "(" not in line or "(healthy)" in line]
         if not healthy:
-            raise CommandFailed(["docker", "ps", *filters], 1, f"no healthy container of {self.service(part)} is here")
+            reason = f"no healthy container of {self.service_name(service)} runs on this machine"
+            raise CommandFailed(["docker", "ps", *filters], 1, reason)
         return healthy[0]
 
     def execute(self, container: str, *command: str, given: str = "", seconds: float = _COMMAND_SECONDS) -> str:
-        """What *command* prints in *container*, with *given* on its standard input (never among its arguments)."""
-        line = ["docker", *(("--host", self.engine.host) if self.engine.host else ())]
-        line += ["exec", "--interactive", container, *command]
-        shown = [*line[:5], command[0], "…"]
+        """Runs *command* in *container* and returns its output; *given* is its standard input.
+
+        Raises:
+            CommandFailed: it failed. The error names the program only: arguments and input may be secret or long.
+        """
         try:
-            done = subprocess.run(line, input=given, capture_output=True, text=True, check=False, timeout=seconds)
-        except subprocess.TimeoutExpired as error:
-            raise CommandFailed(shown, 124, f"no end within {seconds:.0f} s") from error
-        if done.returncode != 0:
-            raise CommandFailed(shown, done.returncode, done.stderr.strip()[-2000:])
-        return done.stdout
+            return self.engine.docker("exec", "--interactive", container, *command, given=given, seconds=seconds)
+        except CommandFailed as error:
+            shown = ["docker", "exec", container, command[0], "…"]
+            raise CommandFailed(shown, error.exit_code_of_command, error.log_tail) from None
 
-    # ---- a release without traffic ----------------------------------------------------------------------------------
+    def log_tail(self, service: str, task: str = "", lines: int = 6) -> str:
+        """Returns the last log lines of a service, or of one of its tasks; "" if there are none.
 
-    def start_candidate(self, image: str, *, seconds: float, step: str) -> str:
-        """Starts one replica of *image* as the API's service is, but where no traffic comes; its container.
-
-        It is reached by no name that the proxy asks for, and takes no task: it has no worker.
-
-        Raises:
-            ReleaseFailed: it ended, or did not start in time.
+        Reads the containers on this engine if there are any: `docker service logs`, which collects from all nodes, may
+        never end (seen with a service whose earlier tasks swarm had removed).
         """
-        self.stop_candidate()
-        spec = self.inspect("api")["Spec"]["TaskTemplate"]["ContainerSpec"]
-        flags: list[str] = []
-        for entry in spec.get("Env", ()):
-            variable, _, value = entry.partition("=")
-            if variable != "TRUTHGRAPH_TASK_WORKERS":
-                flags += ["--env", f"{variable}={self.settings.get(variable, value)}"]
-        for mount in spec.get("Mounts", ()):
-            flags += ["--mount", _mount(mount)]
-        for secret in spec.get("Secrets", ()):
-            flags += ["--secret", f"source={secret['SecretName']},target={secret['File']['Name']}"]
-        for capability in spec.get("CapabilityDrop", ()):
-            flags += ["--cap-drop", capability]
-        health = spec.get("Healthcheck", {})
-        if health.get("Test", [""])[0] == "CMD-SHELL":
-            start = f"{health.get('StartPeriod', 0) // 1_000_000}ms"
-            flags += ["--health-cmd", health["Test"][1], "--health-interval", "2s", "--health-start-period", start]
-        self.docker(
-            *("service", "create", "--detach", "--quiet", "--with-registry-auth", "--no-resolve-image", "--read-only"),
-            *("--name", self.service("candidate"), "--label", f"com.docker.stack.namespace={self.name}"),
-            *("--network", f"{self.name}_back", "--restart-condition", "none", *flags),
-            *("--env", "TRUTHGRAPH_TASK_WORKERS=0", image, *spec.get("Command", ()), *spec.get("Args", ())),
-        )
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            for replica in self.replicas("candidate", all_of_them=True):
-                if replica.state in {"starting", "running"} and replica.container:
-                    return replica.container
-                self._must_live(replica, step)
-            time.sleep(_POLL_SECONDS)
-        raise ReleaseFailed(step, f"the candidate did not start within {seconds:.0f} s")
+        containers = [
+            replica.container
+            for replica in self.replicas(service, include_ended=True)
+            if replica.container and task in {"", replica.task}
+        ]
+        found: list[str] = []
+        for container in containers:
+            found += self._logs("logs", "--tail", str(lines), container)
+        if not found:
+            found = self._logs("service", "logs", "--raw", "--tail", str(lines), task or self.service_name(service))
+        return "\n".join(found).strip()
 
-    def wait_candidate(self, *, seconds: float, step: str) -> None:
-        """Waits until the candidate is ready: models loaded, schema current.
+    def _logs(self, *command: str) -> list[str]:
+        """Returns the lines that a log command prints; none if it fails or takes too long."""
+        lines: list[str] = []
+        with contextlib.suppress(CommandFailed):
+            self.engine.stream(*command, on_line=lines.append, seconds=_LOGS_SECONDS)
+            return lines
+        return []
 
-        Raises:
-            ReleaseFailed: it ended, or was not ready in time.
-        """
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            for replica in self.replicas("candidate", all_of_them=True):
-                if replica.is_running:
-                    return
-                self._must_live(replica, step)
-            time.sleep(_POLL_SECONDS)
-        tail = self.tail("candidate", lines=3)
-        raise ReleaseFailed(step, f"the candidate was not ready within {seconds:.0f} s\n{tail}")
-
-    def must_live(self, part: str, *, step: str) -> None:
-        """Raises `ReleaseFailed` with the end of its log if a replica of *part* ends within a moment."""
-        deadline = time.monotonic() + _MOMENT_SECONDS
-        while time.monotonic() < deadline:
-            for replica in self.replicas(part, all_of_them=True):
-                self._must_live(replica, step)
-            time.sleep(_POLL_SECONDS)
-
-    def _must_live(self, replica: Replica, step: str) -> None:
-        if replica.state in {*_ENDED_BADLY, "complete", "shutdown"}:
-            reason = replica.error or replica.state
-            raise ReleaseFailed(step, f"the candidate ended: {reason}\n{self.tail('candidate', replica.task, 3)}")
-
-    def stop_candidate(self) -> None:
-        """Takes the candidate away, if there is one."""
-        if self.exists("candidate"):
-            self.docker("service", "rm", self.service("candidate"))
-
-    # ---- taking down ------------------------------------------------------------------------------------------------
+    # ---- removal ----------------------------------------------------------------------------------------------------
 
     @property
     def _label(self) -> tuple[str, str]:
         return "--filter", f"label=com.docker.stack.namespace={self.name}"
 
     def remove(self, log: Callable[[str], None]) -> None:
-        """Removes services, networks and secrets, and waits until they are gone; what is stored stays."""
-        label = self._label
+        """Removes services, networks and secrets, and waits until they are gone; volumes stay."""
         log(f"removing the stack {self.name}")
         self.docker("stack", "rm", self.name)
-        deadline = time.monotonic() + _COMMAND_SECONDS
-        while (
-            self.docker("ps", "--all", "--quiet", *label).strip() or self.docker("network", "ls", "-q", *label).strip()
-        ):
-            if time.monotonic() > deadline:
-                raise CommandFailed(["docker", "stack", "rm", self.name], 124, "containers or networks are still there")
-            time.sleep(_POLL_SECONDS)
+        for _ in polls(_COMMAND_SECONDS):
+            containers = self.docker("ps", "--all", "--quiet", *self._label).strip()
+            if not containers and not self.docker("network", "ls", "--quiet", *self._label).strip():
+                return
+        raise CommandFailed(["docker", "stack", "rm", self.name], 124, "containers or networks are still there")
 
     def remove_volumes(self, log: Callable[[str], None]) -> None:
-        """Removes what is stored. Needs no swarm, which may have been left since."""
+        """Removes the volumes, with the database in them. Works outside a swarm too."""
         for volume in self.docker("volume", "ls", "--quiet", *self._label).split():
             log(f"removing the volume {volume}")
             self.docker("volume", "rm", volume)
 
 
-_WORDS: Final = {
-    "rollback_completed": "rolled the update back",
-    "paused": "paused the update",
-    "rollback_paused": "could not roll the update back and paused",
-}
+class _Progress:
+    """Logs each change of a replica once, and collects the errors of replicas that ended meanwhile."""
+
+    def __init__(self, service: str, log: Callable[[str], None]) -> None:
+        self._service = service
+        self._log = log
+        self._states: dict[str, str] = {}
+        self._reasons: list[str] = []
+
+    @property
+    def reason(self) -> str:
+        """The last three errors."""
+        return "; ".join(self._reasons[-3:])
+
+    def add(self, reason: str) -> None:
+        """Adds an error, unless it is known."""
+        if reason not in self._reasons:
+            self._reasons.append(reason)
+
+    def observe(self, replicas: tuple[Replica, ...]) -> None:
+        """Logs what changed since the last call. Replicas that had ended before the first call are not news."""
+        for replica in replicas:
+            known = self._states.get(replica.task)
+            if known != replica.state:
+                if known or replica.desired_state == "running" or replica.has_failed:
+                    error = f": {replica.error}" if replica.error else ""
+                    self._log(f"{self._service}.{replica.slot} {replica.state} {replica.digest[7:19]}{error}")
+                if known and replica.error:
+                    self.add(replica.error)
+            self._states[replica.task] = replica.state
 
 
-def _wanted(service: Mapping[str, Any], present: int) -> int:
+def _replica(task: Mapping[str, Any]) -> Replica:
+    """Returns the replica that `docker inspect --type task` describes."""
+    status = task["Status"]
+    return Replica(
+        task=task["ID"],
+        slot=int(task.get("Slot", 0)),
+        image=task["Spec"]["ContainerSpec"]["Image"],
+        state=status["State"],
+        desired_state=task["DesiredState"],
+        error=status.get("Err", ""),
+        node=task.get("NodeID", ""),
+        container=status.get("ContainerStatus", {}).get("ContainerID", ""),
+    )
+
+
+def _desired(service: Mapping[str, Any], present: int) -> int:
     mode = service["Spec"]["Mode"]
     return int(mode["Replicated"]["Replicas"]) if "Replicated" in mode else max(1, present)
 
 
-def _stamp(update: Mapping[str, str]) -> str:
+def _started(update: Mapping[str, str]) -> str:
     return update.get("StartedAt", "")
-
-
-def _mount(mount: Mapping[str, Any]) -> str:
-    words = [f"type={mount['Type']}", f"target={mount['Target']}"]
-    if source := mount.get("Source"):
-        words.append(f"source={source}")
-    if mount.get("ReadOnly"):
-        words.append("readonly")
-    if size := (mount.get("TmpfsOptions") or {}).get("SizeBytes"):
-        words.append(f"tmpfs-size={size}")
-    if (mount.get("VolumeOptions") or {}).get("NoCopy"):
-        words.append("volume-nocopy=true")
-    return ",".join(words)
-
-
-def join(engine: Engine, state: Path, *, is_local: bool, log: Callable[[str], None]) -> None:
-    """Makes sure that the engine manages a swarm; makes one of this machine alone where *is_local*.
-
-    Raises:
-        UsageError: it does not, and shall not be made to.
-    """
-    status = _swarm(engine)
-    if status.get("LocalNodeState") == "active":
-        if not status.get("ControlAvailable"):
-            raise UsageError("engine", engine.host or "default", "is a worker of its swarm; name a manager")
-        return
-    if not is_local:
-        advice = "run `docker swarm init` there, or stage on this machine alone with `-- --local`"
-        raise UsageError("engine", engine.host or "default", f"is in no swarm: {advice}")
-    log("making a swarm of this machine alone, on 127.0.0.1")
-    engine.docker("swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:2377", seconds=60)
-    state.mkdir(parents=True, exist_ok=True)
-    (state / _MARK).write_text(_swarm(engine)["Cluster"]["ID"] + "\n")
-
-
-def is_managed(engine: Engine) -> bool:
-    """Whether the engine manages a swarm, so that stacks can be there at all."""
-    status = _swarm(engine)
-    return status.get("LocalNodeState") == "active" and bool(status.get("ControlAvailable"))
-
-
-def leave(engine: Engine, state: Path, *, log: Callable[[str], None]) -> None:
-    """Leaves the swarm if it is the one that `join` made and nothing else runs in it."""
-    mark = state / _MARK
-    if not mark.exists():
-        return
-    cluster = (_swarm(engine).get("Cluster") or {}).get("ID", "")
-    if cluster == mark.read_text().strip():
-        if engine.docker("service", "ls", "--quiet").strip():
-            log("the swarm stays: other services run in it")
-            return
-        log("leaving the swarm that was made for staging")
-        engine.docker("swarm", "leave", "--force", seconds=60)
-    mark.unlink()
-
-
-def _swarm(engine: Engine) -> dict[str, Any]:
-    status: dict[str, Any] = json.loads(engine.docker("info", "--format", "{{json .Swarm}}"))
-    return status

@@ -25,7 +25,7 @@ import pytest
 from buildkit.engine import daemon
 from buildkit.staging.probes import container_exec
 from buildkit.staging.probes.client import Client
-from buildkit.staging.probes.load import Load, LoadReport
+from buildkit.staging.probes.load import Load, Report
 from buildkit.staging.release import records
 from buildkit.staging.stack.stack import Stack
 from tests.buildkit.staging.variants import VARIANTS, make
@@ -74,7 +74,7 @@ class Staging:
     state: Path
     variants: dict[str, Path]
     stack: Stack
-    rows: list[tuple[str, LoadReport, str]] = field(default_factory=list)
+    rows: list[tuple[str, Report, str]] = field(default_factory=list)
 
     def run(self, *words: str, expect: int = 0, variant: str = "") -> str:
         """Runs a command of the harness as a user would; what it said."""
@@ -112,11 +112,11 @@ class Staging:
     @contextlib.contextmanager
     def load(self, fault: str, note: str = "") -> Iterator[Load]:
         """A load around a fault; afterwards nothing may be wrong or lost, and the row is kept."""
-        with container_exec.temporary_key(self.stack) as key:
+        with container_exec.key_for_checks(self.stack) as key:
             load = Load(
-                lambda: Client(f"http://127.0.0.1:{PORT}", key.secret, retry_seconds=180.0),
+                lambda: Client(f"http://127.0.0.1:{PORT}", key.secret, patience_seconds=180.0),
                 workers=4,
-                has_tasks=True,
+                tasks=True,
                 pause_seconds=0.05,
             )
             load.prepare()
@@ -126,21 +126,21 @@ class Staging:
                 self.answers(load, 60)
             report = load.report()
             self.rows.append((fault, report, note))
-            assert report.problems == (), report
+            assert report.faults == (), report
             assert report.tasks_completed == report.tasks, report
             assert report.retried_fraction <= ALLOWED[fault], report
 
     @staticmethod
     def answers(load: Load, number: int) -> None:
         """Waits for *number* more answers."""
-        target, deadline = load.responses + number, time.monotonic() + 300
-        while load.responses < target:
+        target, deadline = load.answered + number, time.monotonic() + 300
+        while load.answered < target:
             assert time.monotonic() < deadline, "the load gets no answers"
             time.sleep(0.1)
 
     def settled(self, part: str = "api") -> None:
         """Waits until all replicas of *part* run."""
-        self.stack.wait_for_rollout(part, began="", seconds=300, log=lambda _: None, step="settled")
+        self.stack.wait_for_rollout(part, seconds=300, log=lambda _: None)
 
 
 def until(holds: Callable[[], bool], what: str, seconds: float = 120) -> None:
@@ -236,7 +236,7 @@ def write_table(made: Staging, path: Path) -> None:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for fault, report, note in made.rows:
-        lost = report.claims_lost + report.tasks_lost + report.timed_out
+        lost = report.claims_lost + report.tasks_lost + report.unanswered
         lines.append(
             f"| {fault} | {report.requests:,} | {report.retried} | {report.retried_fraction:.1%} "
             f"| {report.longest_gap_seconds:.1f} | {report.claims} | {report.tasks} | {report.wrong} | {lost} "
@@ -343,25 +343,25 @@ def test_disk_full(staging: Staging, volume: str) -> None:
 
 
 def test_release_that_answers_wrong(staging: Staging) -> None:
-    refused(staging, "release that answers wrong", "wrong", "tried: ", "another vector than before")
+    refused(staging, "release that answers wrong", "wrong", "canary: ", "another vector than before")
 
 
 def test_release_that_crashes(staging: Staging) -> None:
-    refused(staging, "release that crashes", "crashing", "planned: ", "the candidate ended")
+    refused(staging, "release that crashes", "crashing", "migration plan: ", "the canary ended")
 
 
 def test_release_that_is_never_ready(staging: Staging) -> None:
-    refused(staging, "release that is never ready", "sick", "updated: ", "the engine rolled the update back")
+    refused(staging, "release that is never ready", "sick", "rollout: ", "swarm rolled the update back")
 
 
 def test_release_whose_migration_fails(staging: Staging) -> None:
-    refused(staging, "release whose migration fails", "unmigratable", "migrated: ", "migrate failed")
+    refused(staging, "release whose migration fails", "unmigratable", "migrate: ", "migrate failed")
     assert ask(staging, "SELECT version_num FROM alembic_version") == "0001"
 
 
 def test_release_whose_migration_breaks_the_code_before(staging: Staging) -> None:
     fault = "release whose migration breaks the code before"
-    refused(staging, fault, "breaking", "planned: ", "does not say that code of 0001 works")
+    refused(staging, fault, "breaking", "migration plan: ", "does not name 0001 in `compatible_with`")
 
 
 def test_registry_gone_in_the_middle_of_a_push(staging: Staging) -> None:
@@ -384,7 +384,7 @@ def test_registry_gone_in_the_middle_of_a_push(staging: Staging) -> None:
         os.kill(pid, signal.SIGKILL)
         said, _ = running.communicate(timeout=300)
         assert running.returncode == 3, said
-        assert "the next try sends only what is missing" in said
+        assert "the next push sends only what is missing" in said
         assert (staging.state / "releases.json").read_bytes() == before
         assert staging.serving() == serving
         staging.run("stage", variant="large")
@@ -392,9 +392,9 @@ def test_registry_gone_in_the_middle_of_a_push(staging: Staging) -> None:
 
 
 def test_ctrl_c_in_every_step(staging: Staging) -> None:
-    """Exit code 130, the lock is free, the old release serves, the record is whole."""
+    """Exit code 130, the lock is free, the old release serves, the record is complete."""
     serving = staging.serving()
-    for step in ("pushed: …", "planned: …", "tried: …", "updated: …", "integrated: …", "measured: …"):
+    for step in ("push: …", "migration plan: …", "canary: …", "rollout: …", "smoke test: …", "measure: …"):
         running = staging.start("stage", variant="first")
         said = ""
         for line in running.stdout or ():
@@ -406,8 +406,8 @@ def test_ctrl_c_in_every_step(staging: Staging) -> None:
         assert running.returncode == 130, said + rest
         assert staging.serving() == serving
         digests = {replica.image for replica in staging.stack.replicas("api") if replica.is_running}
-        assert digests == {records.load(staging.state).called(serving).image}, step
-        assert not staging.stack.exists("candidate")
+        assert digests == {records.load(staging.state).find(serving).image}, step
+        assert not staging.stack.exists("canary")
 
 
 def test_a_backup_brings_every_row_back(staging: Staging, tmp_path: Path) -> None:
@@ -476,7 +476,7 @@ def test_secrets_are_nowhere_to_be_seen(staging: Staging) -> None:
     password = (staging.state / "secrets" / "database-password").read_text().strip()
     seen = [staging.stack.docker("inspect", staging.stack.container(part)) for part in ("api", "database", "proxy")]
     seen += [json.dumps(staging.stack.inspect(part)) for part in ("api", "database", "proxy", "migrate")]
-    seen += [staging.stack.tail(part, lines=10_000) for part in ("api", "database", "proxy", "migrate")]
+    seen += [staging.stack.log_tail(part, lines=10_000) for part in ("api", "database", "proxy", "migrate")]
     seen += [(staging.state / "releases.json").read_text()]
     seen += [command_line(entry) for entry in Path("/proc").glob("[0-9]*/cmdline")]
     assert len(password) > 20
@@ -510,7 +510,7 @@ def ask(staging: Staging, statement: str) -> str:
 
 def is_refused(staging: Staging) -> bool:
     """Whether a claim is not taken at the moment."""
-    return "No space left on device" in staging.stack.tail("database", lines=200)
+    return "No space left on device" in staging.stack.log_tail("database", lines=200)
 
 
 def refused(staging: Staging, fault: str, variant: str, step: str, reason: str) -> None:
@@ -521,4 +521,4 @@ def refused(staging: Staging, fault: str, variant: str, step: str, reason: str) 
     assert reason in said
     assert staging.serving() == serving
     images = {replica.image for replica in staging.stack.replicas("api") if replica.is_running}
-    assert images == {records.load(staging.state).called(serving).image}
+    assert images == {records.load(staging.state).find(serving).image}

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from buildkit.errors import Busy, UsageError
+from buildkit.jsonfile import InvalidFile
 from buildkit.staging.release import records
-from buildkit.staging.release.records import Release, Releases, expendable
+from buildkit.staging.release.records import Release, Releases, removable
 
 ROOT = Path(__file__).parents[4]
 
 
-def release(name: str, outcome: records.SmokeTestReport = "replaced", digest: str = "") -> Release:
+def release(name: str, outcome: records.ReleaseOutcome = "replaced", digest: str = "") -> Release:
     digest = digest or f"sha256:{name}"
     return Release(
         name=name,
@@ -24,40 +25,44 @@ def release(name: str, outcome: records.SmokeTestReport = "replaced", digest: st
         digest=digest,
         version="0.1.0",
         revision="0" * 40,
-        who="someone@machine",
+        released_by="someone@machine",
         started="2026-01-01T00:00:00+00:00",
         outcome=outcome,
     )
 
 
-def test_no_file_is_no_release(tmp_path: Path) -> None:
+def test_missing_file_is_an_empty_history(tmp_path: Path) -> None:
     assert records.load(tmp_path) == Releases()
 
 
-def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+def test_saved_history_loads_again(tmp_path: Path) -> None:
     known = Releases(releases=(release("a"), release("b", "serving")))
 
     records.save(tmp_path, known)
 
     assert records.load(tmp_path) == known
-    assert json.loads((tmp_path / "releases.json").read_text())["schema_version"] == 1
+    assert json.loads((tmp_path / "releases.json").read_text())["schema_version"] == 2
 
 
 @pytest.mark.parametrize(
     ("content", "shown"),
-    [("{", "not a record of releases"), ('{"schema_version": 2}', "reads 1"), ('{"releases": [1]}', "not a record")],
+    [
+        ("{", "not a history of releases"),
+        ('{"schema_version": 1}', "schema version 1, but this program reads version 2"),
+        ('{"schema_version": 2, "releases": [1]}', "not a history of releases"),
+    ],
 )
-def test_another_file_is_refused_and_kept(tmp_path: Path, content: str, shown: str) -> None:
+def test_other_file_is_refused_and_stays(tmp_path: Path, content: str, shown: str) -> None:
     path = tmp_path / "releases.json"
     path.write_text(content)
 
-    with pytest.raises(UsageError, match=shown):
+    with pytest.raises(InvalidFile, match=shown):
         records.load(tmp_path)
 
     assert path.read_text() == content
 
 
-def test_a_release_that_serves_replaces_the_one_that_did() -> None:
+def test_new_serving_release_replaces_the_old_one() -> None:
     known = Releases().with_release(release("a", "serving")).with_release(release("b", "serving"))
 
     assert [(each.name, each.outcome) for each in known.releases] == [("a", "replaced"), ("b", "serving")]
@@ -65,14 +70,14 @@ def test_a_release_that_serves_replaces_the_one_that_did() -> None:
     assert known.serving.name == "b"
 
 
-def test_a_failed_release_leaves_the_serving_one() -> None:
+def test_failed_release_leaves_the_serving_one() -> None:
     known = Releases().with_release(release("a", "serving")).with_release(release("b", "failed"))
 
     assert known.serving is not None
     assert known.serving.name == "a"
 
 
-def test_rollback_goes_to_the_newest_that_was_replaced() -> None:
+def test_previous_is_the_newest_replaced_release() -> None:
     known = Releases(
         releases=(
             release("a"),
@@ -82,20 +87,20 @@ def test_rollback_goes_to_the_newest_that_was_replaced() -> None:
             release("e", "serving"),
         )
     )
-    found = known.before_serving()
+    found = known.previous()
 
     assert found is not None
     assert found.name == "b"
 
 
-def test_a_failed_release_cannot_be_rolled_back_to() -> None:
+def test_failed_release_is_not_found() -> None:
     known = Releases(releases=(release("a"), release("bad", "failed"), release("b", "serving")))
 
-    with pytest.raises(UsageError, match=r"expected one that served and is kept: a, b"):
-        known.called("bad")
+    with pytest.raises(UsageError, match="expected a release that has served: a, b"):
+        known.find("bad")
 
 
-def test_retention_keeps_the_newest_the_serving_and_the_last_good_one() -> None:
+def test_removable_spares_newest_serving_and_previous() -> None:
     known = Releases(
         releases=(
             release("old"),
@@ -105,18 +110,18 @@ def test_retention_keeps_the_newest_the_serving_and_the_last_good_one() -> None:
         )
     )
 
-    gone = {each.name for each in expendable(known, keep=2)}
+    gone = {each.name for each in removable(known, keep=2)}
 
     assert gone == {"old", "r0", "r1"}
 
 
-def test_retention_never_lets_a_digest_go_that_serves_under_another_name() -> None:
+def test_removable_spares_a_digest_that_serves_by_another_name() -> None:
     known = Releases(releases=(release("a", "failed", "sha256:same"), release("b", "serving", "sha256:same")))
 
-    assert expendable(known, keep=1) == ()
+    assert removable(known, keep=1) == ()
 
 
-def test_two_at_once_the_second_names_the_first(tmp_path: Path) -> None:
+def test_second_holder_of_the_lock_is_told_the_first(tmp_path: Path) -> None:
     with (
         records.locked(tmp_path, "stage first"),
         pytest.raises(Busy, match=f"process {os.getpid()} .stage first, by "),
@@ -127,7 +132,7 @@ def test_two_at_once_the_second_names_the_first(tmp_path: Path) -> None:
         pass
 
 
-def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+def test_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     program = (
         "import pathlib, sys, time\nfrom buildkit.staging.release import records\n"
         "with records.locked(pathlib.Path(sys.argv[1]), 'stage'):\n    print('held', flush=True)\n    time.sleep(60)\n"
@@ -144,3 +149,19 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
 
     with records.locked(tmp_path, "mine"):
         pass
+
+
+def test_state_folder_is_the_given_one_or_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert records.state_folder(tmp_path, tmp_path) == tmp_path
+    assert records.state_folder(None, tmp_path) == Path("/var/lib/truthgraph-staging")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert records.state_folder(None, tmp_path) == tmp_path / ".local/state/truthgraph-staging"
+
+
+def test_delete_state_removes_the_folder(tmp_path: Path) -> None:
+    records.save(tmp_path / "state", Releases())
+
+    records.delete_state(tmp_path / "state")
+
+    assert not (tmp_path / "state").exists()

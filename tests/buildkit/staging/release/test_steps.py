@@ -4,73 +4,140 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
-from buildkit.errors import ReleaseFailed
-from buildkit.staging.release.steps import Steps
+from buildkit.errors import CommandFailed, ReleaseFailed, StackFailed, UsageError
+from buildkit.staging.probes.client import RequestTimedOut
+from buildkit.staging.release.steps import Step, StepRunner
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
-def fail() -> NoReturn:
-    raise ReleaseFailed("second", "no")
+State = list[str]
 
 
-def noting(order: list[str], name: str, said: str = "") -> Callable[[], str]:
-    def undo() -> str:
-        order.append(name)
-        return said
+def do(name: str) -> Callable[[State], str]:
+    """Returns a function that notes *name* in the state and says so."""
 
-    return undo
+    def run(state: State) -> str:
+        state.append(name)
+        return f"{name} said"
 
-
-def interrupt() -> NoReturn:
-    raise KeyboardInterrupt
+    return run
 
 
-def test_steps_are_recorded_with_what_they_say() -> None:
-    said: list[str] = []
-    steps = Steps(said.append)
+def fail(error: BaseException) -> Callable[[State], str]:
+    def run(state: State) -> NoReturn:
+        del state
+        raise error
 
-    assert steps.run("first", lambda: 41, detail=lambda number: f"{number} done") == 41
-
-    assert [(record.name, record.outcome, record.detail) for record in steps.records] == [("first", "done", "41 done")]
-    assert said[0] == "first: …"
+    return run
 
 
-def test_a_failure_is_taken_back_in_reverse_the_failed_step_too() -> None:
-    order: list[str] = []
-    steps = Steps(lambda _: None)
-    steps.run("first", lambda: None, undo=noting(order, "first", "first is back"))
-    with pytest.raises(ReleaseFailed):
-        steps.run("second", fail, undo=noting(order, "second"))
+def outcomes(runner: StepRunner[State]) -> list[tuple[str, str]]:
+    return [(record.name, record.outcome) for record in runner.records]
 
-    assert steps.undo() == ["first is back"]
 
-    assert order == ["second", "first"]
-    assert [(record.name, record.outcome) for record in steps.records] == [
-        ("first", "done"),
-        ("second", "failed"),
-        ("first", "undone"),
+def test_steps_run_in_order_and_are_recorded() -> None:
+    state: State = []
+    lines: list[str] = []
+    runner = StepRunner(state, lines.append)
+
+    runner.run([Step("one", do("a")), Step("two", do("b"))])
+
+    assert state == ["a", "b"]
+    assert [(each.name, each.outcome, each.detail) for each in runner.records] == [
+        ("one", "done", "a said"),
+        ("two", "done", "b said"),
     ]
-    assert steps.undo() == []
+    assert lines[0] == "one: …"
+    assert lines[1].startswith("one done in 0.0 s: a said")
 
 
-def test_what_cannot_be_taken_back_does_not_keep_the_rest_from_it() -> None:
-    order: list[str] = []
-    steps = Steps(lambda _: None)
-    steps.run("first", lambda: None, undo=noting(order, "first"))
-    steps.run("second", lambda: None, undo=fail)
+def test_step_that_is_not_needed_is_skipped() -> None:
+    state: State = []
+    runner = StepRunner(state, lambda _: None)
 
-    [said] = steps.undo()
+    runner.run([Step("one", do("a"), when=lambda _: False), Step("two", do("b"))])
 
-    assert "second could not be taken back" in said
-    assert order == ["first"]
+    assert outcomes(runner) == [("two", "done")]
 
 
-def test_an_interruption_is_no_failure() -> None:
-    steps = Steps(lambda _: None)
+@pytest.mark.parametrize(
+    ("error", "exit_code", "reason"),
+    [
+        (ReleaseFailed("no"), 1, "no"),
+        (StackFailed("not ready"), 1, "not ready"),
+        (CommandFailed(["docker"], 9, "broken"), 3, "`docker` failed with exit code 9:\nbroken"),
+        (UsageError("release", "x", "expected y"), 2, "release = 'x': expected y"),
+        (RequestTimedOut("GET /", "503", 4), 1, "GET /: 503"),
+    ],
+)
+def test_failure_names_its_step_and_keeps_its_exit_code(error: Exception, exit_code: int, reason: str) -> None:
+    runner: StepRunner[State] = StepRunner([], lambda _: None)
+
+    with pytest.raises(ReleaseFailed) as caught:
+        runner.run([Step("one", do("a")), Step("two", fail(error)), Step("three", do("c"))])
+
+    assert str(caught.value) == f"stopped at two: {reason}"
+    assert caught.value.exit_code == exit_code
+    assert outcomes(runner) == [("one", "done"), ("two", "failed")]
+
+
+@pytest.mark.parametrize(("error", "outcome"), [(KeyboardInterrupt(), "interrupted"), (KeyError("bug"), "failed")])
+def test_other_errors_pass_with_a_note_of_the_step(error: BaseException, outcome: str) -> None:
+    runner: StepRunner[State] = StepRunner([], lambda _: None)
+
+    with pytest.raises(type(error)) as caught:
+        runner.run([Step("one", fail(error))])
+
+    assert caught.value.__notes__ == ["in the release step 'one'"]
+    assert outcomes(runner) == [("one", outcome)]
+    assert runner.current == "one"
+
+
+def test_undo_goes_backwards_and_includes_the_failed_step() -> None:
+    state: State = []
+    runner = StepRunner(state, lambda _: None)
+    steps = [
+        Step("one", do("a"), undo=do("-a")),
+        Step("no undo", do("b")),
+        Step("two", fail(StackFailed("no")), undo=do("-c")),
+    ]
+    with pytest.raises(ReleaseFailed):
+        runner.run(steps)
+
+    assert runner.undo() == ["-c said", "-a said"]
+
+    assert state == ["a", "b", "-c", "-a"]
+    assert outcomes(runner)[-2:] == [("two", "undone"), ("one", "undone")]
+    assert runner.undo() == []
+
+
+def test_undo_with_nothing_to_do_is_not_recorded() -> None:
+    runner: StepRunner[State] = StepRunner([], lambda _: None)
+    runner.run([Step("one", do("a"), undo=lambda _: "")])
+
+    assert runner.undo() == []
+    assert outcomes(runner) == [("one", "done")]
+
+
+@pytest.mark.parametrize("error", [StackFailed("no"), KeyError("bug")])
+def test_failed_undo_is_recorded_and_the_others_run(error: Exception) -> None:
+    state: State = []
+    runner = StepRunner(state, lambda _: None)
+    runner.run([Step("one", do("a"), undo=do("-a")), Step("two", do("b"), undo=fail(error))])
+
+    lines = runner.undo()
+
+    assert lines == [f"two could not be undone: {error}", "-a said"]
+    assert outcomes(runner)[-2:] == [("two", "undo failed"), ("one", "undone")]
+    assert not runner.is_undone
+
+
+def test_interrupted_undo_is_recorded_and_passes() -> None:
+    runner: StepRunner[State] = StepRunner([], lambda _: None)
+    runner.run([Step("one", do("a"), undo=fail(KeyboardInterrupt()))])
+
     with pytest.raises(KeyboardInterrupt):
-        steps.run("first", interrupt)
+        runner.undo()
 
-    assert steps.records[0].outcome == "interrupted"
-    assert steps.current == "first"
+    assert outcomes(runner)[-1] == ("one", "undo failed")

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from buildkit.build.record import SCHEMA_VERSION
 from buildkit.engine.client import Engine
-from buildkit.errors import BuildkitError, ReleaseFailed
+from buildkit.errors import ReleaseFailed, UsageError
 from buildkit.staging.release import verified_image
 from buildkit.staging.release.records import Release, Releases
 
@@ -39,7 +38,7 @@ def records(
     folder: Path, *, built: str = DIGEST, verified: str = DIGEST, checks: list[dict[str, Any]]
 ) -> tuple[Path, Path]:
     build = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": 1,
         "target": "api",
         "digest": built,
         "tags": [],
@@ -107,7 +106,7 @@ def test_a_missing_or_strange_record_says_what_to_run(
     else:
         (tmp_path / which).write_text(content)
 
-    with pytest.raises(BuildkitError, match=shown):
+    with pytest.raises(UsageError, match=shown):
         verified_image.load_verified_image(*paths, engine=ENGINE)
 
 
@@ -132,7 +131,7 @@ def test_a_tag_is_version_and_commit_and_the_digest_where_these_do_not_tell(
         digest=OTHER,
         version="1.2.3",
         revision=revision,
-        who="",
+        released_by="",
         started="",
         outcome="replaced",
     )
