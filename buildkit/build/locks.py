@@ -1,9 +1,9 @@
-"""The locked distributions, grouped into image layers by size and rate of change.
+"""Locks the distributions of the image, and groups them into layers by size and rate of change.
 
-A lock file is one layer: ``docker/lock/<layer>.txt`` in pip's requirements format, with hashes and without any index
-address. All are written together by `write_locks` from pyproject.toml and the ``[[layers]]`` table. The digest of those
-inputs lies beside them in ``inputs.sha256``, so that a stale lock is found without asking an index; not in the files,
-since a layer is built again when its file changes.
+Each layer has one lock file, ``docker/lock/<layer>.txt``, in pip's requirements format with hashes and without index
+addresses. `write_locks` writes all of them from pyproject.toml and the ``[[layers]]`` tables of docker/images.toml. The
+digest of these inputs is in ``inputs.sha256``, so `check_locks` finds a stale lock without a package index. It is not
+in the lock files, because a layer is built again if its lock file changes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import packaging.requirements
 
 from buildkit.errors import CommandFailed, UsageError
 from buildkit.text import canonical_name
@@ -40,17 +42,16 @@ __all__ = [
     "write_locks",
 ]
 
-_HEADER = "# Written by `nox -s lock` for Python {python}. Do not edit.\n"
-_INPUTS = "inputs.sha256"
-_NAME = re.compile(r"^([A-Za-z0-9][A-Za-z0-9._-]*)==([^\s;\\]+)")
-_PLATFORM = "x86_64-manylinux_2_28"
-_NOWHERE = "left_out"
-_TOOLS = ("uv", "model")  # dependency groups locked beside the environment: uv itself, the package of the weights
+_HEADER: Final = "# Written by `nox -s lock` for Python {python}. Do not edit.\n"
+_INPUTS: Final = "inputs.sha256"
+_PLATFORM: Final = "x86_64-manylinux_2_28"
+_TOOLS: Final = ("uv", "model")
+"""Dependency groups with lock files of their own: uv itself, and the package of the model's weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """One locked distribution; `text` is its lines as uv wrote them, hashes included."""
+    """One locked distribution; `text` holds its lines as uv wrote them, with the hashes."""
 
     name: str
     version: str
@@ -58,7 +59,7 @@ class Requirement:
 
 
 def parse_requirements(text: str) -> list[Requirement]:
-    """The requirements in *text*, in order; comments are passed over.
+    """The requirements in *text*, in order, without comments.
 
     Raises:
         UsageError: a line is no pinned requirement with a hash.
@@ -69,15 +70,25 @@ def parse_requirements(text: str) -> list[Requirement]:
         lines = [line for line in block.splitlines() if line.strip() and not line.lstrip().startswith("#")]
         if not lines:
             continue
-        match = _NAME.match(lines[0])
-        if match is None or "--hash=sha256:" not in block:
+        name, version = _parse_pin(lines[0])
+        if not version or "--hash=sha256:" not in block:
             raise UsageError("lock line", lines[0], "expected `name==version` with at least one sha256 hash")
-        found.append(Requirement(canonical_name(match[1]), match[2], "\n".join(lines)))
+        found.append(Requirement(name, version, "\n".join(lines)))
     return found
 
 
+def _parse_pin(line: str) -> tuple[str, str]:
+    """Canonical name and version of `name==version`, with or without a marker; no version if the line pins none."""
+    try:
+        parsed = packaging.requirements.Requirement(line.partition(" --hash")[0].rstrip("\\ "))
+    except packaging.requirements.InvalidRequirement:
+        return "", ""
+    pins = [item.version for item in parsed.specifier if item.operator == "==" and not item.version.endswith("*")]
+    return canonical_name(parsed.name), pins[0] if len(pins) == len(parsed.specifier) == 1 else ""
+
+
 def locked(lock_folder: Path, layer_names: Iterable[str]) -> dict[str, str]:
-    """Name and version of each distribution in the lock files of *layer_names*."""
+    """The version of each distribution in the lock files of *layer_names*, by canonical name."""
     return {
         requirement.name: requirement.version
         for name in layer_names
@@ -90,37 +101,39 @@ def assign(
     closures: Mapping[str, Mapping[str, Requirement]],
     left_out: Iterable[str] = (),
 ) -> dict[str, list[Requirement]]:
-    """Puts each distribution of *closures* into exactly one layer, those of *left_out* into none.
+    """The distributions of each layer, by the layer's name; each distribution is in exactly one layer.
 
-    *closures* maps an extra ("" for the project's own dependencies) to everything it installs. A distribution that a
-    layer names goes there; any other goes to the layer of the smallest extra whose closure holds it.
+    A layer gets the distributions that it names. Any other goes to the layer of the smallest extra that installs it.
+
+    Args:
+        layers: the layers of docker/images.toml.
+        closures: for each extra ("" for the project's own dependencies) everything that it installs.
+        left_out: distributions that no layer gets.
 
     Raises:
-        UsageError: a name stands in two layers, is not locked at all, or has no layer to go to.
+        UsageError: two layers name a distribution, a named one is not locked, or one belongs to no layer.
     """
     everything = {name: requirement for closure in closures.values() for name, requirement in closure.items()}
     placed: dict[str, list[Requirement]] = {layer.name: [] for layer in layers}
+    excluded = set(map(canonical_name, left_out))
+    for name in sorted(excluded - everything.keys()):
+        raise UsageError("left_out", name, "not in the lock; remove it from docker/images.toml")
     home: dict[str, str] = {}
-    for name in map(canonical_name, left_out):
-        if name not in everything:
-            raise UsageError("left_out", name, "not in the lock; remove it from docker/images.toml")
-        home[name] = _NOWHERE
     for layer in layers:
         for name in map(canonical_name, layer.distributions):
-            if name in home:
-                raise UsageError(f"layers.{layer.name}", name, f"already in layer {home[name]}; name it once")
+            if name in home or name in excluded:
+                where = f"layer {home[name]}" if name in home else "left_out"
+                raise UsageError(f"layers.{layer.name}", name, f"already in {where}; name it once")
             if name not in everything:
                 raise UsageError(f"layers.{layer.name}", name, "not in the lock; remove it from docker/images.toml")
             home[name] = layer.name
     by_extra = sorted((layer for layer in layers if layer.extra is not None), key=lambda layer: layer_rank(layer.extra))
-    for name in everything:
-        if name in home:
-            continue
+    for name in sorted(everything.keys() - home.keys() - excluded):
         owner = next((layer for layer in by_extra if name in closures.get(layer.extra or "", {})), None)
         if owner is None:
-            raise UsageError("layers", name, "no layer takes it; name it in docker/images.toml")
+            raise UsageError("layers", name, "in no layer; name it in docker/images.toml")
         home[name] = owner.name
-    for name in sorted(name for name, layer in home.items() if layer != _NOWHERE):
+    for name in sorted(home):
         placed[home[name]].append(everything[name])
     return placed
 
@@ -131,7 +144,7 @@ def layer_rank(extra: str | None) -> int:
 
 
 def input_digest(spec: ImageSpec) -> str:
-    """SHA-256 (hex) of everything that a lock is resolved from: dependencies, groups, layer table, Python, platform."""
+    """SHA-256 (hex) of the inputs of the lock: dependencies, groups, layers, Python version, platform."""
     metadata = tomllib.loads((spec.project / "pyproject.toml").read_text())
     inputs = {
         "dependencies": metadata["project"]["dependencies"],
@@ -146,7 +159,7 @@ def input_digest(spec: ImageSpec) -> str:
 
 
 def check_locks(spec: ImageSpec) -> None:
-    """Passes when every lock file was resolved from today's inputs.
+    """Passes if every lock file was resolved from the present inputs.
 
     Raises:
         UsageError: a lock file is missing or stale.
@@ -162,13 +175,13 @@ def check_locks(spec: ImageSpec) -> None:
 
 
 def _compile(project: Path, python: str, *arguments: str) -> dict[str, Requirement]:
-    """What `uv pip compile` resolves *arguments* to, by name."""
+    """The distributions that `uv pip compile` resolves *arguments* to, by canonical name."""
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
     if uv is None:
         raise UsageError("uv", None, "not installed; run through `nox -s lock`, which installs it")
     command = [uv, "pip", "compile", "--no-progress", "--generate-hashes", "--no-header", "--no-annotate"]
     command += ["--no-emit-index-url", "--no-emit-find-links", "--python-version", python]
-    command += ["--no-python-downloads"]  # another Python than ours is resolved for, none is run
+    command += ["--no-python-downloads"]  # it resolves for that Python, and runs none
     command += ["--python-platform", _PLATFORM, *arguments]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -177,10 +190,10 @@ def _compile(project: Path, python: str, *arguments: str) -> dict[str, Requireme
 
 
 def release_below(requirement: Requirement, python: str) -> Requirement:
-    """The newest release of the same distribution below *requirement*, with its hashes. Asks the package index.
+    """The newest older release of the distribution, with its hashes, from the package index.
 
     Raises:
-        CommandFailed: there is none, or the index cannot be asked.
+        CommandFailed: there is none, or the index does not answer.
     """
     with tempfile.TemporaryDirectory() as scratch:
         wanted = Path(scratch) / "wanted.txt"
@@ -189,19 +202,20 @@ def release_below(requirement: Requirement, python: str) -> Requirement:
 
 
 def write_locks(spec: ImageSpec, *, upgrade: bool) -> list[Path]:
-    """Resolves pyproject.toml's dependencies once and writes one lock file per layer; returns the files that changed.
+    """Resolves the dependencies of pyproject.toml, writes one lock file per layer, and returns the files that changed.
 
-    Versions that are locked already are kept unless *upgrade* is set or pyproject.toml no longer allows them. Asks the
-    package index through uv (its own settings and environment variables apply).
+    Locked versions stay unless *upgrade* is set or pyproject.toml no longer allows them. uv queries the package index
+    with its own settings and environment variables.
     """
     project, python, lock_folder = spec.project, spec.python, spec.lock_folder
     lock_folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        kept = Path(scratch) / "kept.txt"
-        kept.write_text("" if upgrade else "\n".join(path.read_text() for path in sorted(lock_folder.glob("*.txt"))))
-        # uv prefers the versions that already stand in its output file, and prints what it writes there.
+        preferred = Path(scratch) / "preferred.txt"
+        locked_now = "\n".join(path.read_text() for path in sorted(lock_folder.glob("*.txt")))
+        preferred.write_text("" if upgrade else locked_now)
+        # uv prefers the versions in its output file, and prints what it writes there.
         every_extra = ["--extra", "ml", "--extra", "dev"]
-        superset = _compile(project, python, "pyproject.toml", *every_extra, "--output-file", str(kept))
+        superset = _compile(project, python, "pyproject.toml", *every_extra, "--output-file", str(preferred))
         pins = Path(scratch) / "pins.txt"
         pins.write_text("".join(f"{item.name}=={item.version}\n" for item in superset.values()))
         within = ["--constraint", str(pins)]
@@ -213,7 +227,7 @@ def write_locks(spec: ImageSpec, *, upgrade: bool) -> list[Path]:
         placed = assign(spec.layers, closures, spec.left_out)
         texts = {name: [item.text for item in items] for name, items in placed.items()}
         for group in _TOOLS:
-            # The package of the weights names torch and more; only its own files are wanted.
+            # --no-deps: the package of the weights requires torch and more, but only its own files are needed.
             items = _compile(project, python, "--group", group, "--no-deps")
             texts[group] = [item.text for item in items.values()]
     files = {f"{name}.txt": _HEADER.format(python=python) + "\n".join(blocks) + "\n" for name, blocks in texts.items()}

@@ -1,7 +1,7 @@
-"""What the caller's environment hands in to a build and no image may keep: certificates, package index, credentials.
+"""Collects the build secrets of the caller's environment: certificates, package indexes, credentials.
 
-Everything reaches RUN steps as BuildKit secrets or predefined proxy arguments, so it is in no layer, no history and no
-label; `checks/` looks for it all the same.
+None of them may end up in an image. They reach RUN steps as BuildKit secrets or as predefined proxy arguments, which
+are in no layer, no history and no label. `checks/` verifies that.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from configparser import ConfigParser
 from configparser import Error as ConfigParserError
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from buildkit.errors import UsageError
@@ -23,26 +23,29 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildSecrets"]
 
-_CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-_INDEX_VARIABLES = re.compile(
+_CERTIFICATE_VARIABLES: Final = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_INDEX_VARIABLES: Final = re.compile(
     r"UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|INSECURE_HOST|INDEX_\w+_(USERNAME|PASSWORD))"
     r"|PIP_(INDEX_URL|EXTRA_INDEX_URL|TRUSTED_HOST)"
 )
-"""As uv (docs, "Environment variables") and pip (docs, "Configuration") call them."""
+"""Names from the documentation of uv ("Environment variables") and pip ("Configuration")."""
 
-_PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
-"""BuildKit's predefined arguments: known to every RUN, in no layer and no history (Dockerfile reference)."""
+_PROXY_VARIABLES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
+"""BuildKit's predefined arguments: set in every RUN, stored in no layer and no history (Dockerfile reference)."""
+
+_SHORTEST_SECRET: Final = 6
+"""Characters. Shorter words occur in large files by chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildSecrets:
-    """What one build is given.
+    """The secrets of one build.
 
     Attributes:
-        certificates: a bundle in PEM form, None where the environment names none.
-        index: package indexes and credentials, in uv's and pip's own variables.
-        netrc: the caller's .netrc, None where there is none.
-        proxies: proxy variables, upper and lower case as they were given.
+        certificates: a bundle of CA certificates in PEM form; None if the environment names none.
+        index: package indexes and credentials, in the variables of uv and pip.
+        netrc: the caller's .netrc; None if there is none.
+        proxies: proxy variables, in the case of the environment.
     """
 
     certificates: Path | None
@@ -52,17 +55,17 @@ class BuildSecrets:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> BuildSecrets:
-        """What pip, uv and curl would use on this machine, with *environment* as theirs.
+        """The secrets that pip, uv and curl would use on this machine if *environment* was theirs.
 
         Raises:
-            UsageError: a variable names a bundle of certificates that is not there.
+            UsageError: a variable names a bundle of certificates that does not exist.
         """
         certificates = None
         for name in _CERTIFICATE_VARIABLES:
             if environment.get(name):
                 certificates = Path(environment[name])
                 if not certificates.is_file():
-                    fix = "no such file; it must name a bundle of certificates in PEM form"
+                    fix = "no such file; set it to a bundle of certificates in PEM form"
                     raise UsageError(name, environment[name], fix)
                 break
         netrc = Path(environment.get("NETRC") or Path(environment.get("HOME", "/nonexistent")) / ".netrc")
@@ -74,8 +77,8 @@ class BuildSecrets:
             proxies={name: environment[name] for name in names if environment.get(name)},
         )
 
-    def as_secrets(self, scratch: Path) -> list[str]:
-        """BuildKit's secrets `ca`, `index` and `netrc`; the second is written below *scratch*, for this user only."""
+    def buildx_secrets(self, scratch: Path) -> list[str]:
+        """Values of `--secret` for `ca`, `index` and `netrc`; writes `index` to *scratch*, for this user only."""
         secrets: list[str] = []
         if self.certificates is not None:
             secrets.append(f"id=ca,src={self.certificates}")
@@ -88,8 +91,8 @@ class BuildSecrets:
             secrets.append(f"id=netrc,src={self.netrc}")
         return secrets
 
-    def plain(self) -> dict[str, str]:
-        """Each value that must be nowhere in an image, by a name that may be shown: addresses and their credentials."""
+    def plain_values(self) -> dict[str, str]:
+        """Each value that no image may contain (addresses, credentials), by a name that is safe to show."""
         values = {**self.index, **self.proxies}
         for name, value in list(values.items()):
             for number, address in enumerate(value.split()):
@@ -105,12 +108,8 @@ class BuildSecrets:
         return {name: value for name, value in values.items() if "NO_PROXY" not in name.upper()}
 
 
-_SHORTEST_SECRET = 6
-"""A shorter word would be found in any large file by chance."""
-
-
 def _index_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """Package indexes and credentials in uv's and pip's own variables, from the environment and pip's files."""
+    """Package indexes and credentials as variables of uv and pip, from the environment and pip's files."""
     found = {name: value for name, value in environment.items() if value and _INDEX_VARIABLES.fullmatch(name)}
     home = Path(environment.get("HOME", "/nonexistent"))
     for path in (
@@ -127,7 +126,8 @@ def _index_settings(environment: Mapping[str, str]) -> dict[str, str]:
             if value:
                 found.setdefault(f"PIP_{key.upper().replace('-', '_')}", value)
     reachable = {
-        name: " ".join(part for part in value.split() if not part.startswith(("file:", "/")))  # not from a container
+        # A container cannot read folders of this machine.
+        name: " ".join(part for part in value.split() if not part.startswith(("file:", "/")))
         for name, value in found.items()
     }
     found = {name: value for name, value in reachable.items() if value}

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from buildkit import spec
-from buildkit.build import build, display
+from buildkit.build import display
+from buildkit.build.record import load_record, record_path
 from buildkit.build.secrets import BuildSecrets
 from buildkit.check import budget, verify
 from buildkit.console import FOLDER, log, make_console, write
@@ -54,15 +55,15 @@ def run_verify(arguments: argparse.Namespace) -> int:
     labels = None
     image: str = arguments.image
     if not image:
-        built = build.load_record(arguments.build or build.record_path(folder, arguments.target))
+        built = load_record(arguments.build or record_path(folder, arguments.target))
         image, labels = built.digest, built.labels
-    handed_in = BuildSecrets.of(os.environ)
+    build_secrets = BuildSecrets.of(os.environ)
     expectations = verify.expect(
         loaded,
         arguments.target,
         labels=labels,
-        certificates=handed_in.certificates.read_bytes() if handed_in.certificates else b"",
-        handed_in=handed_in.plain(),
+        certificates=build_secrets.certificates.read_bytes() if build_secrets.certificates else b"",
+        handed_in=build_secrets.plain_values(),
     )
     result = verify.verify(
         image,
@@ -72,7 +73,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         engine_host=found.host or None,
         require=arguments.require,
         cache=folder / "cache" / "layers",
-        handed_in=handed_in.plain(),
+        handed_in=build_secrets.plain_values(),
     )
     if arguments.format == "terminal":
         make_console().print(verify.table(result))
@@ -86,7 +87,7 @@ def run_measure(arguments: argparse.Namespace) -> int:
     timelines: list[Timeline] = []
     name, series = arguments.image, arguments.image
     if not name:
-        built = build.load_record(build.record_path(arguments.project / FOLDER, arguments.target))
+        built = load_record(record_path(arguments.project / FOLDER, arguments.target))
         name, series, timelines = built.digest, built.target, [builds.timeline_of(built)]
     log(f"reading {name}")
     measurement = render.load_measurement(name, **_reading(arguments))

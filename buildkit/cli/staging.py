@@ -120,14 +120,14 @@ def _registry(arguments: argparse.Namespace, place: _Place) -> str:
 def _context(
     arguments: argparse.Namespace, place: _Place, *, repository: str, console: Console | None = None
 ) -> run.ReleaseContext:
-    from buildkit.build import build
+    from buildkit.build.record import record_path
     from buildkit.staging.stack import sidecars
 
     folder = place.spec.project / FOLDER
     return run.ReleaseContext(
         spec=place.spec,
         engine=place.engine,
-        build_path=getattr(arguments, "build", None) or build.record_path(folder, "api"),
+        build_path=getattr(arguments, "build", None) or record_path(folder, "api"),
         verify_path=getattr(arguments, "verify", None) or folder / "verify.json",
         state=place.state,
         stack=place.stack,

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from buildkit.build.build import BuildRecord
+from buildkit.build.record import BuildRecord
 from buildkit.check.budget import BudgetReport
 from buildkit.report.document import Section, budget_section, chart_label, document, plotly_text
 from buildkit.report.hypertext import chart, code, table, text

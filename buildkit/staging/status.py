@@ -58,7 +58,7 @@ class StackStatus:
     @property
     def total(self) -> TrafficMetrics:
         """All that the present replicas answered since they started."""
-        return metrics.window((), self.scrapes)
+        return metrics.traffic_between((), self.scrapes)
 
 
 def look(stack: Stack) -> StackStatus:

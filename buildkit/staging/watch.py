@@ -94,7 +94,7 @@ def watch(plan: WatchOptions, console: Console) -> tuple[str, ...]:
                 known_ended = failed | (known_ended or set())
             while ended and now - ended[0][0] > _HOUR_SECONDS:
                 ended.popleft()
-            window = metrics.window(before.scrapes, seen.scrapes) if seen and before else None
+            window = metrics.traffic_between(before.scrapes, seen.scrapes) if seen and before else None
             broken = _broken(plan.budget, seen, window, len(ended), trouble)
             broken_since = (now if broken_since is None else broken_since) if broken else None
             lasted = 0.0 if broken_since is None else now - broken_since
@@ -134,7 +134,7 @@ def _broken(
     if ended > budget.restarts:
         broken.append(f"{ended} replicas ended within an hour, allowed {budget.restarts}")
     if window is not None and window.requests:
-        broken += metrics.judge(window, budget)
+        broken += metrics.violations(window, budget)
     return tuple(broken)
 
 

@@ -40,10 +40,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from buildkit.build.base import Base, Origin
-    from buildkit.build.build import BuildRecord
     from buildkit.build.display import BuildDisplay
     from buildkit.build.events import Events
     from buildkit.build.locks import Requirement
+    from buildkit.build.record import BuildRecord
     from buildkit.errors import BuildkitError
     from buildkit.spec import ImageSpec, Target
     from buildkit.timing.builder import CacheScope
@@ -258,7 +258,7 @@ class _BenchmarkRun:
         for name in filter(None, (self._plan.target, self._plan.against)):
             tag = builds.tag_of(self._user_spec, self._user_spec.target(name))
             self._scope.remove_image(tag)
-            self._scope.remove_image(builds.kept_name(tag))
+            self._scope.remove_image(builds.previous_tag(tag))
         for run in range(1, self._plan.runs + 1):
             self._scope.remove_image(changes.base_tag(run))
         self._scope.empty(downloads=downloads)

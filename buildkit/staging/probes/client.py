@@ -1,7 +1,8 @@
-"""An HTTP client that counts what it had to send again. Standard library only: it also runs inside a container.
+"""Sends HTTP requests to the API and retries those that fail for a moment, counting the retries.
 
-What may be sent again is everything: a request that was broken off may have been done, so whoever stores something
-must be content with having it twice, or name it (Idempotency-Key).
+Every request may be retried, even if the server already acted on it: writers must tolerate duplicates or send an
+Idempotency-Key. Built on `http.client`: it reports each lost connection, and takes a tunnel into a container as its
+connection.
 """
 
 from __future__ import annotations
@@ -11,74 +12,98 @@ import json
 import ssl
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-__all__ = ["Answer", "Client", "RequestTimedOut"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-_PASSING = frozenset({429, 502, 503, 504})
-"""Statuses that say "not now": the same request may succeed a moment later."""
+__all__ = ["Client", "RequestTimedOut", "Response"]
+
+_TRANSIENT = frozenset({429, 502, 503, 504})
+"""Statuses after which the same request may succeed a moment later."""
 _PAUSE_SECONDS = 0.1
-_LONGEST_PAUSE_SECONDS = 1.0
+_MAX_PAUSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back, after `resent` earlier attempts; `seconds` are of the last one alone."""
+class Response:
+    """The response to the last attempt of a request.
+
+    Attributes:
+        headers: by lower-case name.
+        seconds: from sending the last attempt until its body was read.
+        retries: attempts before the last one.
+    """
 
     status: int
     headers: dict[str, str]
     body: bytes
     seconds: float
-    resent: int = 0
+    retries: int = 0
 
     def json(self) -> Any:  # noqa: ANN401 - JSON is anything
-        """The body, read."""
+        """Returns the decoded body."""
         return json.loads(self.body)
 
 
 class RequestTimedOut(Exception):
-    """A request that had no usable answer within its time; `reason` is the last attempt's."""
+    """A request got no usable response within its time.
 
-    def __init__(self, what: str, reason: str, resent: int) -> None:
-        super().__init__(f"{what}: {reason}")
+    Attributes:
+        reason: the failure of the last attempt.
+        retries: attempts after the first.
+    """
+
+    def __init__(self, request: str, reason: str, retries: int) -> None:
+        super().__init__(f"{request}: {reason}")
         self.reason = reason
-        self.resent = resent
+        self.retries = retries
 
 
 @dataclass(slots=True)
 class Client:
-    """One connection to *base*, made again when it is lost. Not for two threads at once.
+    """One HTTP connection to the API, opened again after it was lost. Not safe for two threads at once.
 
     Attributes:
-        base: scheme, host and port.
-        key: the API key, sent with every request that does not say otherwise.
-        authority: a file of the only certificates to trust, for https.
-        patience_seconds: how long one request is sent again before it counts as unanswered.
+        base_url: scheme, host and port.
+        api_key: sent with every request that is not anonymous.
+        ca_file: PEM file with the only certificates to trust; None trusts the system's.
+        timeout_seconds: of one attempt.
+        retry_seconds: after this time a failed request is not retried any more.
+        connect: opens the connection; None opens one to `base_url`.
     """
 
-    base: str
-    key: str = field(default="", repr=False)
-    authority: str | None = None
+    base_url: str
+    api_key: str = field(default="", repr=False)
+    ca_file: str | None = None
     timeout_seconds: float = 35.0
-    patience_seconds: float = 60.0
+    retry_seconds: float = 60.0
+    connect: Callable[[], http.client.HTTPConnection] | None = None
     _connection: http.client.HTTPConnection | None = field(default=None, repr=False)
 
-    def once(
+    def send_once(
         self,
         method: str,
         path: str,
         body: object = None,
         *,
         headers: dict[str, str] | None = None,
-        anonymous: bool = False,
-    ) -> Answer:
-        """Sends one request once. *body*: bytes as they are, anything else as JSON.
+        is_anonymous: bool = False,
+    ) -> Response:
+        """Sends a request once and returns the response, whatever its status.
+
+        Args:
+            method: of the request.
+            path: with its query.
+            body: bytes are sent as they are, any other value as JSON.
+            headers: in addition to the API key and the content type.
+            is_anonymous: leaves the API key out.
 
         Raises:
-            OSError, http.client.HTTPException: no answer.
+            OSError, http.client.HTTPException: no response.
         """
-        sent = {"X-API-Key": self.key} if self.key and not anonymous else {}
+        sent = {"X-API-Key": self.api_key} if self.api_key and not is_anonymous else {}
         content: bytes | None = None
         if isinstance(body, bytes):
             content = body
@@ -87,60 +112,61 @@ class Client:
             sent["Content-Type"] = "application/json"
         sent |= headers or {}
         if self._connection is None:
-            self._connection = self._connect()
+            self._connection = self.connect() if self.connect else self._connect()
         began = time.monotonic()
         try:
             self._connection.request(method, path, content, sent)
-            got = self._connection.getresponse()
-            answer = Answer(
-                got.status,
-                {name.lower(): value for name, value in got.getheaders()},
-                got.read(),
+            received = self._connection.getresponse()
+            response = Response(
+                received.status,
+                {name.lower(): value for name, value in received.getheaders()},
+                received.read(),
                 time.monotonic() - began,
             )
         except BaseException:
             self.close()
             raise
-        if got.will_close:
+        if received.will_close:
             self.close()
-        return answer
+        return response
 
-    def send(self, method: str, path: str, body: object = None, *, headers: dict[str, str] | None = None) -> Answer:
-        """Sends a request until it is answered by something else than "not now".
+    def send(self, method: str, path: str, body: object = None, *, headers: dict[str, str] | None = None) -> Response:
+        """Sends a request as `send_once` does, and retries it after a lost connection or a status 429, 502, 503 or 504.
 
         Raises:
-            RequestTimedOut: it was not, within `patience_seconds`.
+            RequestTimedOut: it still fails after `retry_seconds`.
         """
-        deadline = time.monotonic() + self.patience_seconds
-        resent, pause = 0, _PAUSE_SECONDS
+        deadline = time.monotonic() + self.retry_seconds
+        retries, pause = 0, _PAUSE_SECONDS
         while True:
             try:
-                answer = self.once(method, path, body, headers=headers)
+                response = self.send_once(method, path, body, headers=headers)
             except (OSError, http.client.HTTPException) as error:
                 reason = f"{type(error).__name__}: {error}"
             else:
-                if answer.status not in _PASSING:
-                    return Answer(answer.status, answer.headers, answer.body, answer.seconds, resent)
-                reason = f"{answer.status} {answer.body[:200].decode(errors='replace')}"
+                if response.status not in _TRANSIENT:
+                    return Response(response.status, response.headers, response.body, response.seconds, retries)
+                reason = f"{response.status} {response.body[:200].decode(errors='replace')}"
             if time.monotonic() + pause > deadline:
-                raise RequestTimedOut(f"{method} {path}", reason, resent)
+                raise RequestTimedOut(f"{method} {path}", reason, retries)
             time.sleep(pause)
-            resent, pause = resent + 1, min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            retries, pause = retries + 1, min(2 * pause, _MAX_PAUSE_SECONDS)
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes the connection."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def _connect(self) -> http.client.HTTPConnection:
-        parts = urlsplit(self.base)
+        parts = urlsplit(self.base_url)
         if parts.hostname is None:
-            raise ValueError(f"{self.base}: expected http://host:port")
+            raise ValueError(f"{self.base_url}: expected http://host:port")
         if parts.scheme == "https":
-            context = ssl.create_default_context(cafile=self.authority)
-            if self.authority is not None:
-                # Whoever shows this very certificate is meant, whatever name is in it, and whether or not it is a root.
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if self.ca_file is not None:
+                # Staging is reached by an address of this machine, so the certificate's name cannot match. The file
+                # may hold the server's own certificate instead of its root.
                 context.check_hostname = False
                 context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
             return http.client.HTTPSConnection(

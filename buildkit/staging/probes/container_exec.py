@@ -1,7 +1,8 @@
-"""What is asked of the service from inside its own containers: keys, schema, metrics, a release without traffic.
+"""Runs commands in the service's containers: API keys, migration plans, metrics, and a tunnel to the canary.
 
-From outside there is no way to a single replica, and secrets are where the service has them. What goes in goes over
-standard input, never among the arguments, which every process of the machine can read.
+No single replica can be reached from outside, and the database's address is known only inside. All commands are those
+of `python -m service`, which every image carries. Secrets are never passed as arguments, which every process on the
+machine can read.
 """
 
 from __future__ import annotations
@@ -11,73 +12,41 @@ import time
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from buildkit.errors import CommandFailed, ReleaseFailed
 from buildkit.staging.probes import metrics
-from buildkit.staging.probes.smoke_tests import SmokeTestReport
+from buildkit.staging.probes.client import Client
+from buildkit.staging.probes.tunnel import open_tunnels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    import subprocess
+    from collections.abc import Iterator
 
     from buildkit.staging.probes.metrics import Scrape
     from buildkit.staging.stack.orchestrator import Orchestrator
 
-__all__ = ["Key", "SchemaPlan", "check_inside", "key_for_checks", "plan", "scrape"]
+__all__ = ["ApiKey", "SchemaPlan", "canary_client", "plan_migration", "scrape", "temporary_key"]
 
-_SCRAPE: Final = """
-import json, socket, sys, urllib.request
-found = {}
-for address in sorted({entry[4][0] for entry in socket.getaddrinfo("api", 8000, socket.AF_INET, socket.SOCK_STREAM)}):
-    try:
-        with urllib.request.urlopen(f"http://{address}:8000/metrics", timeout=5) as answer:
-            found[address] = answer.read().decode()
-    except OSError as error:
-        print(f"{address}: {error}", file=sys.stderr)
-json.dump(found, sys.stdout)
-"""
-_FORGET: Final = """
-import asyncio, sys
-from service.database import Database
-from service.settings import Settings
-async def forget(tenant):
-    database = Database(Settings.from_environment().database_url, connections=1, timeout_seconds=30.0)
-    await database.open()
-    async with database.transaction() as connection:
-        for table in ("claims", "evidence", "api_keys"):
-            await connection.execute(f"DELETE FROM {table} WHERE tenant_id = $1", tenant)
-    await database.close()
-asyncio.run(forget(sys.stdin.read().strip()))
-"""
-_MODULES: Final = ("client", "fixtures", "load", "smoke_tests")
-_RUN: Final = """
-import json, sys, types
-given = json.load(sys.stdin)
-for name in ("buildkit", "buildkit.staging", "buildkit.staging.probes"):
-    sys.modules[name] = types.ModuleType(name)
-for name, source in given["modules"].items():
-    module = sys.modules[f"buildkit.staging.probes.{name}"] = types.ModuleType(f"buildkit.staging.probes.{name}")
-    exec(compile(source, name, "exec"), module.__dict__)
-print(sys.modules["buildkit.staging.probes.smoke_tests"].main(json.dumps(given["configuration"])))
-"""
+_SERVICE: Final = ("python", "-m", "service")
 _TOKENS_PER_MINUTE: Final = 1_000_000_000
-"""More than any load of ours takes: rate limits are the suite's business, not the load's."""
+"""The rate limit of temporary keys: above any load that a release generates."""
+_CANARY_URL: Final = "http://127.0.0.1:8000"
+"""The service's address inside its container."""
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
-    """An API key that lives as long as a release's checks, with a tenant of its own."""
+class ApiKey:
+    """A temporary API key, with a tenant of its own that has the key's name."""
 
     name: str
-    tenant: str
     secret: str
 
 
 class SchemaPlan(msgspec.Struct, frozen=True):
-    """As `python -m service migrate --plan` prints it."""
+    """The output of `python -m service migrate --plan`, see `service.schema.Plan`."""
 
     current: str | None
     target: str
@@ -88,54 +57,61 @@ class SchemaPlan(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def key_for_checks(stack: Orchestrator, part: str = "api") -> Iterator[Key]:
-    """A key with a tenant of its own, made in a container of *part*.
+def temporary_key(stack: Orchestrator, part: str = "api") -> Iterator[ApiKey]:
+    """Makes an API key in a container of *part*; afterwards deletes it with everything stored under it.
 
-    Afterwards the key and all that was stored under it are removed, unless no replica is left to do it: then the key
-    is one that nobody knows any more.
-    """
-    name = f"checks-{uuid.uuid4().hex[:12]}"
-    command = ("python", "-m", "service", "keys", "add", name, "--scope", "write", "--tenant", name)
-    made = stack.execute(stack.container(part), *command, "--tokens-per-minute", str(_TOKENS_PER_MINUTE))
-    try:
-        yield Key(name, name, made.strip())
-    finally:
-        with suppress(CommandFailed):
-            stack.execute(stack.container(), "python", "-c", _FORGET, given=name)
-
-
-def plan(stack: Orchestrator, container: str, target: str = "head") -> SchemaPlan:
-    """What a migration by the code in *container* would do to the database.
+    If no replica is left to delete it, the key remains, but its secret is lost.
 
     Raises:
-        ReleaseFailed: that code knows no way.
+        CommandFailed: no healthy container of *part*, or no database.
+    """
+    name = f"checks-{uuid.uuid4().hex[:12]}"
+    options = ("--scope", "write", "--tenant", name, "--tokens-per-minute", str(_TOKENS_PER_MINUTE))
+    made = stack.execute(stack.container(part), *_SERVICE, "keys", "add", name, *options)
+    try:
+        yield ApiKey(name, made.strip())
+    finally:
+        with suppress(CommandFailed):
+            stack.execute(stack.container(), *_SERVICE, "keys", "purge", name)
+
+
+def plan_migration(stack: Orchestrator, container: str, target: str = "head") -> SchemaPlan:
+    """Returns what a migration to *target* by the code in *container* would do to the database.
+
+    Raises:
+        ReleaseFailed: that code does not know the current revision or the target.
     """
     try:
-        said = stack.execute(container, "python", "-m", "service", "migrate", "--plan", "--to", target)
+        output = stack.execute(container, *_SERVICE, "migrate", "--plan", "--to", target)
     except CommandFailed as error:
         raise ReleaseFailed(error.log_tail.splitlines()[-1] if error.log_tail else str(error)) from error
-    return msgspec.json.decode(said, type=SchemaPlan)
+    return msgspec.json.decode(output, type=SchemaPlan)
 
 
 def scrape(stack: Orchestrator) -> tuple[Scrape, ...]:
-    """The metrics of every replica, asked for over the stack's own network by one of them.
+    """Returns the metrics of every replica that answers, read over the stack's own network by one of them.
 
     Raises:
         CommandFailed: no replica runs on this engine, or none answered.
     """
-    found: Mapping[str, str] = json.loads(stack.execute(stack.container(), "python", "-c", _SCRAPE, seconds=60))
-    if not found:
-        raise CommandFailed(["docker", "exec"], 1, "no replica told its metrics")
+    pages: dict[str, str] = json.loads(stack.execute(stack.container(), *_SERVICE, "scrape", "api", seconds=60))
     now = time.monotonic()
-    return tuple(metrics.parse(text, replica=replica, at_seconds=now) for replica, text in found.items())
+    return tuple(metrics.parse(page, replica=address, at_seconds=now) for address, page in pages.items())
 
 
-def check_inside(stack: Orchestrator, container: str, key: Key, vectors: Mapping[str, list[float]]) -> SmokeTestReport:
-    """Runs the suite in *container* against the service there, where no proxy sends anything."""
-    here = Path(__file__).parent
-    given = {
-        "modules": {name: (here / f"{name}.py").read_text() for name in _MODULES},
-        "configuration": {"base": "http://127.0.0.1:8000", "key": key.secret, "vectors": vectors},
-    }
-    said = stack.execute(container, "python", "-c", _RUN, given=json.dumps(given), seconds=300)
-    return msgspec.json.decode(said, type=SmokeTestReport)
+@contextmanager
+def canary_client(stack: Orchestrator, container: str, key: ApiKey) -> Iterator[Client]:
+    """Gives a client of the service in *container*, which the proxy sends no requests to.
+
+    Each connection is a `docker exec` of `python -m service forward`, so nothing is published and nothing is installed.
+    """
+
+    def start(descriptor: int) -> subprocess.Popen[bytes]:
+        return stack.start(container, *_SERVICE, "forward", descriptor=descriptor)
+
+    with open_tunnels(start) as connect:
+        client = Client(_CANARY_URL, key.secret, connect=connect)
+        try:
+            yield client
+        finally:
+            client.close()

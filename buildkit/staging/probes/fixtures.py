@@ -1,14 +1,25 @@
-"""A few claims and sentences about them, written for this project: what the suite and the load send.
+"""Sample claims with sentences about them, written for this project; smoke tests and load send them.
 
-Each claim has sentences that a search for it must find before those of the other claims.
+A search for a claim must find one of its own sentences before those of the other claims.
 """
 
 from __future__ import annotations
 
-__all__ = ["CLAIMS", "LONG_TEXT", "SENTENCES", "SOURCE"]
+import math
+from typing import TYPE_CHECKING
 
+from buildkit.staging.probes.client import RequestTimedOut
+
+if TYPE_CHECKING:
+    from buildkit.staging.probes.client import Client
+
+__all__ = ["CLAIMS", "LONG_TEXT", "SAME_COSINE", "SENTENCES", "SOURCE", "cosine", "store_sentences"]
+
+SAME_COSINE = 0.9999
+"""The least cosine of two embeddings of one text by one model: other texts in the batch change it by some 1e-7
+(padding), another model by much more."""
 SOURCE = "https://sample.test/"
-"""Where the sentences say they are from; example domain (RFC 6761)."""
+"""The source address of the stored sentences; `.test` is reserved for such use (RFC 6761)."""
 
 CLAIMS: dict[str, tuple[str, ...]] = {
     "Coral reefs turn white when the sea is too warm for them.": (
@@ -64,4 +75,25 @@ CLAIMS: dict[str, tuple[str, ...]] = {
 SENTENCES: tuple[str, ...] = tuple(sentence for sentences in CLAIMS.values() for sentence in sentences)
 
 LONG_TEXT = " ".join(SENTENCES[:6])
-"""Within the model's limit of 256 tokens, and long enough that a batch with a short text is padded."""
+"""Below the model's limit of 256 tokens, and long enough that a short text in the same batch is padded."""
+
+
+def cosine(left: list[float], right: list[float]) -> float:
+    """Returns the cosine of two vectors; 0 if one of them is zero."""
+    dot = math.fsum(a * b for a, b in zip(left, right, strict=True))
+    norms = math.sqrt(math.fsum(a * a for a in left)) * math.sqrt(math.fsum(b * b for b in right))
+    return dot / norms if norms else 0.0
+
+
+def store_sentences(client: Client) -> None:
+    """Stores the sentences as evidence of the client's tenant; storing them twice is harmless.
+
+    Raises:
+        RequestTimedOut: the API did not store one.
+    """
+    for number, sentence in enumerate(SENTENCES):
+        evidence = {"content": sentence, "source_url": f"{SOURCE}{number}", "source_type": "sample"}
+        response = client.send("POST", "/api/v1/evidence", evidence)
+        if response.status not in {200, 201}:
+            reason = f"{response.status} {response.body[:200]!r}"
+            raise RequestTimedOut("POST /api/v1/evidence", reason, response.retries)

@@ -1,8 +1,8 @@
-"""Load that checks every answer: vectors stay what they were, what was accepted is there at the end, tasks end.
+"""Generates load on the API, checks every response, and counts what was wrong or lost.
 
-A wrong answer is one that contradicts an earlier one or the API's own promise. A claim is lost if it was acknowledged
-and cannot be read back; a task if it was accepted and comes to no end. What was sent and not acknowledged is the
-client's to send again, which it does, and counts.
+A response is wrong if it contradicts an earlier one or the API's documentation. A claim is lost if it was acknowledged
+and cannot be read at the end. A task is lost if it was accepted and does not complete. Requests that fail without an
+acknowledgement are retried by the client and counted as retries.
 """
 
 from __future__ import annotations
@@ -16,26 +16,24 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from buildkit.staging.probes.client import Answer, Client, RequestTimedOut
-from buildkit.staging.probes.fixtures import CLAIMS, LONG_TEXT, SENTENCES, SOURCE
+from buildkit.staging.probes.client import Client, RequestTimedOut, Response
+from buildkit.staging.probes.fixtures import CLAIMS, LONG_TEXT, SAME_COSINE, cosine, store_sentences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
 
-__all__ = ["Load", "Operation", "Report", "cosine", "settle_sample"]
+__all__ = ["Load", "LoadReport", "Operation"]
 
-_SAME_COSINE = 0.9999
-"""Vectors of one text in other company (batches are padded) differ by some 1e-7; another model's by much more."""
 _TASK_SECONDS = 300.0
-"""A task whose worker died waits for its lease, `TRUTHGRAPH_TASK_SECONDS` (120), and is done by another."""
-_SHOWN = 5
+"""Deadline of the tasks. A task whose worker died waits until its lease ends: `TRUTHGRAPH_TASK_SECONDS`, 120 s."""
+_MAX_EXAMPLES = 5
 _OK, _CREATED, _ACCEPTED = 200, 201, 202
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """All requests of one kind: how many, and the seconds of the answered attempts."""
+    """The requests of one kind: their number, and the seconds of their last attempts."""
 
     count: int
     p50_seconds: float
@@ -44,25 +42,31 @@ class Operation:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a load found.
+class LoadReport:
+    """The result of one load.
 
     Attributes:
-        requests: that were answered or given up.
-        retried: of these, the ones that had to be sent more than once.
-        resent: attempts beyond the first of all of them.
-        unanswered: given up after the client's patience.
-        wrong: how many answers were wrong; `examples` shows the first.
-        claims, claims_lost: acknowledged, and of these not there at the end.
-        tasks, tasks_completed, tasks_lost: accepted, ended with a verdict, and without any end in time.
-        longest_gap_seconds: the longest time in which no request at all was answered.
+        seconds: from start to stop.
+        requests: sent, whether they got a response or timed out.
+        retried: requests that needed more than one attempt.
+        retries: attempts beyond the first, of all requests.
+        timed_out: requests without a response within the client's time.
+        wrong: wrong responses; `examples` holds the first of them.
+        claims: acknowledged.
+        claims_lost: acknowledged, but missing at the end.
+        tasks: accepted.
+        tasks_completed: with a verdict.
+        tasks_lost: failed, missing, or still open at their deadline.
+        longest_gap_seconds: the longest time without a response to any request.
+        operations: by kind of request.
+        examples: sentences about the first problems.
     """
 
     seconds: float
     requests: int
     retried: int
-    resent: int
-    unanswered: int
+    retries: int
+    timed_out: int
     wrong: int
     claims: int
     claims_lost: int
@@ -75,97 +79,83 @@ class Report:
 
     @property
     def retried_fraction(self) -> float:
-        """Requests that had to be sent again, of all."""
+        """The share of requests that needed more than one attempt, 0 to 1."""
         return self.retried / self.requests if self.requests else 0.0
 
     @property
-    def faults(self) -> tuple[str, ...]:
-        """What must never be, in words; empty where nothing was lost and nothing was wrong."""
+    def problems(self) -> tuple[str, ...]:
+        """Sentences about wrong and lost responses; empty if there were none."""
         counted = {
-            "wrong answers": self.wrong,
-            "requests without an answer": self.unanswered,
+            "wrong responses": self.wrong,
+            "requests without a response": self.timed_out,
             "lost claims": self.claims_lost,
-            "tasks without an end": self.tasks_lost,
+            "lost tasks": self.tasks_lost,
         }
-        return (*(f"{count} {what}" for what, count in counted.items() if count), *self.examples)
+        return (*(f"{count} {name}" for name, count in counted.items() if count), *self.examples)
 
     def counts(self) -> dict[str, float]:
-        """The figures alone, for a record."""
+        """Returns the numbers by name, for the release record."""
         return {name: value for name, value in asdict(self).items() if isinstance(value, int | float)}
 
 
-def cosine(left: list[float], right: list[float]) -> float:
-    """The cosine of two vectors."""
-    dot = math.fsum(a * b for a, b in zip(left, right, strict=True))
-    norms = math.sqrt(math.fsum(a * a for a in left)) * math.sqrt(math.fsum(b * b for b in right))
-    return dot / norms if norms else 0.0
-
-
-def settle_sample(client: Client) -> None:
-    """Has the sample's sentences as evidence in the caller's tenant.
-
-    Raises:
-        RequestTimedOut: the API did not take one.
-    """
-    for number, sentence in enumerate(SENTENCES):
-        piece = {"content": sentence, "source_url": f"{SOURCE}{number}", "source_type": "sample"}
-        answer = client.send("POST", "/api/v1/evidence", piece)
-        if answer.status not in {_OK, _CREATED}:
-            raise RequestTimedOut("POST /api/v1/evidence", f"{answer.status} {answer.body[:200]!r}", answer.resent)
-
-
 class Load:
-    """Sends requests from several threads until told to stop, then looks whether everything is there.
+    """Sends requests from several threads until it is stopped.
 
-    Used as `with load.running(): ...`, then `load.report()`.
+    Use it as `load.prepare()`, `with load: ...`, `load.report()`.
     """
 
     def __init__(
-        self, connect: Callable[[], Client], *, workers: int = 4, tasks: bool = False, pause_seconds: float = 0.0
+        self, connect: Callable[[], Client], *, workers: int = 4, has_tasks: bool = False, pause_seconds: float = 0.0
     ) -> None:
-        """*connect* makes a client for a thread; *tasks*: verify claims too, which needs an entailment model."""
+        """Prepares the threads.
+
+        Args:
+            connect: makes the client of one thread.
+            workers: number of threads.
+            has_tasks: also requests verifications, which need an entailment model.
+            pause_seconds: between two operations of a thread.
+        """
         self._connect = connect
         self._workers = workers
-        self._has_tasks = tasks
+        self._has_tasks = has_tasks
         self._pause_seconds = pause_seconds
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self._vectors: dict[str, list[float]] = {}
-        self._found: dict[str, str] = {}
+        self._first_hits: dict[str, str] = {}
         self._claims: dict[str, str] = {}
         self._tasks: list[str] = []
         self._seconds: dict[str, list[float]] = {}
-        self._answered_at: list[float] = []
+        self._response_times: list[float] = []
         self._examples: list[str] = []
-        self._requests = self._retried = self._resent = self._unanswered = self._wrong = 0
+        self._requests = self._retried = self._retries = self._timed_out = self._wrong = 0
         self._began = self._ended = 0.0
         self._threads: list[threading.Thread] = []
 
     @property
-    def answered(self) -> int:
-        """Answers so far."""
-        return len(self._answered_at)
+    def responses(self) -> int:
+        """The number of responses so far."""
+        return len(self._response_times)
 
     def prepare(self) -> None:
-        """Takes the vectors that every later answer is held against, and stores what searches must find.
+        """Stores the sentences, and records the embeddings and search results that later responses must repeat.
 
         Raises:
-            RequestTimedOut: the API does not answer.
+            RequestTimedOut: the API does not respond.
         """
         client = self._connect()
         try:
-            settle_sample(client)
+            store_sentences(client)
             for text in (*CLAIMS, LONG_TEXT):
-                got = _first(client, "/api/v1/embed", {"texts": [text]}, "embeddings")
-                self._vectors[text] = got
+                self._vectors[text] = _first(client, "/api/v1/embed", {"texts": [text]}, "embeddings")
             for claim in CLAIMS:
-                found = _first(client, "/api/v1/search", {"query": claim, "limit": 3}, "results")
-                self._found[claim] = found["evidence_id"]
+                hit = _first(client, "/api/v1/search", {"query": claim, "limit": 3}, "results")
+                self._first_hits[claim] = hit["evidence_id"]
         finally:
             client.close()
 
     def vectors(self) -> dict[str, list[float]]:
-        """The vectors by text, as `prepare` took them."""
+        """Returns the embeddings that `prepare` recorded, by text."""
         return dict(self._vectors)
 
     def start(self) -> None:
@@ -179,37 +169,37 @@ class Load:
             thread.start()
 
     def stop(self) -> None:
-        """Lets each thread end its request."""
+        """Stops each thread after its current request."""
         self._stopped.set()
         for thread in self._threads:
             thread.join()
         self._ended = time.monotonic()
 
     def __enter__(self) -> Self:
-        """Starts it."""
+        """Starts the load."""
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stops it."""
+        """Stops the load."""
         self.stop()
 
-    def report(self) -> Report:
-        """Reads back every claim, waits for every task, and says what the load found."""
+    def report(self) -> LoadReport:
+        """Reads every claim back, waits for every task, and returns the counts."""
         client = self._connect()
-        lost = sum(not self._is_there(client, identifier, text) for identifier, text in self._claims.items())
+        claims_lost = sum(not self._has_claim(client, identifier, text) for identifier, text in self._claims.items())
         completed, tasks_lost = self._wait_for_tasks(client)
         client.close()
-        times = [self._began, *sorted(self._answered_at), self._ended]
-        return Report(
+        times = [self._began, *sorted(self._response_times), self._ended]
+        return LoadReport(
             seconds=round(self._ended - self._began, 3),
             requests=self._requests,
             retried=self._retried,
-            resent=self._resent,
-            unanswered=self._unanswered,
+            retries=self._retries,
+            timed_out=self._timed_out,
             wrong=self._wrong,
             claims=len(self._claims),
-            claims_lost=lost,
+            claims_lost=claims_lost,
             tasks=len(self._tasks),
             tasks_completed=completed,
             tasks_lost=tasks_lost,
@@ -226,71 +216,71 @@ class Load:
         kinds = [self._embed, self._embed, self._search, self._claim, *([self._task] if self._has_tasks else [])]
         while not self._stopped.is_set():
             try:
-                for answer in chance.choice(kinds)(client, chance):
-                    self._count(answer.resent)
+                for response in chance.choice(kinds)(client, chance):
+                    self._count(response.retries)
             except RequestTimedOut as error:
-                self._count(error.resent, unanswered=str(error))
+                self._count(error.retries, timed_out=str(error))
             except (KeyError, IndexError, TypeError, ValueError) as error:
-                self._is_wrong(f"an answer without what it promises: {type(error).__name__}: {error}")
+                self._count_wrong(f"a response lacks what the API promises: {type(error).__name__}: {error}")
             self._stopped.wait(self._pause_seconds)
         client.close()
 
-    def _embed(self, client: Client, chance: random.Random) -> Iterator[Answer]:
+    def _embed(self, client: Client, chance: random.Random) -> Iterator[Response]:
         texts = chance.sample(sorted(self._vectors), chance.randint(1, 4))
-        answer = self._ask(client, "embed", "POST", "/api/v1/embed", {"texts": texts})
-        yield answer
-        if answer.status != _OK:
-            self._is_wrong(f"embed: {answer.status} {answer.body[:200]!r}")
+        response = self._send(client, "embed", "POST", "/api/v1/embed", {"texts": texts})
+        yield response
+        if response.status != _OK:
+            self._count_wrong(f"embed: {response.status} {response.body[:200]!r}")
             return
-        vectors = answer.json()["embeddings"]
+        vectors = response.json()["embeddings"]
         if len(vectors) != len(texts):
-            self._is_wrong(f"embed: {len(vectors)} vectors for {len(texts)} texts")
+            self._count_wrong(f"embed: {len(vectors)} embeddings for {len(texts)} texts")
         for text, vector in zip(texts, vectors, strict=False):
             expected = self._vectors[text]
-            if len(vector) != len(expected) or cosine(vector, expected) < _SAME_COSINE:
-                self._is_wrong(f"embed: another vector than before for {text[:40]!r}")
+            if len(vector) != len(expected) or cosine(vector, expected) < SAME_COSINE:
+                self._count_wrong(f"embed: the embedding of {text[:40]!r} changed")
 
-    def _search(self, client: Client, chance: random.Random) -> Iterator[Answer]:
-        claim = chance.choice(sorted(self._found))
-        answer = self._ask(client, "search", "POST", "/api/v1/search", {"query": claim, "limit": 3})
-        yield answer
-        found = [item["evidence_id"] for item in answer.json()["results"]] if answer.status == _OK else []
-        if found[:1] != [self._found[claim]]:
-            self._is_wrong(
-                f"search: {answer.status}, first {found[:1]}, before {self._found[claim]} for {claim[:40]!r}"
-            )
+    def _search(self, client: Client, chance: random.Random) -> Iterator[Response]:
+        claim = chance.choice(sorted(self._first_hits))
+        response = self._send(client, "search", "POST", "/api/v1/search", {"query": claim, "limit": 3})
+        yield response
+        hits = [hit["evidence_id"] for hit in response.json()["results"]] if response.status == _OK else []
+        if hits[:1] != [self._first_hits[claim]]:
+            expected = self._first_hits[claim]
+            self._count_wrong(f"search for {claim[:40]!r}: {response.status}, first hit {hits[:1]}, not {expected}")
 
-    def _claim(self, client: Client, chance: random.Random) -> Iterator[Answer]:
+    def _claim(self, client: Client, chance: random.Random) -> Iterator[Response]:
         text = f"{chance.choice(sorted(CLAIMS))} ({uuid.uuid4().hex})"
-        answer = self._ask(client, "claim", "POST", "/api/v1/claims", {"text": text})
-        yield answer
-        if answer.status != _CREATED or answer.json()["text"] != text:
-            self._is_wrong(f"claim: {answer.status} {answer.body[:200]!r}")
+        response = self._send(client, "store claim", "POST", "/api/v1/claims", {"text": text})
+        yield response
+        if response.status != _CREATED or response.json()["text"] != text:
+            self._count_wrong(f"store claim: {response.status} {response.body[:200]!r}")
             return
-        identifier = answer.json()["id"]
+        identifier = response.json()["id"]
         with self._lock:
             self._claims[identifier] = text
-        read = self._ask(client, "read claim", "GET", f"/api/v1/claims/{identifier}")
+        read = self._send(client, "read claim", "GET", f"/api/v1/claims/{identifier}")
         yield read
         if read.status != _OK or read.json()["text"] != text:
-            self._is_wrong(f"read claim: {read.status} {read.body[:200]!r}")
+            self._count_wrong(f"read claim: {read.status} {read.body[:200]!r}")
 
-    def _task(self, client: Client, chance: random.Random) -> Iterator[Answer]:
-        for answer in self._claim(client, chance):
-            yield answer
-            if answer.status != _CREATED:
+    def _task(self, client: Client, chance: random.Random) -> Iterator[Response]:
+        for response in self._claim(client, chance):
+            yield response
+            if response.status != _CREATED:
                 continue
-            path = f"/api/v1/claims/{answer.json()['id']}/verify"
+            path = f"/api/v1/claims/{response.json()['id']}/verify"
             key = {"Idempotency-Key": uuid.uuid4().hex}
-            asked = self._ask(client, "task", "POST", path, {"options": {"max_evidence_items": 2}}, headers=key)
-            yield asked
-            if asked.status != _ACCEPTED:
-                self._is_wrong(f"task: {asked.status} {asked.body[:200]!r}")
+            options = {"options": {"max_evidence_items": 2}}
+            accepted = self._send(client, "request verification", "POST", path, options, headers=key)
+            yield accepted
+            if accepted.status != _ACCEPTED:
+                self._count_wrong(f"request verification: {accepted.status} {accepted.body[:200]!r}")
                 return
             with self._lock:
-                self._tasks.append(asked.json()["task_id"])
+                self._tasks.append(accepted.json()["task_id"])
 
-    def _ask(
+    def _send(
         self,
         client: Client,
         name: str,
@@ -299,52 +289,52 @@ class Load:
         body: object = None,
         *,
         headers: dict[str, str] | None = None,
-    ) -> Answer:
-        answer = client.send(method, path, body, headers=headers)
+    ) -> Response:
+        response = client.send(method, path, body, headers=headers)
         with self._lock:
-            self._seconds.setdefault(name, []).append(answer.seconds)
-            self._answered_at.append(time.monotonic())
-        return answer
+            self._seconds.setdefault(name, []).append(response.seconds)
+            self._response_times.append(time.monotonic())
+        return response
 
-    def _count(self, resent: int, *, unanswered: str = "") -> None:
+    def _count(self, retries: int, *, timed_out: str = "") -> None:
         with self._lock:
             self._requests += 1
-            self._retried += resent > 0
-            self._resent += resent
-            if unanswered:
-                self._unanswered += 1
-                if len(self._examples) < _SHOWN:
-                    self._examples.append(unanswered)
+            self._retried += retries > 0
+            self._retries += retries
+            if timed_out:
+                self._timed_out += 1
+                if len(self._examples) < _MAX_EXAMPLES:
+                    self._examples.append(timed_out)
 
-    def _is_wrong(self, example: str) -> None:
+    def _count_wrong(self, example: str) -> None:
         with self._lock:
             self._wrong += 1
-            if len(self._examples) < _SHOWN:
+            if len(self._examples) < _MAX_EXAMPLES:
                 self._examples.append(example)
 
-    # ---- afterwards -------------------------------------------------------------------------------------------------
+    # ---- after the load ---------------------------------------------------------------------------------------------
 
-    def _is_there(self, client: Client, identifier: str, text: str) -> bool:
-        answer = client.send("GET", f"/api/v1/claims/{identifier}")
-        return answer.status == _OK and bool(answer.json()["text"] == text)
+    def _has_claim(self, client: Client, identifier: str, text: str) -> bool:
+        response = client.send("GET", f"/api/v1/claims/{identifier}")
+        return response.status == _OK and bool(response.json()["text"] == text)
 
     def _wait_for_tasks(self, client: Client) -> tuple[int, int]:
-        """How many tasks were completed, and how many came to no end in time (one that failed has ended)."""
+        """Returns the numbers of completed and of lost tasks; waits for open ones until their deadline."""
         deadline = time.monotonic() + _TASK_SECONDS
         waiting, completed, lost = list(self._tasks), 0, 0
         while waiting:
-            open_tasks: list[str] = []
+            still_open: list[str] = []
             for identifier in waiting:
-                answer = client.send("GET", f"/api/v1/tasks/{identifier}")
-                status: dict[str, Any] = answer.json() if answer.status == _OK else {}
-                if status.get("status") == "completed" and status.get("result"):
+                response = client.send("GET", f"/api/v1/tasks/{identifier}")
+                task: dict[str, Any] = response.json() if response.status == _OK else {}
+                if task.get("status") == "completed" and task.get("result"):
                     completed += 1
-                elif status.get("status") in {"pending", "processing"}:
-                    open_tasks.append(identifier)
+                elif task.get("status") in {"pending", "processing"}:
+                    still_open.append(identifier)
                 else:
                     lost += 1
-                    self._examples.append(f"task {identifier}: {answer.status} {answer.body[:300]!r}")
-            waiting = open_tasks
+                    self._examples.append(f"task {identifier}: {response.status} {response.body[:300]!r}")
+            waiting = still_open
             if waiting and time.monotonic() > deadline:
                 return completed, lost + len(waiting)
             if waiting:
@@ -353,16 +343,17 @@ class Load:
 
 
 def _first(client: Client, path: str, body: dict[str, object], name: str) -> Any:  # noqa: ANN401 - a part of JSON
-    """The first of the list *name* in the answer.
+    """Returns the first item of the list *name* in the response.
 
     Raises:
-        RequestTimedOut: there is no such answer.
+        RequestTimedOut: there is no such response.
     """
-    answer = client.send("POST", path, body)
+    response = client.send("POST", path, body)
     try:
-        return answer.json()[name][0]
+        return response.json()[name][0]
     except (LookupError, TypeError, ValueError) as error:
-        raise RequestTimedOut(f"POST {path}", f"{answer.status} {answer.body[:200]!r}", answer.resent) from error
+        reason = f"{response.status} {response.body[:200]!r}"
+        raise RequestTimedOut(f"POST {path}", reason, response.retries) from error
 
 
 def _operation(seconds: list[float]) -> Operation:

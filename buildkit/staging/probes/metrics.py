@@ -1,11 +1,12 @@
-"""What replicas say of themselves in Prometheus' text format, as windows between two looks, and their judgement."""
+"""Reads the replicas' metrics, computes the traffic between two scrapes, and compares it with the budget."""
 
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from buildkit.staging.release.records import TrafficMetrics
 
@@ -14,24 +15,22 @@ if TYPE_CHECKING:
 
     from buildkit.spec import StagingBudget
 
-__all__ = ["Scrape", "judge", "parse", "window"]
+__all__ = ["Scrape", "parse", "quantile", "traffic_between", "violations"]
 
-_SAMPLE: Final = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)(?: \d+)?$")
-_LABEL: Final = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
-_PROBES: Final = frozenset({"/livez", "/readyz", "/health", "/health/detailed", "/metrics", "unknown"})
-"""Routes that say nothing of how callers are served."""
+_NOT_TRAFFIC: Final = frozenset({"/livez", "/readyz", "/health", "/health/detailed", "/metrics", "unknown"})
+"""Routes of health checks and scrapes, and the label of unknown paths: none of them is a caller's request."""
 _SERVER_ERROR: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """One replica at one time.
+    """The request counters of one replica at one time.
 
     Attributes:
-        replica: which process; counters of another process do not continue its.
-        at_seconds: on a clock that all scrapes of a window share.
-        requests: (route, status) -> answers since the process started.
-        buckets: route -> upper bound in seconds -> answers at most that slow.
+        replica: its address; a new process may get the address of an old one.
+        at_seconds: time of the scrape, on a clock that all scrapes share.
+        requests: (route, status) -> responses since the process started.
+        buckets: route -> upper bound in seconds -> responses that took at most that long.
     """
 
     replica: str
@@ -41,32 +40,27 @@ class Scrape:
 
 
 def parse(text: str, *, replica: str, at_seconds: float) -> Scrape:
-    """Reads an exposition (Prometheus' text format 0.0.4).
+    """Reads a metrics page in Prometheus' text format 0.0.4.
 
     Raises:
-        ValueError: a line is none of that format.
+        ValueError: the page is not in that format.
     """
     requests: dict[tuple[str, str], float] = {}
     buckets: dict[str, dict[float, float]] = {}
-    for line in text.splitlines():
-        if not line or line.startswith("#"):
-            continue
-        match = _SAMPLE.match(line)
-        if match is None:
-            raise ValueError(f"no sample of Prometheus' text format: {line!r}")
-        name, labels, value = match[1], dict(_LABEL.findall(match[2] or "")), float(match[3])
-        if name == "truthgraph_requests_total":
-            key = (labels["route"], labels["status"])
-            requests[key] = requests.get(key, 0.0) + value
-        elif name == "truthgraph_request_seconds_bucket":
-            buckets.setdefault(labels["route"], {})[float(labels["le"])] = value
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name == "truthgraph_requests_total":
+                key = (sample.labels["route"], sample.labels["status"])
+                requests[key] = requests.get(key, 0.0) + sample.value
+            elif sample.name == "truthgraph_request_seconds_bucket":
+                buckets.setdefault(sample.labels["route"], {})[float(sample.labels["le"])] = sample.value
     return Scrape(replica, at_seconds, requests, buckets)
 
 
-def window(before: Iterable[Scrape], after: Iterable[Scrape]) -> TrafficMetrics:
-    """What happened between *before* and *after*, over all replicas that are in *after*.
+def traffic_between(before: Iterable[Scrape], after: Iterable[Scrape]) -> TrafficMetrics:
+    """Returns the traffic of all replicas in *after* since *before*.
 
-    One that is new counts from zero, and so does one whose counters fell: another process has its address.
+    A new replica counts from zero. So does one whose counters fell: another process has its address.
     """
     earlier = {scrape.replica: scrape for scrape in before}
     later = list(after)
@@ -77,18 +71,18 @@ def window(before: Iterable[Scrape], after: Iterable[Scrape]) -> TrafficMetrics:
         if origin and any(scrape.requests.get(key, 0.0) < count for key, count in origin.requests.items()):
             origin = None
         for key, value in scrape.requests.items():
-            if key[0] in _PROBES:
+            if key[0] in _NOT_TRAFFIC:
                 continue
             count = value - (origin.requests.get(key, 0.0) if origin else 0.0)
             requests += count
             errors += count if int(key[1]) >= _SERVER_ERROR else 0.0
         for route, bounds in scrape.buckets.items():
-            if route in _PROBES:
+            if route in _NOT_TRAFFIC:
                 continue
             total = buckets.setdefault(route, {})
             for bound, value in bounds.items():
-                less = origin.buckets.get(route, {}).get(bound, 0.0) if origin else 0.0
-                total[bound] = total.get(bound, 0.0) + value - less
+                previous = origin.buckets.get(route, {}).get(bound, 0.0) if origin else 0.0
+                total[bound] = total.get(bound, 0.0) + value - previous
     times = [scrape.at_seconds for scrape in earlier.values()]
     seconds = max((scrape.at_seconds for scrape in later), default=0.0) - min(times, default=0.0)
     return TrafficMetrics(
@@ -104,9 +98,9 @@ def window(before: Iterable[Scrape], after: Iterable[Scrape]) -> TrafficMetrics:
 
 
 def quantile(bounds: Mapping[float, float], fraction: float) -> float:
-    """The *fraction* quantile of cumulative *bounds*, linear within its bucket, as Prometheus' histogram_quantile.
+    """Returns the *fraction* quantile of cumulative *bounds*, linear within its bucket.
 
-    Above the last finite bound it is that bound: the histogram knows no more.
+    This is Prometheus' histogram_quantile. Above the last finite bound the result is that bound.
     """
     ordered = sorted(bounds.items())
     rank = fraction * ordered[-1][1]
@@ -120,19 +114,20 @@ def quantile(bounds: Mapping[float, float], fraction: float) -> float:
     return lower
 
 
-def judge(now: TrafficMetrics, budget: StagingBudget, before: TrafficMetrics | None = None) -> tuple[str, ...]:
-    """What of *now* breaks *budget*, also against the window of the release *before*; empty where nothing does."""
-    broken: list[str] = []
-    if now.error_fraction > budget.error_fraction:
-        broken.append(f"error fraction {now.error_fraction:.4f}, allowed {budget.error_fraction:.4f}")
-    for route, seconds in now.p95_seconds.items():
+def violations(
+    traffic: TrafficMetrics, budget: StagingBudget, baseline: TrafficMetrics | None = None
+) -> tuple[str, ...]:
+    """Returns a sentence for each limit of *budget* that *traffic* exceeds; *baseline* is the previous release's."""
+    found: list[str] = []
+    if traffic.error_fraction > budget.error_fraction:
+        found.append(f"error fraction {traffic.error_fraction:.4f}, allowed {budget.error_fraction:.4f}")
+    for route, seconds in traffic.p95_seconds.items():
         if seconds > budget.p95_seconds:
-            broken.append(f"p95 of {route} {seconds:.3f} s, allowed {budget.p95_seconds:.3f} s")
-        earlier = before.p95_seconds.get(route) if before else None
+            found.append(f"p95 of {route} {seconds:.3f} s, allowed {budget.p95_seconds:.3f} s")
+        earlier = baseline.p95_seconds.get(route) if baseline else None
         if earlier is None:
             continue
         if seconds > earlier * budget.p95_growth_ratio and seconds - earlier > budget.p95_noise_seconds:
-            broken.append(
-                f"p95 of {route} {seconds:.3f} s, {seconds / max(earlier, 1e-9):.1f} times that of the release before"
-            )
-    return tuple(broken)
+            ratio = seconds / max(earlier, 1e-9)
+            found.append(f"p95 of {route} {seconds:.3f} s, {ratio:.1f} times the baseline")
+    return tuple(found)

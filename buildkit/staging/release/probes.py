@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Self
 
-    from buildkit.staging.probes.container_exec import Key, SchemaPlan
-    from buildkit.staging.probes.load import Report
+    from buildkit.staging.probes.container_exec import ApiKey, SchemaPlan
+    from buildkit.staging.probes.load import LoadReport
     from buildkit.staging.probes.metrics import Scrape
     from buildkit.staging.probes.smoke_tests import SmokeTestReport
     from buildkit.staging.stack.orchestrator import Orchestrator
@@ -42,7 +42,7 @@ class BackgroundLoad(Protocol):
     def __exit__(self, *_: object) -> None:
         """Stops it."""
 
-    def report(self) -> Report:
+    def report(self) -> LoadReport:
         """Reads back what was stored and returns the figures."""
 
 
@@ -52,7 +52,7 @@ class Probes(Protocol):
     def answers(self, stack: Orchestrator) -> bool:
         """Returns whether a healthy replica runs on this machine and answers through the proxy."""
 
-    def api_key(self, stack: Orchestrator, service: str) -> AbstractContextManager[Key]:
+    def api_key(self, stack: Orchestrator, service: str) -> AbstractContextManager[ApiKey]:
         """Creates an API key with its own tenant in a container of *service*; deletes it with its data at the end."""
 
     def migration_plan(self, stack: Orchestrator, container: str, target: str = "head") -> SchemaPlan:
@@ -61,15 +61,15 @@ class Probes(Protocol):
     def scrape(self, stack: Orchestrator) -> tuple[Scrape, ...]:
         """Returns the metrics of every replica."""
 
-    def smoke_test(self, stack: Orchestrator, key: Key, vectors: Mapping[str, list[float]]) -> SmokeTestReport:
+    def smoke_test(self, stack: Orchestrator, key: ApiKey, vectors: Mapping[str, list[float]]) -> SmokeTestReport:
         """Runs the smoke tests through the proxy; vectors must equal those in *vectors*."""
 
     def smoke_test_inside(
-        self, stack: Orchestrator, container: str, key: Key, vectors: Mapping[str, list[float]]
+        self, stack: Orchestrator, container: str, key: ApiKey, vectors: Mapping[str, list[float]]
     ) -> SmokeTestReport:
         """Runs the smoke tests inside *container*, which gets no traffic."""
 
-    def load(self, stack: Orchestrator, key: Key, *, workers: int, pause_seconds: float = 0.0) -> BackgroundLoad:
+    def load(self, stack: Orchestrator, key: ApiKey, *, workers: int, pause_seconds: float = 0.0) -> BackgroundLoad:
         """Returns a load of *workers* requests at a time through the proxy; it has not started."""
 
 
@@ -78,7 +78,7 @@ class ServiceProbes:
 
     def answers(self, stack: Orchestrator) -> bool:
         """See `Probes`."""
-        client = Client(stack.address, authority=stack.certificate, patience_seconds=_ANSWER_SECONDS)
+        client = Client(stack.address, ca_file=stack.certificate, retry_seconds=_ANSWER_SECONDS)
         try:
             stack.container("api")
             return client.send("GET", "/livez").status == _OK
@@ -87,36 +87,37 @@ class ServiceProbes:
         finally:
             client.close()
 
-    def api_key(self, stack: Orchestrator, service: str) -> AbstractContextManager[Key]:
+    def api_key(self, stack: Orchestrator, service: str) -> AbstractContextManager[ApiKey]:
         """See `Probes`."""
-        return container_exec.key_for_checks(stack, service)
+        return container_exec.temporary_key(stack, service)
 
     def migration_plan(self, stack: Orchestrator, container: str, target: str = "head") -> SchemaPlan:
         """See `Probes`."""
-        return container_exec.plan(stack, container, target)
+        return container_exec.plan_migration(stack, container, target)
 
     def scrape(self, stack: Orchestrator) -> tuple[Scrape, ...]:
         """See `Probes`."""
         return container_exec.scrape(stack)
 
-    def smoke_test(self, stack: Orchestrator, key: Key, vectors: Mapping[str, list[float]]) -> SmokeTestReport:
+    def smoke_test(self, stack: Orchestrator, key: ApiKey, vectors: Mapping[str, list[float]]) -> SmokeTestReport:
         """See `Probes`."""
         client = _client(stack, key)
         try:
-            return smoke_tests.run(client, vectors=vectors)
+            return smoke_tests.run(client, baseline=vectors)
         finally:
             client.close()
 
     def smoke_test_inside(
-        self, stack: Orchestrator, container: str, key: Key, vectors: Mapping[str, list[float]]
+        self, stack: Orchestrator, container: str, key: ApiKey, vectors: Mapping[str, list[float]]
     ) -> SmokeTestReport:
         """See `Probes`."""
-        return container_exec.check_inside(stack, container, key, vectors)
+        with container_exec.canary_client(stack, container, key) as client:
+            return smoke_tests.run(client, baseline=vectors)
 
-    def load(self, stack: Orchestrator, key: Key, *, workers: int, pause_seconds: float = 0.0) -> BackgroundLoad:
+    def load(self, stack: Orchestrator, key: ApiKey, *, workers: int, pause_seconds: float = 0.0) -> BackgroundLoad:
         """See `Probes`."""
         return Load(lambda: _client(stack, key), workers=workers, pause_seconds=pause_seconds)
 
 
-def _client(stack: Orchestrator, key: Key) -> Client:
-    return Client(stack.address, key.secret, authority=stack.certificate)
+def _client(stack: Orchestrator, key: ApiKey) -> Client:
+    return Client(stack.address, key.secret, ca_file=stack.certificate)

@@ -67,8 +67,8 @@ def roll_out(run: ReleaseRun) -> str:
     with load:
         _update(run)
     report = load.report()
-    if report.faults:
-        raise ReleaseFailed("under load: " + "; ".join(report.faults))
+    if report.problems:
+        raise ReleaseFailed("under load: " + "; ".join(report.problems))
     allowed = run.context.spec.staging.budget.retried_fraction
     if report.retried_fraction > allowed:
         raise ReleaseFailed(f"{report.retried} of {report.requests} requests had to be retried, allowed {allowed:.1%}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from buildkit.engine.client import Engine
     from buildkit.spec import ImageSpec
-    from buildkit.staging.probes.container_exec import Key, SchemaPlan
+    from buildkit.staging.probes.container_exec import ApiKey, SchemaPlan
     from buildkit.staging.release.probes import BackgroundLoad
     from buildkit.staging.release.records import Release, ReleaseOutcome, Releases, TrafficMetrics
     from buildkit.staging.release.steps import StepRunner
@@ -102,7 +102,7 @@ class ReleaseRun:
     target: Release | None = None
     plan: SchemaPlan | None = None
     baseline: Baseline | None = None
-    key: Key | None = None
+    key: ApiKey | None = None
     cleanup: ExitStack = field(default_factory=ExitStack)
 
     @classmethod
@@ -124,7 +124,7 @@ class ReleaseRun:
         serving = self.known.serving
         return stack.with_release(images, serving.settings if serving else stack.settings)
 
-    def api_key(self, stack: Orchestrator, service: str = "api") -> Key:
+    def api_key(self, stack: Orchestrator, service: str = "api") -> ApiKey:
         """Returns the key for the probes; the first call creates it in a container of *service*."""
         if self.key is None:
             self.key = self.cleanup.enter_context(self.context.probes.api_key(stack, service))

@@ -12,7 +12,7 @@ from buildkit.staging.probes import metrics
 from buildkit.staging.release.run import Baseline
 
 if TYPE_CHECKING:
-    from buildkit.staging.probes.load import Report
+    from buildkit.staging.probes.load import LoadReport
     from buildkit.staging.probes.smoke_tests import SmokeTestReport
     from buildkit.staging.release.records import TrafficMetrics
     from buildkit.staging.release.run import ReleaseRun
@@ -49,7 +49,7 @@ def smoke_test_canary(run: ReleaseRun) -> str:
 def smoke_test(run: ReleaseRun) -> str:
     """Runs the smoke tests through the proxy."""
     report = run.context.probes.smoke_test(run.new, run.api_key(run.new), _vectors(run))
-    _count(run, {"checks": len(report.checks), "checks_wrong": len(report.wrong), "requests": report.requests})
+    _count(run, {"checks": len(report.checks), "checks_wrong": len(report.failures), "requests": report.requests})
     return _passed(report)
 
 
@@ -59,13 +59,13 @@ def measure(run: ReleaseRun) -> str:
     _count(run, {f"load_{name}": value for name, value in report.counts().items()})
     run.record = structs.replace(run.record, metrics=window)
     baseline = run.baseline.metrics if run.baseline else None
-    broken = (*report.faults, *metrics.judge(window, run.context.spec.staging.budget, baseline))
+    broken = (*report.problems, *metrics.violations(window, run.context.spec.staging.budget, baseline))
     if broken:
         raise ReleaseFailed("; ".join(broken))
     return _summary(window)
 
 
-def _measure_under_load(run: ReleaseRun, stack: Orchestrator) -> tuple[TrafficMetrics, Report]:
+def _measure_under_load(run: ReleaseRun, stack: Orchestrator) -> tuple[TrafficMetrics, LoadReport]:
     """Puts the configured load on *stack*; returns what its replicas counted meanwhile, and what the load found."""
     probes, settings = run.context.probes, run.context.spec.staging
     load = probes.load(stack, run.api_key(stack), workers=settings.load_workers)
@@ -73,7 +73,7 @@ def _measure_under_load(run: ReleaseRun, stack: Orchestrator) -> tuple[TrafficMe
     before = probes.scrape(stack)
     with load:
         time.sleep(settings.load_seconds)
-    return metrics.window(before, probes.scrape(stack)), load.report()
+    return metrics.traffic_between(before, probes.scrape(stack)), load.report()
 
 
 def _vectors(run: ReleaseRun) -> dict[str, list[float]]:
@@ -85,8 +85,8 @@ def _count(run: ReleaseRun, counts: dict[str, float]) -> None:
 
 
 def _passed(report: SmokeTestReport) -> str:
-    if report.wrong:
-        raise ReleaseFailed("; ".join(report.wrong))
+    if report.failures:
+        raise ReleaseFailed("; ".join(report.failures))
     return f"{len(report.checks)} checks with {report.requests} requests passed"
 
 

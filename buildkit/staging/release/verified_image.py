@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from buildkit.build.build import load_record
+from buildkit.build.record import load_record
 from buildkit.errors import CommandFailed, ReleaseFailed, UsageError
 from checks.verdicts import RESULTS_VERSION, Results
 
@@ -45,7 +45,7 @@ def load_verified_image(build_path: Path, verify_path: Path, *, engine: Engine) 
     """The image of the two records.
 
     Raises:
-        UsageError: a record is missing or cannot be read.
+        UsageError, InvalidFile: a record is missing or cannot be read.
         ReleaseFailed: the image was not verified, was found at fault, or another one was verified.
     """
     record = load_record(build_path)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping  # noqa: TC003 - in signatures of 
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import subprocess
+
     from buildkit.staging.stack.stack import Replica
 
 __all__ = ["Orchestrator"]
@@ -86,6 +88,9 @@ class Orchestrator(Protocol):
 
     def execute(self, container: str, *command: str, given: str = "", seconds: float = ...) -> str:
         """Runs *command* in *container* and returns its output; *given* is its standard input."""
+
+    def start(self, container: str, *command: str, descriptor: int) -> subprocess.Popen[bytes]:
+        """Starts *command* in *container*; it reads from and writes to the open file *descriptor*."""
 
     def remove(self, log: Callable[[str], None]) -> None:
         """Removes the services; stored data stays."""

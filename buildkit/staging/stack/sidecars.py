@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from buildkit.build import base, build
 from buildkit.build.display import BuildDisplay
-from buildkit.errors import CommandFailed, UsageError
+from buildkit.build.record import load_record, record_path
+from buildkit.errors import CommandFailed
 from buildkit.jsonfile import InvalidFile
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ def ensure_sidecar(
         BuildFailed: it does not build.
     """
     target = SIDECARS[service]
-    path = build.record_path(folder, target)
+    path = record_path(folder, target)
     mark = folder / f"image-{target}.inputs"
     inputs = _inputs(spec, target)
     if mark.exists() and mark.read_text() == inputs:
-        with contextlib.suppress(InvalidFile, UsageError, CommandFailed):
-            digest = build.load_record(path).digest
+        with contextlib.suppress(InvalidFile, CommandFailed):
+            digest = load_record(path).digest
             engine.docker("image", "inspect", "--format", "{{.Id}}", digest)
             return digest
     log(f"building {target}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import subprocess
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from buildkit.engine.client import start_docker
 from buildkit.errors import CommandFailed, StackFailed
 from buildkit.staging.stack import canary, jobs
 from buildkit.staging.stack.polling import polls
@@ -276,6 +278,13 @@ class Stack:
         except CommandFailed as error:
             shown = ["docker", "exec", container, command[0], "…"]
             raise CommandFailed(shown, error.exit_code_of_command, error.log_tail) from None
+
+    def start(self, container: str, *command: str, descriptor: int) -> subprocess.Popen[bytes]:
+        """Starts *command* in *container*; it reads from and writes to the open file *descriptor*."""
+        arguments = ("exec", "--interactive", container, *command)
+        return start_docker(
+            self.engine.host, *arguments, stdin=descriptor, stdout=descriptor, stderr=subprocess.DEVNULL
+        )
 
     def log_tail(self, service: str, task: str = "", lines: int = 6) -> str:
         """Returns the last log lines of a service, or of one of its tasks; "" if there are none.

@@ -37,7 +37,7 @@ CLOSURES = {
 }
 
 
-def test_every_distribution_is_in_exactly_one_layer() -> None:
+def test_assign_puts_each_distribution_into_one_layer() -> None:
     placed = locks.assign(LAYERS, CLOSURES)
 
     assert {name: [item.name for item in items] for name, items in placed.items()} == {
@@ -48,38 +48,57 @@ def test_every_distribution_is_in_exactly_one_layer() -> None:
     }
 
 
-def test_what_is_left_out_is_in_no_layer() -> None:
+def test_assign_puts_left_out_distribution_into_no_layer() -> None:
     placed = locks.assign(LAYERS, CLOSURES, ["tqdm"])
 
     assert "tqdm" not in {item.name for items in placed.values() for item in items}
 
 
-def test_a_name_in_two_layers_is_refused() -> None:
+def test_assign_refuses_name_in_two_layers() -> None:
     twice = (*LAYERS, LayerSpec(name="again", why="-", distributions=("torch",)))
 
     with pytest.raises(UsageError, match="already in layer big"):
         locks.assign(twice, CLOSURES)
 
 
-def test_a_name_that_is_not_locked_is_refused() -> None:
+def test_assign_refuses_name_that_is_not_locked() -> None:
     unknown = (*LAYERS, LayerSpec(name="other", why="-", distributions=("nvidia-nothing",)))
 
     with pytest.raises(UsageError, match="not in the lock"):
         locks.assign(unknown, CLOSURES)
 
 
-def test_a_distribution_that_no_layer_takes_is_refused() -> None:
-    with pytest.raises(UsageError, match="no layer takes it"):
+def test_assign_refuses_distribution_without_layer() -> None:
+    with pytest.raises(UsageError, match="in no layer"):
         locks.assign(LAYERS[:1], CLOSURES)
 
 
-@pytest.mark.parametrize("text", ["torch>=2\n", "torch==2.13.0\n", f"-e . {HASH}\n", f"torch @ file:///x {HASH}\n"])
-def test_a_requirement_without_pin_or_hash_is_refused(text: str) -> None:
+def test_parse_requirements_reads_names_versions_and_lines() -> None:
+    lines = f"# comment\nFoo.Bar==1.0 ; python_version >= '3' \\\n    {HASH} \\\n    {HASH}\nb==2+cpu {HASH}\n"
+
+    first, second = locks.parse_requirements(lines)
+
+    assert (first.name, first.version, first.text.count(HASH)) == ("foo-bar", "1.0", 2)
+    assert (second.name, second.version, second.text) == ("b", "2+cpu", f"b==2+cpu {HASH}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "torch>=2\n",
+        "torch==2.13.0\n",
+        f"torch>=2 {HASH}\n",
+        f"torch==2.* {HASH}\n",
+        f"-e . {HASH}\n",
+        f"torch @ file:///x {HASH}\n",
+    ],
+)
+def test_parse_requirements_refuses_line_without_pin_or_hash(text: str) -> None:
     with pytest.raises(UsageError, match="with at least one sha256 hash"):
         locks.parse_requirements(text)
 
 
-def test_the_projects_locks_are_of_todays_inputs_and_cover_each_distribution_once() -> None:
+def test_project_locks_are_current_and_hold_each_distribution_once() -> None:
     loaded = spec.load(PROJECT)
     locks.check_locks(loaded)
 
@@ -94,12 +113,12 @@ def test_the_projects_locks_are_of_todays_inputs_and_cover_each_distribution_onc
     assert not set(loaded.left_out) & set(names)
 
 
-def test_the_projects_locks_name_no_address() -> None:
+def test_project_locks_name_no_address() -> None:
     for path in (PROJECT / "docker" / "lock").glob("*.txt"):
         assert not re.search(r"://|index-url|find-links", path.read_text()), path
 
 
-def test_a_lock_is_stale_when_a_dependency_was_added(tmp_path: Path) -> None:
+def test_lock_is_stale_after_a_dependency_was_added(tmp_path: Path) -> None:
     shutil.copytree(PROJECT / "docker", tmp_path / "docker")
     metadata = (PROJECT / "pyproject.toml").read_text()
     (tmp_path / "pyproject.toml").write_text(metadata.replace('"asyncpg>=', '"aiohttp", "asyncpg>='))
@@ -108,7 +127,7 @@ def test_a_lock_is_stale_when_a_dependency_was_added(tmp_path: Path) -> None:
         locks.check_locks(spec.load(tmp_path))
 
 
-def test_a_lock_file_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_lock_file_is_named(tmp_path: Path) -> None:
     shutil.copytree(PROJECT / "docker", tmp_path / "docker")
     shutil.copy(PROJECT / "pyproject.toml", tmp_path)
     (tmp_path / "docker" / "lock" / "torch.txt").unlink()
@@ -118,8 +137,8 @@ def test_a_lock_file_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["api", "core", "dev"])
-def test_the_dockerfile_copies_each_layer_of_the_table_once(target: str) -> None:
-    """The stages of docker/Dockerfile are written by hand; the table is what they must agree with."""
+def test_dockerfile_copies_each_layer_once(target: str) -> None:
+    """The stages of docker/Dockerfile are written by hand and must agree with the layers of docker/images.toml."""
     loaded = spec.load(PROJECT)
     stages = re.split(r"^FROM ", (PROJECT / "docker" / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
     by_name = {stage.split("\n", 1)[0].partition(" AS ")[2]: stage for stage in stages}

@@ -25,7 +25,7 @@ import pytest
 from buildkit.engine import daemon
 from buildkit.staging.probes import container_exec
 from buildkit.staging.probes.client import Client
-from buildkit.staging.probes.load import Load, Report
+from buildkit.staging.probes.load import Load, LoadReport
 from buildkit.staging.release import records
 from buildkit.staging.stack.stack import Stack
 from tests.buildkit.staging.variants import VARIANTS, make
@@ -74,7 +74,7 @@ class Staging:
     state: Path
     variants: dict[str, Path]
     stack: Stack
-    rows: list[tuple[str, Report, str]] = field(default_factory=list)
+    rows: list[tuple[str, LoadReport, str]] = field(default_factory=list)
 
     def run(self, *words: str, expect: int = 0, variant: str = "") -> str:
         """Runs a command of the harness as a user would; what it said."""
@@ -112,11 +112,11 @@ class Staging:
     @contextlib.contextmanager
     def load(self, fault: str, note: str = "") -> Iterator[Load]:
         """A load around a fault; afterwards nothing may be wrong or lost, and the row is kept."""
-        with container_exec.key_for_checks(self.stack) as key:
+        with container_exec.temporary_key(self.stack) as key:
             load = Load(
-                lambda: Client(f"http://127.0.0.1:{PORT}", key.secret, patience_seconds=180.0),
+                lambda: Client(f"http://127.0.0.1:{PORT}", key.secret, retry_seconds=180.0),
                 workers=4,
-                tasks=True,
+                has_tasks=True,
                 pause_seconds=0.05,
             )
             load.prepare()
@@ -126,15 +126,15 @@ class Staging:
                 self.answers(load, 60)
             report = load.report()
             self.rows.append((fault, report, note))
-            assert report.faults == (), report
+            assert report.problems == (), report
             assert report.tasks_completed == report.tasks, report
             assert report.retried_fraction <= ALLOWED[fault], report
 
     @staticmethod
     def answers(load: Load, number: int) -> None:
         """Waits for *number* more answers."""
-        target, deadline = load.answered + number, time.monotonic() + 300
-        while load.answered < target:
+        target, deadline = load.responses + number, time.monotonic() + 300
+        while load.responses < target:
             assert time.monotonic() < deadline, "the load gets no answers"
             time.sleep(0.1)
 
@@ -236,7 +236,7 @@ def write_table(made: Staging, path: Path) -> None:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for fault, report, note in made.rows:
-        lost = report.claims_lost + report.tasks_lost + report.unanswered
+        lost = report.claims_lost + report.tasks_lost + report.timed_out
         lines.append(
             f"| {fault} | {report.requests:,} | {report.retried} | {report.retried_fraction:.1%} "
             f"| {report.longest_gap_seconds:.1f} | {report.claims} | {report.tasks} | {report.wrong} | {lost} "

@@ -1,42 +1,46 @@
-"""The load finds each fault that it is for: a server of our own makes them, one at a time."""
+"""A small server makes each fault that the load must find, one at a time."""
 
 from __future__ import annotations
 
 import json
 import threading
 import uuid
-from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from buildkit.staging.probes import load as loads
 from buildkit.staging.probes.client import Client, RequestTimedOut
-from buildkit.staging.probes.load import Load, Report
+from buildkit.staging.probes.load import Load, LoadReport
+from tests.support.http_server import Reply, Request, serve
+from tests.support.polling import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-Reply = tuple[int, Any]
+Answer = tuple[int, Any]
+"""The status and the JSON body of a response."""
 
 
 class Api:
-    """As much of the API as the load asks for; *spoil* may change any reply."""
+    """The routes of the API that the load uses; *change* may change any response."""
 
-    def __init__(self, spoil: Callable[[str, str, int, Reply], Reply]) -> None:
-        self.spoil = spoil
+    def __init__(self, change: Callable[[str, str, int, Answer], Answer]) -> None:
+        self.change = change
         self.claims: dict[str, str] = {}
         self.evidence: list[str] = []
-        self.asked = 0
+        self.requests = 0
         self.lock = threading.Lock()
 
-    def reply(self, method: str, path: str, body: Any) -> Reply:  # noqa: ANN401
+    def respond(self, request: Request) -> Reply:
         with self.lock:
-            self.asked += 1
-            return self.spoil(method, path, self.asked, self.honest(method, path, body))
+            self.requests += 1
+            body = json.loads(request.body or b"null")
+            correct = self.correct(request.method, request.path, body)
+            status, changed = self.change(request.method, request.path, self.requests, correct)
+            return Reply(status, json.dumps(changed).encode())
 
-    def honest(self, method: str, path: str, body: Any) -> Reply:  # noqa: ANN401, PLR0911 - one per route
+    def correct(self, method: str, path: str, body: Any) -> Answer:  # noqa: ANN401, PLR0911 - one per route
         if path == "/api/v1/embed":
             return 200, {"embeddings": [[float(len(text)), 1.0, 2.0] for text in body["texts"]]}
         if path == "/api/v1/search":
@@ -56,145 +60,109 @@ class Api:
         return (404, {}) if text is None else (200, {"text": text})
 
 
-@contextmanager
-def served(api: Api) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # header and body are two writes: the second would wait for 40 ms
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", "0")))
-            self.answer(json.loads(body))
-
-        def do_GET(self) -> None:
-            self.answer(None)
-
-        def answer(self, body: Any) -> None:  # noqa: ANN401
-            status, reply = api.reply(self.command, self.path, body)
-            content = json.dumps(reply).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def run(spoil: Callable[[str, str, int, Reply], Reply], monkeypatch: pytest.MonkeyPatch) -> Report:
+def run(change: Callable[[str, str, int, Answer], Answer], monkeypatch: pytest.MonkeyPatch) -> LoadReport:
     """The report of some 60 requests."""
     monkeypatch.setattr(loads, "_TASK_SECONDS", 0.5)
-    api = Api(spoil)
-    with served(api) as base:
-        load = Load(lambda: Client(base, patience_seconds=2.0), workers=2, tasks=True)
+    with serve(Api(change).respond) as base:
+        load = Load(lambda: Client(base, retry_seconds=2.0), workers=2, has_tasks=True)
         load.prepare()
         with load:
-            until = threading.Event()
-            while load.answered < 60:
-                until.wait(0.01)
+            until(lambda: load.responses >= 60, "60 responses")
         return load.report()
 
 
-def honest(_method: str, _path: str, _number: int, reply: Reply) -> Reply:
+def unchanged(_method: str, _path: str, _number: int, reply: Answer) -> Answer:
     return reply
 
 
-def test_an_honest_server_has_no_faults(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = run(honest, monkeypatch)
+def test_correct_server_has_no_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = run(unchanged, monkeypatch)
 
-    assert report.faults == ()
+    assert report.problems == ()
     assert report.retried == 0
     assert report.claims > 0
     assert report.tasks_completed == report.tasks > 0
-    assert {"embed", "search", "claim", "read claim", "task"} <= report.operations.keys()
+    assert {"embed", "search", "store claim", "read claim", "request verification"} <= report.operations.keys()
 
 
-def test_a_passing_503_is_sent_again_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(_method: str, _path: str, number: int, reply: Reply) -> Reply:
+def test_single_503_is_retried_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(_method: str, _path: str, number: int, reply: Answer) -> Answer:
         return (503, {}) if number % 50 == 0 else reply
 
-    report = run(spoil, monkeypatch)
+    report = run(change, monkeypatch)
 
-    assert report.faults == ()
+    assert report.problems == ()
     assert report.retried > 0
     assert report.retried_fraction == report.retried / report.requests
 
 
-def test_another_vector_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(_method: str, path: str, number: int, reply: Reply) -> Reply:
+def test_changed_embedding_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(_method: str, path: str, number: int, reply: Answer) -> Answer:
         if path == "/api/v1/embed" and number > 60:
             return 200, {"embeddings": [list(reversed(vector)) for vector in reply[1]["embeddings"]]}
         return reply
 
-    report = run(spoil, monkeypatch)
+    report = run(change, monkeypatch)
 
     assert report.wrong > 0
-    assert any("another vector than before" in fault for fault in report.faults)
+    assert any("changed" in problem for problem in report.problems)
 
 
-def test_another_first_result_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(_method: str, path: str, number: int, reply: Reply) -> Reply:
+def test_changed_first_hit_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(_method: str, path: str, number: int, reply: Answer) -> Answer:
         return (200, {"results": []}) if path == "/api/v1/search" and number > 60 else reply
 
-    assert run(spoil, monkeypatch).wrong > 0
+    assert run(change, monkeypatch).wrong > 0
 
 
-def test_an_answer_without_what_it_promises_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(_method: str, path: str, number: int, reply: Reply) -> Reply:
+def test_response_without_a_promised_field_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(_method: str, path: str, number: int, reply: Answer) -> Answer:
         return (200, {}) if path == "/api/v1/embed" and number > 60 else reply
 
-    assert run(spoil, monkeypatch).wrong > 0
+    assert run(change, monkeypatch).wrong > 0
 
 
-def test_an_acknowledged_claim_that_is_gone_at_the_end_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_acknowledged_claim_missing_at_the_end_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[str] = set()
 
-    def spoil(method: str, path: str, _number: int, reply: Reply) -> Reply:
+    def change(method: str, path: str, _number: int, reply: Answer) -> Answer:
         if method == "GET" and path.startswith("/api/v1/claims/"):
-            if path in seen:  # read back by the worker already: this is the end
+            if path in seen:  # the worker has read it: this request is the report's
                 return 404, {}
             seen.add(path)
         return reply
 
-    report = run(spoil, monkeypatch)
+    report = run(change, monkeypatch)
 
     assert report.wrong == 0
     assert report.claims_lost > 0
 
 
 @pytest.mark.parametrize("reply", [(200, {"status": "processing"}), (404, {}), (200, {"status": "failed"})])
-def test_a_task_without_a_verdict_is_lost(monkeypatch: pytest.MonkeyPatch, reply: Reply) -> None:
-    def spoil(_method: str, path: str, _number: int, honest: Reply) -> Reply:
-        return reply if path.startswith("/api/v1/tasks/") else honest
+def test_task_without_a_verdict_is_lost(monkeypatch: pytest.MonkeyPatch, reply: Answer) -> None:
+    def change(_method: str, path: str, _number: int, correct: Answer) -> Answer:
+        return reply if path.startswith("/api/v1/tasks/") else correct
 
-    report = run(spoil, monkeypatch)
+    report = run(change, monkeypatch)
 
     assert report.tasks_lost == report.tasks > 0
 
 
-def test_a_request_is_given_up_after_its_patience() -> None:
-    def away(_method: str, _path: str, _number: int, _reply: Reply) -> Reply:
-        return 503, {"why": "away"}
+def test_request_without_a_response_is_counted_as_timed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(_method: str, path: str, number: int, reply: Answer) -> Answer:
+        return (503, {"why": "away"}) if path == "/api/v1/search" and number > 60 else reply
 
-    api = Api(away)
-    with (
-        served(api) as base,
-        closing(Client(base, patience_seconds=0.3)) as client,
-        pytest.raises(RequestTimedOut, match="away"),
-    ):
-        client.send("GET", "/api/v1/claims/x")
+    report = run(change, monkeypatch)
 
-    assert api.asked > 1
+    assert report.timed_out > 0
+    assert f"{report.timed_out} requests without a response" in report.problems
+    assert report.counts()["timed_out"] == report.timed_out
 
 
-def test_a_key_is_not_shown() -> None:
-    assert "secret" not in repr(Client("http://127.0.0.1:1", "secret"))
+@pytest.mark.parametrize("body", [{}, {"embeddings": []}, []])
+def test_prepare_without_an_embedding_fails(body: object) -> None:
+    def change(_method: str, path: str, _number: int, reply: Answer) -> Answer:
+        return (200, body) if path == "/api/v1/embed" else reply
+
+    with serve(Api(change).respond) as base, pytest.raises(RequestTimedOut, match="POST /api/v1/embed: 200"):
+        Load(lambda: Client(base)).prepare()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from buildkit.build.record import SCHEMA_VERSION
 from buildkit.engine.client import Engine
-from buildkit.errors import ReleaseFailed, UsageError
+from buildkit.errors import BuildkitError, ReleaseFailed
 from buildkit.staging.release import verified_image
 from buildkit.staging.release.records import Release, Releases
 
@@ -38,7 +39,7 @@ def records(
     folder: Path, *, built: str = DIGEST, verified: str = DIGEST, checks: list[dict[str, Any]]
 ) -> tuple[Path, Path]:
     build = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "target": "api",
         "digest": built,
         "tags": [],
@@ -106,7 +107,7 @@ def test_a_missing_or_strange_record_says_what_to_run(
     else:
         (tmp_path / which).write_text(content)
 
-    with pytest.raises(UsageError, match=shown):
+    with pytest.raises(BuildkitError, match=shown):
         verified_image.load_verified_image(*paths, engine=ENGINE)
 
 
