@@ -33,12 +33,12 @@ _END_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """An engine that answered.
+    """A container engine that answered.
 
     Attributes:
-        host: what DOCKER_HOST must be to reach it; "" where `docker` finds it without.
-        version: the engine's, as it says it.
-        root: the folder that its images take room in; None where it is on another machine.
+        host: the value of DOCKER_HOST for it; "" if `docker` finds it without.
+        version: of the engine.
+        root: the folder of its images; None if it is on another machine.
     """
 
     host: str
@@ -47,7 +47,7 @@ class Engine:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a program needs in its environment to reach this engine."""
+        """The environment variables with which a program reaches this engine."""
         return {"DOCKER_HOST": self.host} if self.host else {}
 
     def docker(

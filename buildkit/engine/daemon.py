@@ -1,8 +1,8 @@
-"""Finds a container engine that answers, or installs, starts and stops one of the project's own.
+"""Finds a container engine, or installs, starts and stops a managed daemon: an engine that this toolkit started.
 
-Order: (1) the engine that `docker` finds by itself (DOCKER_HOST, the current context, the default socket), (2) the
-daemon that an earlier run started, (3) a new daemon, after installing Debian's packages where they are missing. Steps
-(1) and (2) change nothing.
+The order is: (1) the engine that `docker` finds (DOCKER_HOST, the current context, the default socket), (2) the managed
+daemon of an earlier run, (3) a new managed daemon, with Debian's packages installed if they are missing. Steps (1) and
+(2) change nothing on the machine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from buildkit.engine.client import connect, versions
 from buildkit.engine.install import DOCKER_PACKAGES, install_docker
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ManagedDaemon", "clean", "ensure", "find", "start", "stop"]
 
-_BESIDE_OTHERS: dict[str, object] = {
+_ISOLATED: Final[Mapping[str, object]] = {
     "iptables": False,
     "ip6tables": False,
     "ip-forward": False,
@@ -37,21 +37,24 @@ _BESIDE_OTHERS: dict[str, object] = {
     "userland-proxy": False,
     "builder": {"gc": {"enabled": False}},
 }
-"""Settings of dockerd (its reference, "Daemon configuration file") that leave the machine's network as it is, and the
-build cache to whoever started the engine: by default no more than a tenth of the disk is kept of it."""
-_CHILDREN: dict[int, subprocess.Popen[bytes]] = {}
-"""The engines that this process started: it is the one to wait for them when they are stopped."""
-_START_SECONDS = 60.0
-_STOP_SECONDS = 30.0
+"""Settings of dockerd (its reference, "Daemon configuration file") for a daemon next to others: the network of the
+machine stays as it is, and the build cache is never collected (by default it is limited to a tenth of the disk)."""
+_CHILDREN: Final[dict[int, subprocess.Popen[bytes]]] = {}
+"""The daemons that this process started, by process id: it must wait for them when they are stopped."""
+_START_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class ManagedDaemon:
-    """Where a private engine lives. `state` survives, `run` may be lost with a reboot.
+    """An engine of this toolkit: the folders and the network of its dockerd.
 
-    `bridge` names an interface that is there already, for an engine beside others: without it dockerd takes docker0
-    and the firewall for its own. Such an engine touches neither, so its containers reach nothing but each other; its
-    builds take the machine's network.
+    Attributes:
+        state: the folder for images, build cache and log.
+        run: the folder for sockets and process ids; a reboot may remove it.
+        bridge: an existing network interface, for a daemon next to others; "" for dockerd's default, docker0 with
+            firewall rules. With a bridge dockerd leaves docker0 and the firewall alone. Its containers then reach only
+            each other, and its builds use the network of the machine.
     """
 
     state: Path = Path("/var/lib/truthgraph-engine")
@@ -60,7 +63,7 @@ class ManagedDaemon:
 
     @property
     def socket(self) -> Path:
-        """The engine's API."""
+        """The socket of the engine's API."""
         return self.run / "docker.sock"
 
     @property
@@ -70,62 +73,63 @@ class ManagedDaemon:
 
     @property
     def log(self) -> Path:
-        """What dockerd and its containerd print."""
+        """The output of dockerd and its containerd."""
         return self.state / "dockerd.log"
 
     @property
     def pid_file(self) -> Path:
-        """The process id of dockerd, written by itself."""
+        """The file to which dockerd writes its process id."""
         return self.run / "dockerd.pid"
 
     def configuration(self) -> dict[str, object]:
-        """The daemon.json of dockerd: everything in folders of its own, images in containerd's store."""
+        """The content of dockerd's daemon.json: its own folders, images in containerd's store."""
         return {
             "hosts": [self.host],
             "data-root": str(self.state / "data"),
             "exec-root": str(self.run / "exec"),
             "pidfile": str(self.pid_file),
             "features": {"containerd-snapshotter": True},
-            **(_BESIDE_OTHERS | {"bridge": self.bridge} if self.bridge else {}),
+            **({**_ISOLATED, "bridge": self.bridge} if self.bridge else {}),
         }
 
 
-def find(environment: Mapping[str, str], private: ManagedDaemon) -> Engine:
-    """The engine that already answers: the environment's own first, then the private one.
+def find(environment: Mapping[str, str], daemon: ManagedDaemon) -> Engine:
+    """The engine that answers: that of the environment, or else the managed daemon.
 
     Raises:
-        EngineUnavailable: neither answers; `commands` says how to have one.
+        EngineUnavailable: neither answers; `commands` says how to start one.
         EngineTooOld: the one that answers is too old.
     """
-    hosts = [""] if environment.get("DOCKER_HOST") or not private.socket.exists() else ["", private.host]
+    hosts = [""] if environment.get("DOCKER_HOST") or not daemon.socket.exists() else ["", daemon.host]
     reason = ""
     for host in hosts:
         try:
             return connect(host)
         except CommandFailed as error:
             reason = reason or error.log_tail.splitlines()[0]
-    address = environment.get("DOCKER_HOST") or f"the default address or {private.host}"
+    address = environment.get("DOCKER_HOST") or f"the default address or {daemon.host}"
     raise EngineUnavailable(address, reason, ["nox -s engine"])
 
 
-def ensure(environment: Mapping[str, str], private: ManagedDaemon, log: Callable[[str], None]) -> Engine:
-    """An engine that answers, with buildx: found, or installed and started. Says each change before it makes it.
+def ensure(environment: Mapping[str, str], daemon: ManagedDaemon, log: Callable[[str], None]) -> Engine:
+    """An engine with buildx: the one that answers, or else a managed daemon, which is installed and started.
 
-    Installs Debian packages where dockerd or buildx is missing (root and apt-get needed) and starts a private engine.
+    Installs Debian packages if dockerd or buildx is missing, which needs root and apt-get. Logs each change before it
+    makes it.
 
     Raises:
-        EngineUnavailable: none answers and none can be had; `commands` says what to run.
-        EngineTooOld: the one that the environment points to is too old.
+        EngineUnavailable: none answers and none can be started; `commands` says what to run.
+        EngineTooOld: the engine of the environment is too old.
         CommandFailed: an installation failed.
     """
     try:
-        engine = find(environment, private)
+        engine = find(environment, daemon)
     except EngineUnavailable:
         if environment.get("DOCKER_HOST"):
-            raise  # the user named one; another would be a surprise
+            raise  # the user named this engine; do not use another
         if not shutil.which("dockerd") or not shutil.which("docker"):
             install_docker(DOCKER_PACKAGES, log)
-        engine = start(private, log)
+        engine = start(daemon, log)
     try:
         versions(engine)
     except EngineTooOld:
@@ -136,8 +140,8 @@ def ensure(environment: Mapping[str, str], private: ManagedDaemon, log: Callable
     return engine
 
 
-def _runs(pid_file: Path, program: str) -> int | None:
-    """The process id in *pid_file* where that process is a live *program*, else None."""
+def _running_pid(pid_file: Path, program: str) -> int | None:
+    """The process id in *pid_file* if that process runs *program*, else None."""
     try:
         pid = int(pid_file.read_text())
     except (OSError, ValueError):
@@ -145,60 +149,47 @@ def _runs(pid_file: Path, program: str) -> int | None:
     return pid if program_of(pid) == program else None
 
 
-def _clear_leftovers(private: ManagedDaemon, log: Callable[[str], None]) -> None:
-    """Removes what a killed engine left: pid files of other processes, a dead socket, mounts below its folders."""
+def _clear_leftovers(daemon: ManagedDaemon, log: Callable[[str], None]) -> None:
+    """Removes the leftovers of a killed daemon: its containerd, stale pid files, the socket, mounts in its folders."""
     for pid_file, program in (
-        (private.pid_file, "dockerd"),
-        (private.run / "exec" / "containerd" / "containerd.pid", "containerd"),
+        (daemon.pid_file, "dockerd"),
+        (daemon.run / "exec" / "containerd" / "containerd.pid", "containerd"),
     ):
-        pid = _runs(pid_file, program)
+        pid = _running_pid(pid_file, program)
         if pid is not None and program == "containerd":
-            log(f"ending containerd {pid}, left by a killed engine")
+            log(f"ending containerd {pid}, left by a killed daemon")
             end([pid], ask=signal.SIGTERM, patience_seconds=_STOP_SECONDS)
         if pid is None or program == "containerd":
             pid_file.unlink(missing_ok=True)
-    private.socket.unlink(missing_ok=True)
+    daemon.socket.unlink(missing_ok=True)
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    below = [m for m in mounts if m.startswith((f"{private.run}/", f"{private.state}/"))]
-    for mount in sorted(below, key=len, reverse=True):
-        log(f"unmounting {mount}, left by a killed engine")
+    own = [mount for mount in mounts if mount.startswith((f"{daemon.run}/", f"{daemon.state}/"))]
+    for mount in sorted(own, key=len, reverse=True):
+        log(f"unmounting {mount}, left by a killed daemon")
         subprocess.run(["umount", "--lazy", mount], capture_output=True, check=False)
 
 
-def start(private: ManagedDaemon, log: Callable[[str], None]) -> Engine:
-    """Starts a private engine and waits until it answers; one that runs already is taken as it is.
+def start(daemon: ManagedDaemon, log: Callable[[str], None]) -> Engine:
+    """Starts dockerd, unless it runs already, and waits until it answers.
 
     Raises:
-        EngineUnavailable: not root, or it did not come up; the reason holds the end of its log.
+        EngineUnavailable: this user is not root, or dockerd did not start; the reason holds the end of its log.
     """
     if os.geteuid() != 0:
-        raise EngineUnavailable(private.host, "only root can start one", ["sudo nox -s engine"])
-    pid = _runs(private.pid_file, "dockerd")
+        raise EngineUnavailable(daemon.host, "only root can start one", ["sudo nox -s engine"])
+    pid = _running_pid(daemon.pid_file, "dockerd")
     if pid is None:
-        _clear_leftovers(private, log)
-        private.state.mkdir(parents=True, exist_ok=True)
-        private.run.mkdir(parents=True, exist_ok=True)
-        configuration = private.state / "daemon.json"
-        configuration.write_text(json.dumps(private.configuration(), indent=1) + "\n")
-        log(f"starting a private engine: dockerd --config-file {configuration}, log in {private.log}")
-        with private.log.open("ab") as log_file:
-            process = subprocess.Popen(
-                ["dockerd", "--config-file", str(configuration)],
-                stdin=subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env={key: value for key, value in os.environ.items() if not key.startswith("DOCKER_")},
-            )
+        _clear_leftovers(daemon, log)
+        process = _start_dockerd(daemon, log)
     else:
-        log(f"waiting for the private engine {pid}")
+        log(f"waiting for dockerd {pid}")
         process = None
     deadline = time.monotonic() + _START_SECONDS
     reason = "no answer"
     while time.monotonic() < deadline:
-        if private.socket.exists():
+        if daemon.socket.exists():
             try:
-                engine = connect(private.host)
+                engine = connect(daemon.host)
             except CommandFailed as error:
                 reason = error.log_tail
             else:
@@ -209,35 +200,53 @@ def start(private: ManagedDaemon, log: Callable[[str], None]) -> Engine:
             reason = f"dockerd ended with exit code {process.returncode}"
             break
         time.sleep(0.1)
-    tail = "\n".join(private.log.read_text(errors="replace").splitlines()[-12:])
-    raise EngineUnavailable(private.host, f"{reason}; the end of {private.log}:\n{tail}", [])
+    tail = "\n".join(daemon.log.read_text(errors="replace").splitlines()[-12:])
+    raise EngineUnavailable(daemon.host, f"{reason}; the end of {daemon.log}:\n{tail}", [])
 
 
-def clean(engine: Engine, private: ManagedDaemon, names: Sequence[str], log: Callable[[str], None]) -> None:
-    """Removes the images called *names* (repositories), and in the private engine all that builds left.
+def _start_dockerd(daemon: ManagedDaemon, log: Callable[[str], None]) -> subprocess.Popen[bytes]:
+    """Writes dockerd's configuration and starts it in a session of its own, so that Ctrl-C does not end it."""
+    daemon.state.mkdir(parents=True, exist_ok=True)
+    daemon.run.mkdir(parents=True, exist_ok=True)
+    configuration = daemon.state / "daemon.json"
+    configuration.write_text(json.dumps(daemon.configuration(), indent=1) + "\n")
+    log(f"starting dockerd --config-file {configuration}, log in {daemon.log}")
+    with daemon.log.open("ab") as log_file:
+        return subprocess.Popen(
+            ["dockerd", "--config-file", str(configuration)],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={key: value for key, value in os.environ.items() if not key.startswith("DOCKER_")},
+        )
 
-    Another engine's build cache is not touched: other builds of the user may need it.
+
+def clean(engine: Engine, daemon: ManagedDaemon, names: Sequence[str], log: Callable[[str], None]) -> None:
+    """Removes the images of the repositories *names*; if *engine* is the managed daemon, also its build cache.
+
+    The build cache of any other engine stays: the user's other builds may need it.
     """
     for name in names:
         images = engine.docker("image", "ls", "--quiet", "--no-trunc", name).split()
         if images:
             log(f"removing {len(set(images))} images of {name}")
             engine.docker("image", "rm", "--force", *sorted(set(images)), seconds=_STOP_SECONDS * 4)
-    if engine.host == private.host:
-        log("removing what builds left in the private engine")
+    if engine.host == daemon.host:
+        log("removing the build cache of the managed daemon")
         engine.docker("buildx", "prune", "--all", "--force", seconds=_STOP_SECONDS * 10)
 
 
-def stop(private: ManagedDaemon, log: Callable[[str], None], *, purge: bool = False) -> bool:
-    """Stops the private engine, its containers with it; False where none ran. *purge* removes all that it stored."""
-    pid = _runs(private.pid_file, "dockerd")
+def stop(daemon: ManagedDaemon, log: Callable[[str], None], *, purge: bool = False) -> bool:
+    """Stops dockerd and its containers, and returns whether it ran; *purge* also removes its images and build cache."""
+    pid = _running_pid(daemon.pid_file, "dockerd")
     if pid is not None:
-        log(f"stopping the private engine {pid}")
+        log(f"stopping dockerd {pid}")
         end([pid], ask=signal.SIGTERM, patience_seconds=_STOP_SECONDS)
         if pid in _CHILDREN:
             _CHILDREN.pop(pid).wait()
-    _clear_leftovers(private, log)
-    if purge and private.state.exists():
-        log(f"removing {private.state}")
-        shutil.rmtree(private.state)
+    _clear_leftovers(daemon, log)
+    if purge and daemon.state.exists():
+        log(f"removing {daemon.state}")
+        shutil.rmtree(daemon.state)
     return pid is not None

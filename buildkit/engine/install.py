@@ -1,4 +1,4 @@
-"""Installs Debian packages: Docker's own, and the tools that build the base image."""
+"""Installs Debian packages: Docker, and the tools that make the base image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["DOCKER_PACKAGES", "Mirror", "debian_mirror", "install_docker", "inst
 
 DOCKER_PACKAGES = ("docker.io", "docker-cli", "docker-buildx", "containerd")
 _BACKPORT_SUITE = "trixie"
-"""Debian 13: the first whose own packages have buildx (docker.io 26.1, docker-buildx 0.13)."""
+"""Debian 13: the first release that packages buildx (docker.io 26.1, docker-buildx 0.13)."""
 _BACKPORT_RELEASE = 13
 _DEBIAN_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
@@ -33,7 +33,7 @@ def _release() -> dict[str, str]:
 
 
 def backport_source(uri: str) -> str:
-    """An apt source (deb822) for Debian 13 at *uri*, the mirror that the machine already uses."""
+    """An apt source (deb822) for Debian 13 on the mirror *uri*."""
     return (
         "# Docker's packages of Debian 13, pinned in preferences.d/truthgraph-engine. Written by `nox -s engine`.\n"
         f"Types: deb\nURIs: {uri}\nSuites: {_BACKPORT_SUITE}\nComponents: main\nSigned-By: {_DEBIAN_KEYRING}\n"
@@ -41,7 +41,7 @@ def backport_source(uri: str) -> str:
 
 
 def backport_pins(packages: Sequence[str] = DOCKER_PACKAGES) -> str:
-    """Preferences of apt that take *packages*, and nothing else, from Debian 13."""
+    """Preferences of apt that take only *packages* from Debian 13."""
     return (
         f"Package: *\nPin: release n={_BACKPORT_SUITE}\nPin-Priority: -1\n\n"
         f"Package: {' '.join(packages)}\nPin: release n={_BACKPORT_SUITE}\nPin-Priority: 990\n"
@@ -50,14 +50,14 @@ def backport_pins(packages: Sequence[str] = DOCKER_PACKAGES) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """The Debian archive that this machine uses: its address, and that of its security archive if any."""
+    """The addresses of the machine's Debian archive and of its security archive, None if it has none."""
 
     uri: str
     security_uri: str | None
 
 
 def debian_mirror() -> Mirror:
-    """The machine's own Debian archive, whatever the format of its apt sources.
+    """The Debian archive of this machine, from its apt sources in any format.
 
     Raises:
         EngineUnavailable: apt has no source for this release.
@@ -81,15 +81,15 @@ def debian_mirror() -> Mirror:
 
 
 def _by_hand(packages: Sequence[str]) -> list[str]:
-    """The commands that a user can run where this harness may not."""
+    """The commands that an administrator can run instead."""
     return [f"sudo apt-get install {' '.join(packages)}", "nox -s engine"]
 
 
 def _require_root_and_apt(packages: Sequence[str]) -> None:
-    """Passes where *packages* can be installed.
+    """Passes if *packages* can be installed.
 
     Raises:
-        EngineUnavailable: this is no Debian, or we are not root.
+        EngineUnavailable: this is no Debian, or this user is not root.
     """
     release = _release()
     if shutil.which("apt-get") is None or release.get("ID") != "debian":
@@ -102,10 +102,10 @@ def _require_root_and_apt(packages: Sequence[str]) -> None:
 
 
 def install_packages(packages: Sequence[str], log: Callable[[str], None]) -> None:
-    """Installs Debian *packages* of this machine's own release.
+    """Installs Debian *packages* of the machine's release.
 
     Raises:
-        EngineUnavailable: this is no Debian, or we are not root; `commands` says what to run.
+        EngineUnavailable: this is no Debian, or this user is not root; `commands` says what to run.
         CommandFailed: apt failed.
     """
     _require_root_and_apt(packages)
@@ -114,7 +114,7 @@ def install_packages(packages: Sequence[str], log: Callable[[str], None]) -> Non
 
 
 def install_docker(packages: Sequence[str], log: Callable[[str], None]) -> None:
-    """Installs *packages* of Docker, on Debian 12 from Debian 13 by a pinned source, upgrading nothing else."""
+    """Installs *packages* of Docker. On Debian 12 they come from a pinned source of Debian 13; nothing else does."""
     _require_root_and_apt(packages)
     release = _release()
     codename = release.get("VERSION_CODENAME", "")
@@ -142,7 +142,7 @@ def _apt(log: Callable[[str], None], *arguments: str) -> None:
 
 @contextlib.contextmanager
 def _no_service_starts() -> Iterator[None]:
-    """Keeps the packages' own services from starting while they are installed (Debian Policy 9.3.3.1)."""
+    """Prevents packages from starting their services during the installation (Debian Policy 9.3.3.1)."""
     policy = Path("/usr/sbin/policy-rc.d")
     if policy.exists():
         yield

@@ -1,4 +1,8 @@
-"""Other processes: whether they run, and how they are ended so that none is left behind. Linux only (/proc)."""
+"""Tells whether processes run, and ends them. Linux only: it reads /proc.
+
+psutil is not used: a name, a state and the child processes are all that is needed of it, and it would be one more
+compiled dependency of every command.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,16 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Final
 
 __all__ = ["end", "end_children", "program_of"]
 
-_POLL_SECONDS = 0.05
-_KILLED_SECONDS = 5.0
+_POLL_SECONDS: Final = 0.05
+_KILLED_SECONDS: Final = 5.0
 
 
 def program_of(pid: int) -> str | None:
-    """The name of the program that process *pid* runs; None where it ended (a zombie has ended too)."""
+    """The name of the program that process *pid* runs; None if it has ended, also if nobody has waited for it yet."""
     try:
         head, _, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     except OSError:
@@ -24,7 +29,7 @@ def program_of(pid: int) -> str | None:
 
 
 def end(pids: list[int], *, ask: signal.Signals, patience_seconds: float) -> None:
-    """Sends *ask* to the processes and waits; those that still run after *patience_seconds* are killed."""
+    """Sends *ask* to the processes, waits up to *patience_seconds*, and kills those that still run."""
     for number, seconds in ((ask, patience_seconds), (signal.SIGKILL, _KILLED_SECONDS)):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -37,7 +42,7 @@ def end(pids: list[int], *, ask: signal.Signals, patience_seconds: float) -> Non
 
 
 def end_children(patience_seconds: float = 20.0) -> None:
-    """Asks every child of this process to end, as Ctrl-C would, and waits for them."""
+    """Sends SIGINT to the child processes of this process, as Ctrl-C does, and waits until they have ended."""
     children: list[int] = []
     for listed in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):

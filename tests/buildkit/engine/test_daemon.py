@@ -3,167 +3,125 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from buildkit.engine import client, daemon, install
-from buildkit.errors import CommandFailed, EngineTooOld, EngineUnavailable
+from buildkit.engine import daemon
+from buildkit.engine.client import Engine
+from buildkit.engine.daemon import ManagedDaemon
+from buildkit.errors import EngineTooOld, EngineUnavailable
+from tests.support.polling import until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.support.docker_stub import DockerStub
+
 NO_ENGINE = {"DOCKER_HOST": "unix:///nonexistent/docker.sock", "PATH": os.environ["PATH"]}
 
 
-def program(folder: Path, name: str, script: str) -> None:
-    """A stand-in for a program of the machine, found first on PATH."""
-    path = folder / name
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
+@pytest.fixture
+def managed(tmp_path: Path) -> ManagedDaemon:
+    return ManagedDaemon(state=tmp_path / "state", run=tmp_path / "run")
 
 
 @pytest.fixture
-def private(tmp_path: Path) -> daemon.ManagedDaemon:
-    return daemon.ManagedDaemon(state=tmp_path / "state", run=tmp_path / "run")
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment names an engine that does not answer."""
+    monkeypatch.setenv("DOCKER_HOST", NO_ENGINE["DOCKER_HOST"])
 
 
-@pytest.fixture
-def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is first on PATH."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.delenv("DOCKER_HOST", raising=False)
-    return folder
+def answer_info(docker_stub: DockerStub, version: str) -> None:
+    docker_stub.answer("info *", output=json.dumps({"ServerVersion": version, "DockerRootDir": "/var/lib/docker"}))
 
 
-def info(version: str) -> str:
-    return f"echo '{json.dumps({'ServerVersion': version, 'DockerRootDir': '/var/lib/docker'})}'"
+def test_engine_that_answers_is_found(docker_stub: DockerStub, managed: ManagedDaemon) -> None:
+    answer_info(docker_stub, "26.1.5")
 
-
-@pytest.mark.parametrize(
-    ("text", "numbers"),
-    [("26.1.5+dfsg1", (26, 1, 5)), ("0.13.1+ds1", (0, 13, 1)), ("24.0.7-rc.1", (24, 0, 7)), ("dev", (0,))],
-)
-def test_versions_compare_by_their_leading_numbers(text: str, numbers: tuple[int, ...]) -> None:
-    assert numbers == client.version_numbers(text)
-
-
-def test_an_engine_that_answers_is_used_as_it_is(on_path: Path, private: daemon.ManagedDaemon) -> None:
-    program(on_path, "docker", info("26.1.5"))
-
-    found = daemon.find({}, private)
+    found = daemon.find({}, managed)
 
     assert (found.host, found.version) == ("", "26.1.5")
 
 
-def test_an_old_engine_is_refused_with_both_versions(on_path: Path, private: daemon.ManagedDaemon) -> None:
-    program(on_path, "docker", info("20.10.24+dfsg1"))
+def test_old_engine_is_refused_with_both_versions(docker_stub: DockerStub, managed: ManagedDaemon) -> None:
+    answer_info(docker_stub, "20.10.24+dfsg1")
 
     with pytest.raises(EngineTooOld, match=r"Docker Engine 20\.10\.24\+dfsg1 is too old: 23\.0 or newer"):
-        daemon.find({}, private)
+        daemon.find({}, managed)
 
 
-@pytest.mark.parametrize(
-    ("answer", "shown"), [("exit 1", "not installed"), ("echo github.com/docker/buildx v0.9.1 x", "0.9.1")]
-)
-def test_missing_or_old_buildx_is_refused(on_path: Path, answer: str, shown: str) -> None:
-    program(on_path, "docker", f'case "$1" in version) echo 26.1.5;; buildx) {answer};; esac')
+@pytest.mark.usefixtures("no_engine")
+def test_missing_engine_is_reported_with_the_command_to_run(managed: ManagedDaemon) -> None:
+    with pytest.raises(EngineUnavailable, match="nox -s engine") as caught:
+        daemon.find(NO_ENGINE, managed)
 
-    with pytest.raises(EngineTooOld, match=shown):
-        client.versions(client.Engine("", "26.1.5", None))
-
-
-def test_no_engine_says_how_to_have_one(private: daemon.ManagedDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DOCKER_HOST", NO_ENGINE["DOCKER_HOST"])
-
-    with pytest.raises(EngineUnavailable) as caught:
-        daemon.find(NO_ENGINE, private)
-
-    assert "nox -s engine" in str(caught.value)
     assert caught.value.exit_code == 3
 
 
-def test_an_engine_that_the_user_named_is_never_replaced(
-    private: daemon.ManagedDaemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DOCKER_HOST", NO_ENGINE["DOCKER_HOST"])
-    said: list[str] = []
+@pytest.mark.usefixtures("no_engine")
+def test_engine_that_the_user_named_is_never_replaced(managed: ManagedDaemon) -> None:
+    logged: list[str] = []
 
     with pytest.raises(EngineUnavailable):
-        daemon.ensure(NO_ENGINE, private, said.append)
+        daemon.ensure(NO_ENGINE, managed, logged.append)
 
-    assert said == []
-
-
-def test_an_engine_that_hangs_counts_as_none(on_path: Path) -> None:
-    program(on_path, "docker", "exec sleep 30")
-
-    with pytest.raises(CommandFailed, match="no answer within"):
-        client.docker("", "info", seconds=0.2)
+    assert logged == []
 
 
-def test_whoever_may_not_install_is_told_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+def test_bridge_isolates_the_daemon_from_the_network(managed: ManagedDaemon, tmp_path: Path) -> None:
+    isolated = ManagedDaemon(tmp_path, tmp_path, "br0").configuration()
 
-    with pytest.raises(EngineUnavailable) as caught:
-        install._require_root_and_apt(("docker.io", "docker-cli"))
-
-    assert "docker.io" in str(caught.value)
-    assert caught.value.commands
+    assert (isolated["bridge"], isolated["iptables"], isolated["ip-forward"]) == ("br0", False, False)
+    assert "bridge" not in managed.configuration()
 
 
-def test_the_pin_takes_only_dockers_packages_from_debian_13() -> None:
-    everything, ours = install.backport_pins().strip().split("\n\n")
+def test_leftovers_of_a_killed_daemon_are_removed(managed: ManagedDaemon) -> None:
+    """A pid file with the number of another program would keep dockerd from starting."""
+    managed.run.mkdir(parents=True)
+    managed.pid_file.write_text(str(os.getpid()))
+    managed.socket.touch()
 
-    assert "Package: *" in everything
-    assert "Pin-Priority: -1" in everything
-    assert "docker.io docker-cli docker-buildx containerd" in ours
-    assert "runc" not in ours
+    daemon._clear_leftovers(managed, lambda _: None)
 
-
-def test_the_donor_is_the_machines_own_mirror() -> None:
-    source = install.backport_source("http://mirror.test/debian/")
-
-    assert "URIs: http://mirror.test/debian/" in source
-    assert "Suites: trixie" in source
+    assert not managed.pid_file.exists()
+    assert not managed.socket.exists()
 
 
-def test_leftovers_of_a_killed_engine_are_cleared(private: daemon.ManagedDaemon) -> None:
-    """A pid file whose number now belongs to another program would keep dockerd from starting."""
-    private.run.mkdir(parents=True)
-    private.pid_file.write_text(str(os.getpid()))
-    private.socket.touch()
-
-    daemon._clear_leftovers(private, lambda _: None)
-
-    assert not private.pid_file.exists()
-    assert not private.socket.exists()
-
-
-def test_a_killed_engine_that_nobody_waited_for_does_not_run(private: daemon.ManagedDaemon) -> None:
+def test_pid_file_counts_only_for_its_live_program(managed: ManagedDaemon) -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        private.run.mkdir(parents=True)
-        private.pid_file.write_text(str(process.pid))
-        assert daemon._runs(private.pid_file, "sleep") == process.pid
-        assert daemon._runs(private.pid_file, "dockerd") is None
+        managed.run.mkdir(parents=True)
+        managed.pid_file.write_text(str(process.pid))
+        assert daemon._running_pid(managed.pid_file, "sleep") == process.pid
+        assert daemon._running_pid(managed.pid_file, "dockerd") is None
+
         process.kill()
-        deadline = time.monotonic() + 5
-        while daemon._runs(private.pid_file, "sleep") and time.monotonic() < deadline:
-            time.sleep(0.01)
 
-        assert daemon._runs(private.pid_file, "sleep") is None
+        until(lambda: daemon._running_pid(managed.pid_file, "sleep") is None, "the killed process counts as ended")
 
 
-def test_stopping_where_nothing_runs_says_so(private: daemon.ManagedDaemon) -> None:
-    assert daemon.stop(private, lambda _: None) is False
+def test_stop_without_a_running_daemon_returns_false(managed: ManagedDaemon) -> None:
+    assert daemon.stop(managed, lambda _: None) is False
 
 
-def test_purge_removes_what_was_stored(private: daemon.ManagedDaemon) -> None:
-    (private.state / "data").mkdir(parents=True)
+def test_purge_removes_the_state_of_the_daemon(managed: ManagedDaemon) -> None:
+    (managed.state / "data").mkdir(parents=True)
 
-    daemon.stop(private, lambda _: None, purge=True)
+    daemon.stop(managed, lambda _: None, purge=True)
 
-    assert not private.state.exists()
+    assert not managed.state.exists()
+
+
+@pytest.mark.parametrize("is_managed", [False, True])
+def test_clean_prunes_the_build_cache_of_the_managed_daemon_only(
+    docker_stub: DockerStub, managed: ManagedDaemon, *, is_managed: bool
+) -> None:
+    docker_stub.answer("image ls *", output="sha256:b\nsha256:a\nsha256:b")
+    docker_stub.answer("image rm *")
+    docker_stub.answer("buildx prune *")
+    engine = Engine(managed.host if is_managed else "", "26.1.5", None)
+
+    daemon.clean(engine, managed, ["api"], lambda _: None)
+
+    assert "image rm --force sha256:a sha256:b" in docker_stub.calls
+    assert ("buildx prune --all --force" in docker_stub.calls) == is_managed
