@@ -1,1 +1,1 @@
-"""Measurements, comparisons and verdicts as people and tools read them: terminal, Markdown, HTML, JUnit, SARIF."""
+"""Writes reports on measurements, comparisons, timed builds and checks: terminal, Markdown, HTML, JUnit, SARIF."""

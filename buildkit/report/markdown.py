@@ -1,138 +1,59 @@
-"""Measurements, comparisons and verdicts as Markdown and JSON, and how figures are written in every report.
-
-Sizes are decimal: GB is 10^9 bytes. Beside this module: tables for a terminal (`terminal`), the HTML page
-(`page`), and what tools collect (`findings`).
-"""
+"""Writes measurements, comparisons, timed builds, budgets and check results as Markdown."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-import msgspec
-
 from buildkit.check.budget import BudgetReport
-from buildkit.diff.diff import Comparison, FigureChange, LayerChange, PartChange
-from buildkit.image.gpu_code import GpuCodeMeasurement, GpuLibrary
+from buildkit.diff.diff import Comparison
 from buildkit.image.model import Measurement, TreeRow
+from buildkit.report import builds, tables
+from buildkit.report.format import FIGURES, format_figure, format_layers_not_searched
+from buildkit.report.tables import Cell, Styled, Table
 from buildkit.text import format_byte_change, format_bytes
+from buildkit.timing.record import Timings
 from checks.verdicts import Results
 
 __all__ = [
-    "FIGURES",
-    "architectures_text",
-    "as_cell",
-    "as_instruction",
-    "budget_markdown",
+    "budgets_markdown",
     "checks_markdown",
     "comparison_markdown",
-    "figure_text",
-    "layer_change",
-    "layer_table",
-    "layers_not_searched_text",
     "markdown_table",
     "measurement_markdown",
-    "removed_table",
-    "shortened",
-    "summary_row",
-    "summary_table",
-    "to_json",
+    "removed_markdown",
+    "summary_markdown",
+    "timings_markdown",
 ]
 
-FIGURES: Final = {
-    "unpacked_bytes": "Image size (files in all layers)",
-    "blob_bytes": "Stored and sent (blobs)",
-    "final_bytes": "Seen by a container",
-    "wasted_bytes": "Wasted",
-    "largest_layer_bytes": "Largest layer",
-    "duplicate_bytes": "Equal content stored again",
-    "efficiency_fraction": "Efficiency",
-    "layers": "Layers",
-    "files": "Files",
-    "packages": "Packages",
-    "executables": "Executables",
-}
-_CONCERNS: Final = {
-    "build tool": "Build tools in the image",
-    "headers to build against": "Headers to build against",
-    "package manager": "Package managers and their caches",
-    "package index": "Package index and its cache",
-    "development": "Development packages",
-    "not for production": "Tests, scripts and examples",
-}
-_INSTRUCTION_LETTERS: Final = 90
 _ROWS: Final = 20
+_FEW_ROWS: Final = 10
 _FOUND: Final = 5
 
 
-def to_json(value: Measurement | Comparison | BudgetReport) -> str:
-    """Write any of the values as JSON, indented for readers."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
-
-
-def measurement_markdown(measurement: Measurement, *, title: str = "Image measurement") -> str:
-    """Write what is in an image: totals, layers, tree, packages, waste, duplicates, largest files."""
+def measurement_markdown(measurement: Measurement) -> str:
+    """Returns what an image holds: totals, layers, tree, packages, waste, duplicates, GPU code, largest files."""
     totals, image = measurement.totals, measurement.image
+    figures = ((label, format_figure(name, getattr(totals, name))) for name, label in FIGURES.items())
+    layers = tables.layers(measurement).select(
+        "#", "Instruction", "Unpacked", "% of total", "Blob", "Visible", "Wasted", "Files"
+    )
+    digest = image.manifest_digest or image.config_digest
     sections = [
-        f"## {as_cell(title)}\n",
-        f"`{_code(image.name)}`, {as_cell(image.platform)}, digest `{image.manifest_digest or image.config_digest}`.\n",
-        markdown_table(
-            ("Metric", "Value"), ((label, figure_text(name, getattr(totals, name))) for name, label in FIGURES.items())
-        ),
+        "## Image measurement\n",
+        f"`{_code(image.name)}`, {_escape(image.platform)}, digest `{digest}`.\n",
+        _table(("Metric", "Value"), figures),
         _dive_sentence(measurement),
         "### Layers\n",
-        markdown_table(
-            ("#", "Instruction", "Unpacked", "% of total", "Blob", "Seen", "Wasted", "Files"),
-            (
-                (
-                    str(layer.position),
-                    as_instruction(layer.instruction),
-                    format_bytes(layer.unpacked_bytes),
-                    _share(layer.unpacked_bytes, totals.unpacked_bytes),
-                    format_bytes(layer.blob_bytes),
-                    format_bytes(layer.final_bytes),
-                    format_bytes(layer.wasted_bytes),
-                    f"{layer.files:,}",
-                )
-                for layer in measurement.layers
-            ),
-        ),
+        markdown_table(layers),
         "### Tree\n",
         _tree_block(measurement.tree, totals.final_bytes),
         "### Packages\n",
-        markdown_table(
-            ("Package", "Version", "Kind", "Size", "Files"),
-            [
-                *(
-                    (
-                        as_cell(each.name),
-                        as_cell(each.version),
-                        each.manager,
-                        format_bytes(each.final_bytes),
-                        f"{each.files:,}",
-                    )
-                    for each in measurement.packages[:_ROWS]
-                ),
-                *_more(len(measurement.packages), 5),
-                (
-                    "in no package",
-                    "",
-                    "",
-                    format_bytes(measurement.unowned.final_bytes),
-                    f"{measurement.unowned.files:,}",
-                ),
-            ],
-        ),
+        markdown_table(tables.packages(measurement, limit=_ROWS)),
         *_waste_section(measurement),
         *_duplicate_section(measurement),
         *_gpu_section(measurement),
         "### Largest files\n",
-        markdown_table(
-            ("File", "Size", "Layer"),
-            (
-                (f"`{_code(each.path)}`", format_bytes(each.size_bytes), str(each.layer))
-                for each in measurement.largest_files[:10]
-            ),
-        ),
+        markdown_table(tables.largest_files(measurement), limit=_FEW_ROWS),
     ]
     return "\n".join(sections)
 
@@ -140,67 +61,26 @@ def measurement_markdown(measurement: Measurement, *, title: str = "Image measur
 def _dive_sentence(measurement: Measurement) -> str:
     dive = measurement.dive
     return (
-        f"dive's own figures: efficiency {dive.efficiency_fraction:.4f}, {format_bytes(dive.wasted_bytes)} wasted, "
-        f"{dive.wasted_user_fraction:.2%} of what the layers above the lowest hold.\n"
+        f"By dive's formulas: efficiency {dive.efficiency_fraction:.4f}, {format_bytes(dive.wasted_bytes)} wasted, "
+        f"{dive.wasted_user_fraction:.2%} of the bytes in the layers above the lowest.\n"
     )
-
-
-def _transfer_sentence(comparison: Comparison, before: str, after: str) -> str:
-    whole = format_bytes(comparison.figure("blob_bytes").after)
-    part = format_bytes(comparison.transfer_bytes)
-    return f"A node that holds {as_cell(before)} fetches {part} of {whole} for {as_cell(after)}.\n"
 
 
 def _waste_section(measurement: Measurement) -> Iterator[str]:
     yield "### Waste\n"
-    if not measurement.waste:
-        yield "No byte is stored and not seen.\n"
-        return
-    yield markdown_table(
-        ("Cause", "Size", "Files", "Stored by layer", "By layer", "Instruction that did it", "Largest"),
-        (
-            (
-                each.cause,
-                format_bytes(each.wasted_bytes),
-                f"{each.files:,}",
-                str(each.stored_by),
-                str(each.caused_by),
-                as_instruction(each.instruction),
-                f"`{_code(each.largest[0].path)}`",
-            )
-            for each in measurement.waste[:_ROWS]
-        ),
-    )
+    if measurement.waste:
+        yield markdown_table(tables.waste(measurement), limit=_ROWS)
+    else:
+        yield "No wasted bytes: every stored file is visible.\n"
 
 
 def _duplicate_section(measurement: Measurement) -> Iterator[str]:
     if measurement.duplicate_libraries:
-        yield "### Shared libraries more than once\n"
-        yield markdown_table(
-            ("Library", "Extra", "Copies"),
-            (
-                (
-                    as_cell(each.soname) + (" (CUDA)" if each.is_cuda else ""),
-                    format_bytes(each.extra_bytes),
-                    "<br>".join(f"`{_code(copy.path)}`" for copy in each.copies),
-                )
-                for each in measurement.duplicate_libraries[:_ROWS]
-            ),
-        )
+        yield "### Duplicate shared libraries\n"
+        yield markdown_table(tables.duplicate_libraries(measurement), limit=_ROWS)
     if measurement.duplicates:
-        yield "### Equal content\n"
-        yield markdown_table(
-            ("Extra", "Copies", "Size of each", "For example"),
-            (
-                (
-                    format_bytes(each.extra_bytes),
-                    str(each.copies),
-                    format_bytes(each.size_bytes),
-                    "<br>".join(f"`{_code(copy.path)}` (layer {copy.layer})" for copy in each.examples[:3]),
-                )
-                for each in measurement.duplicates[:10]
-            ),
-        )
+        yield "### Duplicate content\n"
+        yield markdown_table(tables.duplicate_content(measurement), limit=_FEW_ROWS)
 
 
 def _gpu_section(measurement: Measurement) -> Iterator[str]:
@@ -208,207 +88,85 @@ def _gpu_section(measurement: Measurement) -> Iterator[str]:
     if not gpu_code.architectures:
         return
     yield "### GPU code\n"
-    yield markdown_table(
-        ("Architecture", "Code", "Libraries"),
-        ((each.architecture, format_bytes(each.code_bytes), str(each.libraries)) for each in gpu_code.architectures),
-    )
-    yield markdown_table(
-        ("Library", "Code", "Most of it for"),
-        (
-            (f"`{_code(each.path)}`", format_bytes(each.code_bytes), architectures_text(each))
-            for each in gpu_code.libraries[:10]
-        ),
-    )
+    yield markdown_table(tables.gpu_architectures(gpu_code))
+    yield markdown_table(tables.gpu_libraries(gpu_code), limit=_FEW_ROWS)
     if gpu_code.layers_not_searched:
-        yield f"{layers_not_searched_text(gpu_code)}\n"
+        yield f"{format_layers_not_searched(gpu_code)}\n"
 
 
-def architectures_text(library: GpuLibrary) -> str:
-    """Write a library's four largest architectures with their sizes."""
-    largest = sorted(library.architectures.items(), key=lambda each: -each[1])[:4]
-    return ", ".join(f"{name} {format_bytes(size_bytes)}" for name, size_bytes in largest)
-
-
-def layers_not_searched_text(gpu_code: GpuCodeMeasurement) -> str:
-    """Say which layers the figures of GPU code leave out."""
-    layers = ", ".join(str(position) for position in gpu_code.layers_not_searched)
-    return f"Not searched for GPU code, because they are compressed or came in a stream: layers {layers}."
+def _tree_block(rows: Sequence[TreeRow], total_bytes: int) -> str:
+    """Returns the tree of the image's parts in a block of fixed width."""
+    lines = []
+    for number, row in enumerate(rows):
+        is_last = number + 1 == len(rows) or rows[number + 1].parent != row.parent
+        name = row.label.rpartition("/")[2] + "/" if row.parent else row.label
+        label = ("  └─ " if is_last else "  ├─ ") + name if row.parent else name
+        lines.append(f"{label:<36}{format_bytes(row.final_bytes):>10}{row.fraction:>9.1%}")
+    rule = "─" * 55
+    head, total = f"{'Part':<36}{'Size':>10}{'Total':>9}", f"{'TOTAL':<36}{format_bytes(total_bytes):>10}"
+    return "\n".join(["```", head, rule, *lines, rule, total, "```", ""])
 
 
 def comparison_markdown(comparison: Comparison, *, before: str = "Before", after: str = "After") -> str:
-    """Write the summary, the layers, the tree, what was removed and the changes of packages and files."""
+    """Returns what changed between two images: totals, layers, tree, removed components, packages, files."""
+    sections = [f"## {_escape(before)} and {_escape(after)}\n"]
     if comparison.is_empty:
-        heading = f"## {as_cell(before)} and {as_cell(after)}\n"
-        return f"{heading}\nThe images are identical: no layer, package or file differs.\n"
-    sections = [
-        f"## {as_cell(before)} and {as_cell(after)}\n",
-        summary_table(comparison, before=before, after=after),
-        _transfer_sentence(comparison, before, after),
+        return "\n".join([*sections, "The images are identical: no layer, package or file differs.\n"])
+    to_fetch = f"{format_bytes(comparison.transfer_bytes)} of {format_bytes(comparison.figure('blob_bytes').after)}"
+    parts = (
+        (
+            ("&nbsp;&nbsp;" if each.parent else "") + _escape(each.label),
+            format_bytes(each.before_bytes),
+            format_bytes(each.after_bytes),
+            format_byte_change(each.before_bytes, each.after_bytes),
+        )
+        for each in comparison.tree
+    )
+    sections += [
+        summary_markdown(comparison, before=before, after=after),
+        f"A node that has {_escape(before)} fetches {to_fetch} for {_escape(after)}.\n",
         "### Layers\n",
-        layer_table(comparison, before=before, after=after),
+        markdown_table(tables.layer_changes(comparison, before, after)),
         "### Tree\n",
-        markdown_table(
-            ("Part", before, after, "Change"),
-            (
-                (
-                    ("&nbsp;&nbsp;" if each.parent else "") + each.label,
-                    format_bytes(each.before_bytes),
-                    format_bytes(each.after_bytes),
-                    format_byte_change(each.before_bytes, each.after_bytes),
-                )
-                for each in comparison.tree
-            ),
-        ),
+        _raw_table(("Part", _escape(before), _escape(after), "Change"), parts),
     ]
     if comparison.removed:
-        sections += ["### Removed\n", removed_table(comparison)]
+        sections += ["### Removed\n", removed_markdown(comparison)]
     if comparison.packages:
-        sections += [
-            "### Packages\n",
-            markdown_table(
-                ("Package", "Kind", before, after, "Change"),
-                [
-                    *(
-                        (
-                            f"{as_cell(each.name)} ({each.manager})",
-                            each.kind,
-                            as_cell(each.before_version) or "-",
-                            as_cell(each.after_version) or "-",
-                            format_byte_change(each.before_bytes, each.after_bytes),
-                        )
-                        for each in comparison.packages[:_ROWS]
-                    ),
-                    *_more(len(comparison.packages), 5),
-                ],
-            ),
-        ]
+        sections += ["### Packages\n", markdown_table(tables.package_changes(comparison, before, after), limit=_ROWS)]
     if comparison.files is None:
-        sections.append("Files were not compared: a measurement was kept without them.\n")
+        sections.append("Files were not compared: a measurement was saved without its list of files.\n")
     elif comparison.files:
-        sections += [
-            "### Files\n",
-            markdown_table(
-                ("File", "Kind", before, after),
-                [
-                    *(
-                        (
-                            f"`{_code(each.path)}`",
-                            each.kind,
-                            format_bytes(each.before_bytes),
-                            format_bytes(each.after_bytes),
-                        )
-                        for each in comparison.files[:_ROWS]
-                    ),
-                    *_more(len(comparison.files), 4),
-                ],
-            ),
-        ]
+        sections += ["### Files\n", markdown_table(tables.file_changes(comparison, before, after), limit=_ROWS)]
     return "\n".join(sections)
 
 
-def summary_table(comparison: Comparison, *, before: str = "Before", after: str = "After") -> str:
-    """Write the table that opens the before/after report: each figure and how it changed."""
-    rows = [summary_row(figure) for figure in comparison.figures]
-    rows += [_concern_row(concern) for concern in comparison.concerns if concern.before_bytes or concern.after_bytes]
-    return markdown_table(("Metric", before, after, "Change", "% change"), rows)
+def summary_markdown(comparison: Comparison, *, before: str = "Before", after: str = "After") -> str:
+    """Returns the first table of the before/after report: each total, and the content that should not be there."""
+    summary = tables.summary(comparison, before, after)
+    return _table(summary.headings, [*summary.rows, *tables.concerns(comparison, before, after).rows])
 
 
-def summary_row(figure: FigureChange) -> tuple[str, ...]:
-    """Write one of the totals: its label, before, after, change, and that as a part of what was before."""
-    label = FIGURES[figure.name]
-    if figure.name.endswith("_bytes"):
-        change = format_byte_change(figure.before, figure.after)
-    elif figure.name.endswith("_fraction"):
-        change = f"{figure.after - figure.before:+.4f}"
-    else:
-        change = f"{figure.after - figure.before:+,.0f}"
-    return (
-        label,
-        figure_text(figure.name, figure.before),
-        figure_text(figure.name, figure.after),
-        change,
-        "" if figure.name.endswith("_fraction") else _change_fraction(figure.before, figure.after),
-    )
-
-
-def _concern_row(concern: PartChange) -> tuple[str, ...]:
-    def shown(size_bytes: int) -> str:
-        return f"yes ({format_bytes(size_bytes)})" if size_bytes else "no"
-
-    return (
-        _CONCERNS.get(concern.label, concern.label),
-        shown(concern.before_bytes),
-        shown(concern.after_bytes),
-        format_byte_change(concern.before_bytes, concern.after_bytes),
-        _change_fraction(concern.before_bytes, concern.after_bytes),
-    )
-
-
-def layer_table(comparison: Comparison, *, before: str = "Before", after: str = "After") -> str:
-    """Write the layers of both images side by side, with the cause of each change and what must be fetched."""
-
-    def position(number: int | None) -> str:
-        return "-" if number is None else str(number)
-
-    return markdown_table(
-        ("#", "Instruction", before, after, "Change", "Cause", "To fetch"),
-        (
-            (
-                f"{position(layer.before)} → {position(layer.after)}",
-                as_instruction(layer.instruction),
-                format_bytes(layer.before_bytes),
-                format_bytes(layer.after_bytes),
-                layer_change(layer),
-                layer.cause or "",
-                format_bytes(layer.fetch_bytes) if layer.fetch_bytes else "",
-            )
-            for layer in comparison.layers
-        ),
-    )
-
-
-def layer_change(layer: LayerChange) -> str:
-    """Write how a layer changed, by how much where it did."""
-    if layer.before_bytes == layer.after_bytes:
-        return layer.kind
-    return f"{layer.kind}, {format_byte_change(layer.before_bytes, layer.after_bytes)}"
-
-
-def removed_table(comparison: Comparison) -> str:
-    """Write what the image no longer holds, the largest first, with the sum of all."""
-    rows = [
-        (as_cell(each.name), format_bytes(each.removed_bytes), f"{each.files:,}", each.reason)
-        for each in comparison.removed[:_ROWS]
-    ]
-    rest = comparison.removed[_ROWS:]
-    if rest:
-        rows.append(
-            (
-                f"{len(rest)} more",
-                format_bytes(sum(each.removed_bytes for each in rest)),
-                f"{sum(each.files for each in rest):,}",
-                "",
-            )
-        )
+def removed_markdown(comparison: Comparison) -> str:
+    """Returns the removed components, the largest first, with the sum of all."""
+    shown, others = comparison.removed[:_ROWS], comparison.removed[_ROWS:]
+    rows = list(tables.removed(comparison).rows[: len(shown)])
+    if others:
+        size_bytes, files = sum(each.removed_bytes for each in others), sum(each.files for each in others)
+        rows.append((f"{len(others)} more", format_bytes(size_bytes), f"{files:,}", ""))
     total_bytes = sum(each.removed_bytes for each in comparison.removed)
-    rows.append(
-        ("**Total**", f"**{format_bytes(total_bytes)}**", f"{sum(each.files for each in comparison.removed):,}", "")
-    )
-    return markdown_table(("Component", "Size", "Files", "Reason"), rows)
+    total_files = sum(each.files for each in comparison.removed)
+    total = ("**Total**", f"**{format_bytes(total_bytes)}**", f"{total_files:,}", "")
+    return _raw_table(tables.removed(comparison).headings, [*(tuple(map(_cell, row)) for row in rows), total])
 
 
-def budget_markdown(verdict: BudgetReport) -> str:
-    """Write every limit with its judgement."""
-    if not verdict.judgements:
-        return "No budget was set.\n"
-    return markdown_table(
-        ("Budget", "BudgetResult", "Measured and allowed"),
-        ((as_cell(each.budget), each.status, as_cell(each.message)) for each in verdict.judgements),
-    )
+def budgets_markdown(report: BudgetReport) -> str:
+    """Returns every budget with its result."""
+    return markdown_table(tables.budgets(report)) if report.results else "No budget is set.\n"
 
 
 def checks_markdown(results: Results) -> str:
-    """Write what the checks of an image found, what was not verified, and how many passed."""
+    """Returns the checks that failed, broke or were not verified, and how many had each outcome."""
     counts: dict[str, int] = {}
     for each in results.checks:
         counts[each.outcome] = counts.get(each.outcome, 0) + 1
@@ -417,76 +175,69 @@ def checks_markdown(results: Results) -> str:
     for each in results.checks:
         if each.outcome in {"fail", "error", "not verified"}:
             fix = [f"fix: {each.fix}"] if each.fix else []
-            said = "<br>".join(map(as_cell, [*each.found[:_FOUND], *fix, each.reason]))
-            rows.append((as_cell(each.title), each.outcome.upper(), said))
+            found = "<br>".join(_escape(line) for line in [*each.found[:_FOUND], *fix, each.reason] if line)
+            rows.append((_escape(each.title), each.outcome.upper(), found))
     parts = [
-        f"## Checks of {as_cell(results.target)}\n",
+        f"## Checks of {_escape(results.target)}\n",
         f"`{_code(results.image)}`: {summary}; {results.seconds:.1f} s.\n",
-        *([markdown_table(("Check", "Result", "Found"), rows)] if rows else []),
     ]
+    if rows:
+        parts.append(_raw_table(("Check", "Result", "Found"), rows))
     return "\n".join(parts)
 
 
-def _tree_block(rows: Sequence[TreeRow], total_bytes: int) -> str:
-    """Draw the tree as the report does, in a block of fixed width."""
-    lines = []
-    for number, row in enumerate(rows):
-        is_last = number + 1 == len(rows) or rows[number + 1].parent != row.parent
-        name = row.label.rpartition("/")[2] + "/" if row.parent else row.label
-        label = ("  └─ " if is_last else "  ├─ ") + name if row.parent else name
-        lines.append(f"{label:<36}{format_bytes(row.final_bytes):>10}{row.fraction:>9.1%}")
-    rule = "─" * 55
-    lines = [
-        f"{'Part':<36}{'Size':>10}{'Total':>9}",
-        rule,
-        *lines,
-        rule,
-        f"{'TOTAL':<36}{format_bytes(total_bytes):>10}",
+def timings_markdown(timings: Timings, budgets: BudgetReport | None = None) -> str:
+    """Returns medians, phases and slowest steps, with the builder and the state of its cache."""
+    parts = [
+        f"## Build times of {timings.target}" + (f" against {timings.against}" if timings.against else "") + "\n",
+        builds.circumstances(timings) + "\n",
+        markdown_table(builds.median_table(timings)),
+        builds.LEGEND + "\n",
+        "### Phases\n",
+        f"{builds.PHASES_LEGEND}\n",
+        markdown_table(builds.phase_table(timings)),
+        "### Slowest steps\n",
+        *(f"{each.caption}:\n\n{markdown_table(each)}" for each in builds.slowest_steps(timings)),
+        "### All builds\n",
+        markdown_table(builds.build_table(timings)),
     ]
-    return "\n".join(["```", *lines, "```", ""])
+    if timings.not_run:
+        parts += ["### Not timed\n", "".join(f"- {_escape(line)}\n" for line in builds.not_timed(timings))]
+    if budgets is not None:
+        parts += ["### Budgets\n", budgets_markdown(budgets)]
+    return "\n".join(parts)
 
 
-def markdown_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a table of cells that are Markdown already."""
+def markdown_table(table: Table, *, limit: int | None = None) -> str:
+    """Returns a table; the rows above *limit* are counted only."""
+    shown = table if limit is None else table.first(limit)
+    return _table(shown.headings, shown.rows)
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
+    return _raw_table([_escape(heading) for heading in headings], (tuple(map(_cell, row)) for row in rows))
+
+
+def _raw_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table of cells that are Markdown already."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def _more(count: int, columns: int) -> list[tuple[str, ...]]:
-    return [(f"{count - _ROWS:,} more", *[""] * (columns - 1))] if count > _ROWS else []
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return _escape(cell)
+    if isinstance(cell, Styled):
+        text = f"`{_code(cell.text)}`" if cell.style == "code" else _escape(cell.text)
+        return _escape(cell.prefix) + text + _escape(cell.suffix)
+    return "<br>".join(map(_cell, cell))
 
 
-def figure_text(name: str, value: float) -> str:
-    """Write one of the totals, by its name, with its unit."""
-    if name.endswith("_bytes"):
-        return format_bytes(value)
-    return f"{value:.4f}" if name.endswith("_fraction") else f"{value:,.0f}"
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole else "-"
-
-
-def _change_fraction(before: float, after: float) -> str:
-    return f"{after / before - 1:+.1%}" if before else ""
-
-
-def shortened(instruction: str | None) -> str:
-    """Write an instruction so that it fits into a table."""
-    text = instruction or "(no history)"
-    return text if len(text) <= _INSTRUCTION_LETTERS else text[: _INSTRUCTION_LETTERS - 1] + "…"
-
-
-def as_instruction(instruction: str | None) -> str:
-    """Write an instruction for a cell, shortened."""
-    return f"`{_code(shortened(instruction))}`"
-
-
-def as_cell(text: str) -> str:
-    """Escape what Markdown would read as its own, or as HTML."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+def _escape(text: str) -> str:
+    """Returns *text* so that no character in it is Markdown or HTML; spaces at its ends stay."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", re.sub(r"\s+", " ", text))
 
 
 def _code(text: str) -> str:
-    """Make a text fit between backticks in a table."""
+    """Returns *text* so that it fits between backticks in a table."""
     return " ".join(text.split()).replace("`", "'").replace("|", "\\|")

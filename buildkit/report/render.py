@@ -1,7 +1,6 @@
-"""What stands between the command line and the files: obtain a measurement, render a report."""
+"""Renders a report in the format that the caller chose."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Final, Literal, get_args
 
 import msgspec
@@ -9,46 +8,24 @@ import msgspec
 from buildkit.check.budget import BudgetReport
 from buildkit.diff.diff import Comparison
 from buildkit.errors import UsageError
-from buildkit.image.analyze import analyze
-from buildkit.image.layer_stream import Limits
-from buildkit.image.model import Measurement, load
-from buildkit.image.read import read_image
-from buildkit.report.builds import Timeline, timings_json, timings_markdown, timings_page
-from buildkit.report.findings import checks_junit, checks_sarif, junit, sarif
+from buildkit.image.model import Measurement
+from buildkit.report.builds import Timeline
 from buildkit.report.markdown import (
-    budget_markdown,
+    budgets_markdown,
     checks_markdown,
     comparison_markdown,
     measurement_markdown,
-    to_json,
+    timings_markdown,
 )
-from buildkit.report.page import TrendPoint, page
 from buildkit.timing.record import Timings
 from checks.verdicts import Results
 
-__all__ = ["FORMATS", "Format", "load_measurement", "render", "render_checks", "render_timings"]
+__all__ = ["FORMATS", "Format", "render", "render_checks", "render_timings"]
 
 Format = Literal["json", "markdown", "html", "junit", "sarif"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 
-
-def load_measurement(
-    name: str,
-    *,
-    cache: Path | None = None,
-    platform: str | None = None,
-    tag: str | None = None,
-    limits: Limits | None = None,
-    docker: Sequence[str] = ("docker",),
-) -> Measurement:
-    """Measure an image, or load a measurement that was saved: *name* is then a path that ends in .json.
-
-    The other arguments are those of `image.read_image`, and so is what is raised.
-    """
-    path = Path(name)
-    if path.suffix == ".json" and path.is_file():
-        return load(path)
-    return analyze(read_image(name, cache=cache, platform=platform, tag=tag, limits=limits, docker=docker))
+# HTML, JUnit and SARIF are imported where they are written: Jinja2 and junitparser take 60 to 90 ms to import.
 
 
 def render(
@@ -56,27 +33,33 @@ def render(
     measurement: Measurement,
     *,
     comparison: Comparison | None = None,
-    verdict: BudgetReport | None = None,
+    budgets: BudgetReport | None = None,
     timelines: Sequence[Timeline] = (),
-    trend: Sequence[Measurement] = (),
+    history: Sequence[Measurement] = (),
     before: str = "Before",
     after: str = "After",
 ) -> str:
-    """Write a report in one of `FORMATS`: of *comparison* where there is one, of *measurement* else.
+    """Returns a report on *comparison* if there is one, else on *measurement*.
 
-    *trend* are kept measurements, the oldest first. JUnit and SARIF show *verdict*, so they are refused without one;
-    Markdown and HTML show it where there is one.
+    HTML shows *timelines*, and *history* (earlier measurements, the oldest first) as a trend. HTML and Markdown show
+    *budgets* if there are any; JUnit and SARIF need them.
+
+    Raises:
+        UsageError: the format is JUnit or SARIF, and there are no budgets.
+        PlotlyMissing: the format is HTML, and plotly is not installed.
     """
     match kind:
         case "json":
-            return to_json(comparison or measurement)
+            return _json(comparison or measurement)
         case "html":
-            return page(
+            from buildkit.report.html import measurement_page  # noqa: PLC0415
+
+            return measurement_page(
                 measurement,
                 comparison=comparison,
-                verdict=verdict,
+                budgets=budgets,
                 timelines=timelines,
-                trend=[TrendPoint(each.measured_at or "", each.totals) for each in trend],
+                history=history,
                 before=before,
                 after=after,
             )
@@ -86,37 +69,59 @@ def render(
                 if comparison is None
                 else comparison_markdown(comparison, before=before, after=after)
             )
-            return text if verdict is None else f"{text}\n### Budgets\n\n{budget_markdown(verdict)}"
-    return _findings(kind, verdict, measurement)
+            return text if budgets is None else f"{text}\n### Budgets\n\n{budgets_markdown(budgets)}"
+    return _render_budgets(kind, budgets, measurement)
 
 
-def render_timings(kind: Format, timings: Timings, *, verdict: BudgetReport | None = None) -> str:
-    """Write a report on timed builds in one of `FORMATS`; what `render` says of *verdict* holds here too."""
+def render_timings(kind: Format, timings: Timings, *, budgets: BudgetReport | None = None) -> str:
+    """Returns a report on timed builds; *budgets* and the errors are as in `render`."""
     match kind:
         case "json":
-            return timings_json(timings)
+            return _json(timings)
         case "html":
-            return timings_page(timings, verdict)
+            from buildkit.report.html import timings_page  # noqa: PLC0415
+
+            return timings_page(timings, budgets)
         case "markdown":
-            return timings_markdown(timings, verdict)
-    return _findings(kind, verdict)
+            return timings_markdown(timings, budgets)
+    return _render_budgets(kind, budgets)
 
 
 def render_checks(kind: Format, results: Results, *, required: Iterable[str] = ()) -> str:
-    """Write a report on the checks of an image in one of `FORMATS` but HTML; *required* are tiers, as in `verify`."""
+    """Returns a report on the checks of an image; *required* are the tiers in which "not verified" is a finding.
+
+    Raises:
+        UsageError: the format is HTML.
+    """
     match kind:
         case "json":
-            return msgspec.json.format(msgspec.json.encode(results), indent=2).decode() + "\n"
+            return _json(results)
         case "markdown":
             return checks_markdown(results)
         case "junit":
+            from buildkit.report.junit import checks_junit  # noqa: PLC0415
+
             return checks_junit(results, required=required)
         case "sarif":
+            from buildkit.report.sarif import checks_sarif  # noqa: PLC0415
+
             return checks_sarif(results, required=required)
-    raise UsageError("format", kind, "checks are shown as json, markdown, junit or sarif; `measure` writes HTML")
+    raise UsageError("format", kind, "results of checks are written as json, markdown, junit or sarif")
 
 
-def _findings(kind: Format, verdict: BudgetReport | None, measurement: Measurement | None = None) -> str:
-    if verdict is None:
-        raise UsageError("format", kind, "shows budgets, and none was judged; json, markdown or html need none")
-    return junit(verdict) if kind == "junit" else sarif(verdict, measurement)
+def _render_budgets(
+    kind: Literal["junit", "sarif"], budgets: BudgetReport | None, measurement: Measurement | None = None
+) -> str:
+    if budgets is None:
+        raise UsageError("format", kind, "shows budgets, and there are none: add --budgets or --dive-rules")
+    if kind == "junit":
+        from buildkit.report.junit import budgets_junit  # noqa: PLC0415
+
+        return budgets_junit(budgets)
+    from buildkit.report.sarif import budgets_sarif  # noqa: PLC0415
+
+    return budgets_sarif(budgets, measurement)
+
+
+def _json(value: Measurement | Comparison | Timings | Results) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"

@@ -1,106 +1,137 @@
-"""Measurements, comparisons and verdicts as tables that rich prints; nothing here prints by itself."""
+"""Lays out measurements, comparisons, timed builds, budgets and check results as rich tables; prints nothing itself."""
 
 from typing import Final
 
 from rich.console import Group
-from rich.table import Table
+from rich.table import Table as Grid
 from rich.text import Text
 
 from buildkit.check.budget import BudgetReport
+from buildkit.check.verify import VerifyResult
 from buildkit.diff.diff import Comparison
 from buildkit.image.model import Measurement
-from buildkit.report.markdown import FIGURES, figure_text, layer_change, shortened, summary_row
-from buildkit.text import format_byte_change, format_bytes
+from buildkit.report import builds, tables
+from buildkit.report.format import FIGURES, format_figure
+from buildkit.report.tables import Cell, Styled, Table
+from buildkit.text import format_bytes
+from buildkit.timing.record import Timings
+from checks.verdicts import CheckResult
 
-__all__ = ["budget_table", "comparison_tables", "measurement_tables"]
+__all__ = ["budget_table", "check_table", "comparison_tables", "measurement_tables", "timings_tables"]
 
 _ROWS: Final = 20
+_FEW_ROWS: Final = 10
+_FINDINGS: Final = 5
+_STATUS_STYLES: Final = {"failed": "bold red", "waived": "yellow", "not evaluated": "yellow", "passed": "green"}
+_OUTCOME_STYLES: Final = {
+    "pass": "green",
+    "fail": "bold red",
+    "error": "bold magenta",
+    "not verified": "yellow",
+    "not applicable": "dim",
+}
 
 
 def measurement_tables(measurement: Measurement) -> Group:
-    """Return the tables of an image for a terminal: totals, layers, tree, largest packages, waste."""
-    totals = measurement.totals
-    figures = _grid("", "")
-    for name, label in FIGURES.items():
-        figures.add_row(label, figure_text(name, getattr(totals, name)))
-    layers = _grid("#", "Instruction", "Unpacked", "Blob", "Wasted", "Files", title="Layers")
-    for layer in measurement.layers:
-        layers.add_row(
-            str(layer.position),
-            Text(shortened(layer.instruction)),
-            format_bytes(layer.unpacked_bytes),
-            format_bytes(layer.blob_bytes),
-            format_bytes(layer.wasted_bytes),
-            f"{layer.files:,}",
-        )
-    tree = _grid("Part", "", "Size", "% of total", title="Tree")
-    for row in measurement.tree:
-        label = f"  {row.label}" if row.parent else row.label
-        tree.add_row(Text(label), "", format_bytes(row.final_bytes), f"{row.fraction:.1%}")
-    packages = _grid("Package", "Version", "Size", title="Largest packages")
-    for package in measurement.packages[:10]:
-        packages.add_row(Text(package.name), Text(package.version), format_bytes(package.final_bytes))
-    waste = _grid("Cause", "Instruction that did it", "Size", title="Waste")
-    for group in measurement.waste[:10]:
-        waste.add_row(group.cause, Text(shortened(group.instruction)), format_bytes(group.wasted_bytes))
-    image = measurement.image
-    heading = Text(f"{image.name}  {image.platform}  {image.manifest_digest or image.config_digest}")
-    return Group(heading, figures, layers, tree, packages, waste if measurement.waste else Text("No waste."))
+    """Returns the tables of an image: totals, layers, tree, largest packages, waste."""
+    image, totals = measurement.image, measurement.totals
+    figures = ((label, format_figure(name, getattr(totals, name))) for name, label in FIGURES.items())
+    layers = tables.layers(measurement).select("#", "Instruction", "Unpacked", "Blob", "Wasted", "Files")
+    tree = tables.tree(measurement).select("Part", "Size", "% of total")
+    packages = tables.packages(measurement, limit=_FEW_ROWS).select("Package", "Version", "Size")
+    waste = tables.waste(measurement).select("Cause", "Hidden by", "Size")
+    return Group(
+        Text(f"{image.name}  {image.platform}  {image.manifest_digest or image.config_digest}"),
+        _grid(tables.table("", "", ("", ""), figures, numbers=(1,))),
+        _grid(layers, title="Layers"),
+        _grid(tree, title="Tree"),
+        _grid(packages, title="Largest packages"),
+        _grid(waste, title="Waste", limit=_FEW_ROWS) if measurement.waste else Text("No wasted bytes."),
+    )
 
 
 def comparison_tables(comparison: Comparison, *, before: str = "Before", after: str = "After") -> Group:
-    """Return the tables of a comparison for a terminal: figures, layers, packages."""
+    """Returns the tables of a comparison: totals, layers, packages."""
     if comparison.is_empty:
         return Group(Text("The images are identical."))
-    figures = _grid("", before, after, "Change", "% change")
-    for figure in comparison.figures:
-        figures.add_row(*summary_row(figure))
-    layers = _grid("Layer", "Instruction", before, after, "Change", "To fetch", title="Layers")
-    for layer in comparison.layers:
-        layers.add_row(
-            "-" if layer.after is None else str(layer.after),
-            Text(shortened(layer.instruction)),
-            format_bytes(layer.before_bytes),
-            format_bytes(layer.after_bytes),
-            layer_change(layer) + (f" ({layer.cause})" if layer.cause else ""),
-            format_bytes(layer.fetch_bytes) if layer.fetch_bytes else "",
-        )
-    packages = _grid("Package", before, after, "Change", title="Packages that changed")
-    for package in comparison.packages[:_ROWS]:
-        packages.add_row(
-            Text(package.name),
-            Text(package.before_version or "-"),
-            Text(package.after_version or "-"),
-            f"{package.kind}, {format_byte_change(package.before_bytes, package.after_bytes)}",
-        )
-    count = "not compared" if comparison.files is None else f"{len(comparison.files):,}"
-    note = f"Files that changed: {count}. To fetch: {format_bytes(comparison.transfer_bytes)}."
-    return Group(figures, layers, packages, Text(note))
+    files = "not compared" if comparison.files is None else f"{len(comparison.files):,}"
+    return Group(
+        _grid(tables.summary(comparison, before, after)),
+        _grid(tables.layer_changes(comparison, before, after), title="Layers"),
+        _grid(tables.package_changes(comparison, before, after), title="Packages that changed", limit=_ROWS),
+        Text(f"Files that changed: {files}. To fetch: {format_bytes(comparison.transfer_bytes)}."),
+    )
 
 
-def budget_table(verdict: BudgetReport) -> Table:
-    """Return the limits and their judgements as a table for a terminal."""
-    table = _grid("Budget", "BudgetResult", "Measured and allowed")
-    styles = {"failed": "bold red", "waived": "yellow", "not judged": "yellow", "passed": "green"}
-    for each in verdict.judgements:
-        table.add_row(Text(each.budget), Text(each.status, style=styles[each.status]), Text(each.message))
-    return table
+def timings_tables(timings: Timings) -> Group:
+    """Returns the medians and phases of timed builds."""
+    phases = builds.phase_table(timings)
+    return Group(
+        Text(builds.circumstances(timings)),
+        _grid(builds.median_table(timings)),
+        _grid(phases, title=phases.caption),
+        Text(builds.LEGEND, style="dim"),
+        *(Text(f"not timed: {line}", style="yellow") for line in builds.not_timed(timings)),
+    )
 
 
-def _grid(*headings: str, title: str | None = None) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    texts = {
-        "",
-        "Instruction",
-        "Instruction that did it",
-        "Part",
-        "Package",
-        "Version",
-        "Cause",
-        "Budget",
-        "BudgetResult",
-    }
-    for heading in headings:
-        is_text = heading in texts or heading.startswith("Measured")
-        table.add_column(heading, justify="left" if is_text else "right", overflow="fold")
-    return table
+def budget_table(report: BudgetReport) -> Grid:
+    """Returns every budget with its result."""
+    return _grid(tables.budgets(report))
+
+
+def check_table(result: VerifyResult) -> Grid:
+    """Returns the results of the checks by group, with the findings and the reason below each check."""
+    results = result.results
+    counts = {outcome: sum(check.outcome == outcome for check in results.checks) for outcome in _OUTCOME_STYLES}
+    summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+    grid = Grid(
+        title=f"{results.target}: {results.image}",
+        caption=f"{summary}; {results.seconds:.1f} s. {result.json_path}, {result.junit_path}",
+        title_justify="left",
+        caption_justify="left",
+        expand=True,
+    )
+    grid.add_column("check", ratio=1)
+    grid.add_column("result", no_wrap=True)
+    grid.add_column("s", justify="right", no_wrap=True)
+    group = ""
+    for check in results.checks:
+        if check.group != group:
+            group = check.group
+            grid.add_section()
+            grid.add_row(Text(group.upper(), style="bold"))
+        outcome = Text(check.outcome.upper(), style=_OUTCOME_STYLES[check.outcome])
+        grid.add_row(_check_text(check), outcome, f"{check.seconds:.1f}")
+    return grid
+
+
+def _check_text(check: CheckResult) -> Text:
+    text = Text(check.title)
+    for line in check.found[:_FINDINGS]:
+        text.append(f"\n  {line}", style="red")
+    if len(check.found) > _FINDINGS:
+        text.append(f"\n  and {len(check.found) - _FINDINGS} more, in the JSON file", style="red")
+    if check.fix:
+        text.append(f"\n  fix: {check.fix}", style="cyan")
+    if check.reason:
+        text.append(f"\n  {check.reason.strip().splitlines()[-1]}", style="dim")
+    return text
+
+
+def _grid(table: Table, *, title: str | None = None, limit: int | None = None) -> Grid:
+    grid = Grid(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, heading in enumerate(table.headings):
+        grid.add_column(heading, justify="right" if place in table.numbers else "left", overflow="fold")
+    for row in table.rows[:limit]:
+        grid.add_row(*map(_text, row))
+    return grid
+
+
+def _text(cell: Cell) -> Text:
+    if isinstance(cell, str):
+        return Text(cell)
+    if isinstance(cell, Styled):
+        indent = "  " if cell.style == "indent" else ""
+        return Text.assemble(indent, cell.prefix, (cell.text, _STATUS_STYLES.get(cell.style, "")), cell.suffix)
+    return Text("\n").join(map(_text, cell))
