@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from buildkit.build.locks import locked
 from buildkit.check.budget import parse_budgets
 from buildkit.slim.rules.profiles import uncompiled_packages
-from checks.expectations import Expectations, SecretFingerprint, SizeLimits
+from checks.expectations import Expectations, SizeLimits
 from checks.secrets import certificate_fingerprints
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ def expectations_of(
     *,
     labels: Mapping[str, str] | None = None,
     certificates: bytes = b"",
-    secrets: Mapping[str, str] | None = None,
 ) -> Expectations:
     """Returns what the image of *target* must be.
 
@@ -56,7 +55,6 @@ def expectations_of(
         target: the name of the target.
         labels: the labels that the build set, by full name; without them any value passes.
         certificates: the CA certificates of the build, as PEM.
-        secrets: name -> plain value of the build secrets, which must not be in the image.
 
     Raises:
         UsageError: there is no such target, or its budgets are not valid.
@@ -87,7 +85,6 @@ def expectations_of(
         labels={**{_LABEL_PREFIX + name: None for name in _LABELS}, **(labels or {})},
         budgets=SizeLimits(**known),
         certificates_sha256=tuple(certificate_fingerprints(certificates)),
-        handed_in=SecretFingerprint.of(secrets or {}),
     )
 
 

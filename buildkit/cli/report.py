@@ -1,4 +1,4 @@
-"""`python -m buildkit verify`, `measure`, `compare` and `time`: what an image is, as a report and as a verdict."""
+"""Runs `verify`, `measure`, `compare` and `time`: reports on images and builds, and evaluates their budgets."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from buildkit.build import display
 from buildkit.build.record import load_record, record_path
 from buildkit.build.secrets import BuildSecrets
 from buildkit.check import budget, verify
+from buildkit.check.expectations import expectations_of
 from buildkit.console import FOLDER, log, make_console, write
 from buildkit.diff import diff
 from buildkit.engine import daemon
 from buildkit.errors import BuildkitError, UsageError
-from buildkit.image import history
+from buildkit.image import history, model
+from buildkit.image.analyze import analyze
 from buildkit.image.layer_stream import Limits
+from buildkit.image.read import read_image
 from buildkit.report import builds, render, terminal
 from buildkit.timing import builder, record, run
+from buildkit.timing.record import SCENARIOS
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from rich.console import Group
 
@@ -37,46 +42,48 @@ __all__ = [
     "add_measure_arguments",
     "add_time_arguments",
     "add_verify_arguments",
+    "load_measurement",
     "run_compare",
     "run_measure",
     "run_time",
     "run_verify",
 ]
 
-_SCENARIOS, _RUNS = "cold,no-op,code,dependency", 3
-_FORMATS: Final = ("terminal", "json", "markdown", "html", "junit", "sarif")
+_TARGET, _SCENARIOS, _RUNS, _DEPENDENCY = "api", "cold,no-op,code,dependency", 3, "tqdm"
+_FORMATS: Final = ("terminal", *render.FORMATS)
+_IMAGE_FORMS: Final = "a name or digest in the engine, an OCI layout, an archive, or a saved .json measurement"
+_NOT_TIMED: Final = 3
+"""The exit code of `time` if a scenario could not be timed."""
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
     """Runs the checks on an image and prints their results."""
-    loaded = spec.load(arguments.project)
     folder: Path = arguments.project / FOLDER
-    found = daemon.find(os.environ, daemon.ManagedDaemon())
+    engine = daemon.find(os.environ, daemon.ManagedDaemon())
     labels = None
     image: str = arguments.image
     if not image:
         built = load_record(arguments.build or record_path(folder, arguments.target))
         image, labels = built.digest, built.labels
     build_secrets = BuildSecrets.of(os.environ)
-    expectations = verify.expect(
-        loaded,
+    expectations = expectations_of(
+        spec.load(arguments.project),
         arguments.target,
         labels=labels,
         certificates=build_secrets.certificates.read_bytes() if build_secrets.certificates else b"",
-        handed_in=build_secrets.plain_values(),
     )
     result = verify.verify(
         image,
         expectations,
         output=folder,
         environment=os.environ,
-        engine_host=found.host or None,
+        engine_host=engine.host or None,
         require=arguments.require,
         cache=folder / "cache" / "layers",
-        handed_in=build_secrets.plain_values(),
+        secrets=build_secrets.plain_values(),
     )
     if arguments.format == "terminal":
-        make_console().print(verify.table(result))
+        make_console().print(terminal.check_table(result))
     else:
         write(render.render_checks(arguments.format, result.results, required=arguments.require), arguments.output)
     return 0 if arguments.exit_zero and result.exit_code == 1 else result.exit_code
@@ -88,68 +95,68 @@ def run_measure(arguments: argparse.Namespace) -> int:
     name, series = arguments.image, arguments.image
     if not name:
         built = load_record(record_path(arguments.project / FOLDER, arguments.target))
-        name, series, timelines = built.digest, built.target, [builds.timeline_of(built)]
-    log(f"reading {name}")
-    measurement = render.load_measurement(name, **_reading(arguments))
+        name, series, timelines = built.digest, built.target, [builds.timeline_of_record(built)]
+    measurement = _measure(name, arguments)
     if not arguments.image:
         measurement = measurement.renamed(built.tags[0])
+    folder: Path = arguments.history or arguments.project / FOLDER / "measurements"
     if arguments.keep:
-        log(f"kept {history.append(measurement, _kept(arguments), series=series, measured_at=datetime.now(tz=UTC))}")
-    trend = history.load_series(_kept(arguments), series)
-    verdict = _judge(arguments, measurement)
+        log(f"wrote {history.append(measurement, folder, series=series, measured_at=datetime.now(tz=UTC))}")
+    earlier = history.load_series(folder, series)
+    report = _evaluate(arguments, measurement)
+    tables = []
     if arguments.format == "terminal":
         tables = [terminal.measurement_tables(measurement)]
     else:
-        tables = []
         timelines += _timelines(arguments)
-        text = render.render(arguments.format, measurement, verdict=verdict, timelines=timelines, trend=trend)
+        text = render.render(arguments.format, measurement, budgets=report, timelines=timelines, history=earlier)
         write(text, arguments.output)
-    return _concluded(arguments, tables, verdict)
+    return _finish(arguments, tables, report)
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
     """Compares two images and prints or writes the report."""
-    measurements = []
-    for name in (arguments.before, arguments.after):
-        log(f"reading {name}")
-        measurements.append(render.load_measurement(name, **_reading(arguments)))
-    before, after = measurements
+    before, after = _measure(arguments.before, arguments), _measure(arguments.after, arguments)
     comparison = diff.compare(before, after, base_layers=arguments.base_layers)
-    verdict = _judge(arguments, after, before)
-    called = _called(arguments.before, arguments.after)
-    names: dict[str, Any] = {"before": called[0], "after": called[1]}
+    report = _evaluate(arguments, after, before)
+    names: Any = dict(zip(("before", "after"), _short_names(arguments.before, arguments.after), strict=True))
+    tables = []
     if arguments.format == "terminal":
         tables = [terminal.comparison_tables(comparison, **names)]
     else:
-        tables = []
-        shown: dict[str, Any] = {"comparison": comparison, "verdict": verdict, "timelines": _timelines(arguments)}
-        write(render.render(arguments.format, after, **shown, **names), arguments.output)
-    return _concluded(arguments, tables, verdict)
+        timelines = _timelines(arguments)
+        text = render.render(
+            arguments.format, after, comparison=comparison, budgets=report, timelines=timelines, **names
+        )
+        write(text, arguments.output)
+    return _finish(arguments, tables, report)
 
 
-def _called(*measurements: str) -> tuple[str, ...]:
-    """What a report calls images: as the caller did, saved measurements by their files' names where these differ."""
-    names = tuple(name.removesuffix(".json") for name in measurements)
-    short = tuple(Path(name).name if name != given else name for name, given in zip(names, measurements, strict=True))
+def _short_names(*given: str) -> tuple[str, ...]:
+    """Returns the names of images in a report: those given; for saved measurements their file names, if they differ."""
+    names = tuple(name.removesuffix(".json") for name in given)
+    short = tuple(Path(name).name if name != word else name for name, word in zip(names, given, strict=True))
     return short if len(set(short)) == len(short) else names
 
 
 def run_time(arguments: argparse.Namespace) -> int:
     """Times builds, or loads saved timings, and prints or writes the report."""
-    if arguments.saved:
+    if arguments.from_file:
         for name in ("target", "against", "scenarios", "runs", "dependency", "builder"):
             if getattr(arguments, name) is not None:
-                raise UsageError(f"--saved with {name}", getattr(arguments, name), "the file says what was timed")
-        timings = record.load(arguments.saved)
-        return _timed(arguments, timings, _budgets_of(arguments.project, timings.target))
+                raise UsageError(
+                    f"--from with {name}", getattr(arguments, name), "the file already says what was timed"
+                )
+        timings = record.load(arguments.from_file)
+        return _report_timings(arguments, timings, _budgets_of(arguments.project, timings.target))
     loaded = spec.load(arguments.project)
     scenarios: Any = (arguments.scenarios or _SCENARIOS).split(",")  # BenchmarkPlan refuses unknown ones
     plan = run.BenchmarkPlan(
-        loaded.target(arguments.target or "api").name,
+        loaded.target(arguments.target or _TARGET).name,
         loaded.target(arguments.against).name if arguments.against else None,
         tuple(scenarios),
         _RUNS if arguments.runs is None else arguments.runs,
-        arguments.dependency or "tqdm",
+        arguments.dependency or _DEPENDENCY,
     )
     budgets = _budgets_of(arguments.project, plan.target)
     console = make_console(stderr=True)
@@ -171,16 +178,17 @@ def run_time(arguments: argparse.Namespace) -> int:
             keep=lambda so_far: record.save(so_far, saved),
         )
     log(f"wrote {saved}")
-    return _timed(arguments, timings, budgets)
+    return _report_timings(arguments, timings, budgets)
 
 
-def _timed(arguments: argparse.Namespace, timings: Timings, budgets: Budgets) -> int:
-    """Writes the report of *timings*; 1 where a budget is broken, 3 where a scenario could not be timed."""
-    limits, verdict = budgets.of_builds(), None
-    if limits.limits:
-        verdict = budget.evaluate(
+def _report_timings(arguments: argparse.Namespace, timings: Timings, budgets: Budgets) -> int:
+    """Writes the report of *timings*; returns 1 if a budget failed, 3 if a scenario could not be timed."""
+    of_builds = budgets.of_builds()
+    report = None
+    if of_builds.limits:
+        report = budget.evaluate(
             None,
-            limits,
+            of_builds,
             today=datetime.now(tz=UTC).date(),
             transfer_bytes=timings.transfer_bytes(timings.target),
             build_seconds_ratio=timings.seconds_ratio(timings.target),
@@ -188,62 +196,73 @@ def _timed(arguments: argparse.Namespace, timings: Timings, budgets: Budgets) ->
         )
     tables = []
     if arguments.format == "terminal":
-        tables = [builds.timings_tables(timings)]
+        tables = [terminal.timings_tables(timings)]
     else:
-        write(render.render_timings(arguments.format, timings, verdict=verdict), arguments.output)
-    code = _concluded(arguments, tables, verdict)
-    return code or (3 if timings.not_run else 0)
+        write(render.render_timings(arguments.format, timings, budgets=report), arguments.output)
+    return _finish(arguments, tables, report) or (_NOT_TIMED if timings.not_run else 0)
 
 
-def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How images are read: the cache, the platform, and the engine where one answers (files need none)."""
-    docker: tuple[str, ...] = ("docker",)
+def load_measurement(
+    name: str,
+    *,
+    cache: Path | None = None,
+    platform: str | None = None,
+    tag: str | None = None,
+    limits: Limits | None = None,
+    docker: Sequence[str] = ("docker",),
+) -> Measurement:
+    """Loads a saved measurement if *name* is a file that ends in .json; else reads and analyzes the image *name*.
+
+    The other arguments and the errors are those of `image.read_image`.
+    """
+    path = Path(name)
+    if path.suffix == ".json" and path.is_file():
+        return model.load(path)
+    return analyze(read_image(name, cache=cache, platform=platform, tag=tag, limits=limits, docker=docker))
+
+
+def _measure(name: str, arguments: argparse.Namespace) -> Measurement:
+    """Loads or makes the measurement of an image, with the engine if one answers; files need none."""
+    log(f"reading {name}")
     try:
         host = daemon.find(os.environ, daemon.ManagedDaemon()).host
     except BuildkitError:
         host = ""
-    if host:
-        docker = ("docker", "--host", host)
-    return {
-        "cache": arguments.project / FOLDER / "cache" / "layers",
-        "platform": arguments.platform,
-        "tag": arguments.tag,
-        "limits": _limits(arguments),
-        "docker": docker,
-    }
+    return load_measurement(
+        name,
+        cache=arguments.project / FOLDER / "cache" / "layers",
+        platform=arguments.platform,
+        tag=arguments.tag,
+        limits=_limits(arguments),
+        docker=("docker", "--host", host) if host else ("docker",),
+    )
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:
-    """How much an image may hold before it is refused: the defaults, or what the caller named."""
-    named: dict[str, int] = {}
+    """Returns the sizes above which an image is refused."""
+    given: dict[str, int] = {}
     if arguments.max_entries is not None:
-        named["entries"] = arguments.max_entries
+        given["entries"] = arguments.max_entries
     if arguments.max_layer_bytes is not None:
-        named["unpacked_bytes"] = round(budget.parse_size("--max-layer-bytes", arguments.max_layer_bytes))
-    return Limits(**named)
-
-
-def _kept(arguments: argparse.Namespace) -> Path:
-    """Where measurements are kept."""
-    folder: Path = arguments.kept or arguments.project / FOLDER / "measurements"
-    return folder
+        given["unpacked_bytes"] = round(budget.parse_size("--max-layer-bytes", arguments.max_layer_bytes))
+    return Limits(**given)
 
 
 def _timelines(arguments: argparse.Namespace) -> list[Timeline]:
-    """The timed builds that the caller named."""
+    """Returns the timelines of the builds in --timings."""
     return list(builds.timelines_of(record.load(arguments.timings))) if arguments.timings else []
 
 
 def _budgets_of(project: Path, target: str) -> Budgets:
-    """The limits of *target* in docker/images.toml; none where it has no table."""
+    """Returns the budgets of *target* in docker/images.toml; none if it has no table of them."""
     loaded = spec.load(project)
     return budget.parse_budgets(loaded.budgets.get(loaded.target(target).name, {}), where=f"budgets.{target}")
 
 
-def _judge(
+def _evaluate(
     arguments: argparse.Namespace, measurement: Measurement, baseline: Measurement | None = None
 ) -> BudgetReport | None:
-    """The verdict by the target's budgets in docker/images.toml, or by a .dive-ci file; None without either."""
+    """Evaluates the budgets that --budgets or --dive-rules name; returns None without either."""
     if arguments.dive_rules:
         budgets = budget.parse_dive_rules(arguments.dive_rules.read_text(), where=str(arguments.dive_rules))
     elif arguments.budgets:
@@ -262,87 +281,131 @@ def _judge(
     )
 
 
-def _concluded(arguments: argparse.Namespace, tables: list[Group], verdict: BudgetReport | None) -> int:
-    """Prints *tables* and the verdict; 1 where a limit is broken, unless the caller wants 0 all the same."""
+def _finish(arguments: argparse.Namespace, tables: list[Group], report: BudgetReport | None) -> int:
+    """Prints *tables* and the budgets; returns 1 if a budget failed, unless --exit-zero is given."""
     console = make_console()
     for table in tables:
         console.print(table)
-    if verdict is None:
+    if report is None:
         return 0
     if tables:
-        console.print(terminal.budget_table(verdict))
-    return 0 if verdict.is_fine or arguments.exit_zero else 1
+        console.print(terminal.budget_table(report))
+    return 0 if report.has_passed or arguments.exit_zero else 1
 
 
-# ---- the command line -----------------------------------------------------------------------------------------------
+# ---- arguments ------------------------------------------------------------------------------------------------------
 
 
 def add_verify_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `verify`."""
-    command.add_argument("--image", default="", help="any image in the engine, by digest or name")
-    command.add_argument("--target", default="api", help="what the image is expected to be (default: api)")
-    command.add_argument("--build", type=Path, help="a build record (default: the target's last, in build/)")
+    command.add_argument("--image", default="", help="an image in the engine, by digest or name (default: last build)")
+    command.add_argument("--target", default=_TARGET, help="the target of docker/images.toml that the image must match")
+    command.add_argument("--build", type=Path, metavar="FILE", help="the build record of the image, instead of --image")
     command.add_argument(
-        "--require", action="append", default=[], metavar="TIER", help="static or device: not verified is a finding"
+        "--require",
+        action="append",
+        default=[],
+        choices=verify.TIERS,
+        metavar="TIER",
+        help=f'a tier whose "not verified" fails: {" or ".join(verify.TIERS)}; may be repeated (default: none)',
     )
-    _output_arguments(command, "terminal", "json", "markdown", "junit", "sarif")
-    command.add_argument("--exit-zero", action="store_true", help="exit 0 even with findings")
+    _add_output_arguments(command, "terminal", "json", "markdown", "junit", "sarif")
+    command.add_argument("--exit-zero", action="store_true", help="exit 0, not 1, if checks fail")
 
 
 def add_measure_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `measure`."""
-    command.add_argument("image", nargs="?", help="in the engine, an OCI layout, an archive, or a saved measurement")
-    command.add_argument("--target", default="api", help="whose last build to measure where no image is named")
-    _report_arguments(command)
-    command.add_argument("--keep", action="store_true", help="keep this measurement, for the trend in the HTML page")
-    command.add_argument("--kept", type=Path, metavar="FOLDER", help="where they are (default: build/measurements)")
+    command.add_argument(
+        "image", nargs="?", metavar="IMAGE", help=f"{_IMAGE_FORMS} (default: the last build of --target)"
+    )
+    command.add_argument(
+        "--target", default=_TARGET, help="the target whose last build is measured if IMAGE is missing"
+    )
+    _add_report_arguments(command)
+    command.add_argument("--keep", action="store_true", help="add this measurement to the history")
+    command.add_argument(
+        "--history",
+        type=Path,
+        metavar="FOLDER",
+        help="earlier measurements, for the trend in the HTML page (default: build/measurements)",
+    )
 
 
 def add_compare_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `compare`."""
-    command.add_argument("before", help="the earlier image: of the engine, a layout, an archive or a measurement")
-    command.add_argument("after", help="the later image, in the same forms")
-    _report_arguments(command)
+    command.add_argument("before", help=f"the image before the change: {_IMAGE_FORMS}")
+    command.add_argument("after", help="the image after the change, in the same forms")
+    _add_report_arguments(command)
     command.add_argument(
-        "--base-layers", type=int, metavar="N", help="how many lowest layers are the base's (default: by their labels)"
+        "--base-layers",
+        type=int,
+        metavar="N",
+        help="number of layers that belong to the base image (default: by the label io.truthgraph.base.layers, or 1)",
     )
 
 
 def add_time_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `time`."""
-    command.add_argument("target", nargs="?", help="a target of docker/images.toml (default: api)")
-    command.add_argument("--against", metavar="TARGET", help="a baseline, timed in turn with it in the same run")
+    """Adds the arguments of `time`. Those that --from excludes have no default here, so that it sees them given."""
+    command.add_argument("target", nargs="?", help=f"a target of docker/images.toml (default: {_TARGET})")
+    command.add_argument("--against", metavar="TARGET", help="the baseline, built in turn with it (default: none)")
     command.add_argument(
-        "--scenarios",
-        help=f"separated by commas, of cold-empty, cold, no-op, code, dependency, torch, base (default: {_SCENARIOS})",
+        "--scenarios", metavar="NAMES", help=f"comma-separated: {', '.join(SCENARIOS)} (default: {_SCENARIOS})"
     )
-    command.add_argument("--runs", type=int, help=f"of each scenario (default: {_RUNS})")
-    command.add_argument("--dependency", help="whose release the dependency scenario changes (default: tqdm)")
-    command.add_argument("--builder", help="an engine of yours, by its docker context, to empty and fill")
-    command.add_argument("--keep-downloads", action="store_true", help="keep that engine's downloads for the next run")
+    command.add_argument("--runs", type=int, metavar="N", help=f"builds of each scenario (default: {_RUNS})")
+    command.add_argument(
+        "--dependency",
+        metavar="NAME",
+        help=f"the distribution whose version the dependency scenario changes (default: {_DEPENDENCY})",
+    )
+    command.add_argument(
+        "--builder",
+        metavar="CONTEXT",
+        help="the docker context of an engine whose build cache may be cleared (default: one started for the run)",
+    )
+    command.add_argument(
+        "--keep-downloads", action="store_true", help="keep the downloads of this run for the next one"
+    )
     command.add_argument(
         "--base-origin",
         choices=["auto", "registry", "debian"],
         default="auto",
         help="pull the base image from a registry, or make it from Debian's packages; auto: pull it if possible",
     )
-    command.add_argument("--saved", type=Path, metavar="FILE", help="report an earlier run; nothing is built")
-    _output_arguments(command)
-    command.add_argument("--exit-zero", action="store_true", help="exit 0 even where a budget is broken")
+    command.add_argument(
+        "--from", type=Path, metavar="FILE", dest="from_file", help="report these saved timings; build nothing"
+    )
+    _add_output_arguments(command)
+    command.add_argument("--exit-zero", action="store_true", help="exit 0, not 1, if a budget fails")
 
 
-def _output_arguments(command: argparse.ArgumentParser, *formats: str) -> None:
-    command.add_argument("--format", "-f", default="terminal", choices=formats or _FORMATS, help="of the report")
-    command.add_argument("--output", "-o", type=Path, help="a file for the report (default: stdout)")
+def _add_output_arguments(command: argparse.ArgumentParser, *formats: str) -> None:
+    command.add_argument("--format", "-f", default="terminal", choices=formats or _FORMATS, help="format of the report")
+    command.add_argument("--output", "-o", type=Path, metavar="FILE", help="a file for the report (default: stdout)")
 
 
-def _report_arguments(command: argparse.ArgumentParser) -> None:
-    _output_arguments(command)
-    command.add_argument("--platform", help="of an index with several, as linux/amd64")
-    command.add_argument("--tag", help="which image of an archive with several")
-    command.add_argument("--max-entries", type=int, metavar="N", help="refuse an image with more files and folders")
-    command.add_argument("--max-layer-bytes", metavar="SIZE", help='refuse a larger layer, unpacked ("300 GB")')
-    command.add_argument("--timings", type=Path, metavar="FILE", help="timed builds to show and to evaluate, of `time`")
-    command.add_argument("--budgets", metavar="TARGET", help="evaluate by this target's budgets in docker/images.toml")
-    command.add_argument("--dive-rules", type=Path, metavar="FILE", help="evaluate by a .dive-ci file instead")
-    command.add_argument("--exit-zero", action="store_true", help="exit 0 even where a budget is broken")
+def _add_report_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments that `measure` and `compare` share."""
+    _add_output_arguments(command)
+    limits = Limits()
+    command.add_argument("--platform", help="the platform to read from a multi-platform index, such as linux/amd64")
+    command.add_argument("--tag", help="the image to read from an archive or layout with several, such as api:1")
+    command.add_argument(
+        "--max-entries",
+        type=int,
+        metavar="N",
+        help=f"refuse an image with more files and folders (default: {limits.entries:,})",
+    )
+    command.add_argument(
+        "--max-layer-bytes",
+        metavar="SIZE",
+        help="refuse a layer that is larger when unpacked, such as 300GB "
+        f"(default: {limits.unpacked_bytes // 2**30} GiB)",
+    )
+    command.add_argument("--timings", type=Path, metavar="FILE", help="builds timed by `time`, to show and to evaluate")
+    command.add_argument(
+        "--budgets", metavar="TARGET", help="evaluate the budgets of this target in docker/images.toml"
+    )
+    command.add_argument(
+        "--dive-rules", type=Path, metavar="FILE", help="evaluate the rules of a .dive-ci file instead"
+    )
+    command.add_argument("--exit-zero", action="store_true", help="exit 0, not 1, if a budget fails")

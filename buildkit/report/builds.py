@@ -29,9 +29,9 @@ __all__ = [
 
 LEGEND: Final = (
     "Scenarios: cold has no cached step, but has the downloads; cold-empty has neither; the others follow a full "
-    "build. Written: by the engine's processes. To fetch: by a node with the image of the full build (for a cold build, by "
-    "one with nothing), as the engine stores layers. Load: average of the minute before each build, with the builds "
-    "of this run."
+    "build. Written: by the engine's processes. To fetch: by a node with the image of the full build (for a cold "
+    "build, by one with nothing), as the engine stores layers. Load: average of the minute before each build, with the "
+    "builds of this run."
 )
 """Explains the columns of `median_table`."""
 PHASES_LEGEND: Final = (

@@ -61,13 +61,14 @@ def _check_case(check: CheckResult, *, is_required: bool) -> TestCase:
     return case
 
 
-def _document(name: str, cases: Iterable[TestCase], *, seconds: float) -> str:
+def _document(name: str, cases: list[TestCase], *, seconds: float) -> str:
     suite = TestSuite(_xml(name))
     suite.add_testcases(cases)
     suite.time = seconds
     document = JUnitXml()
-    document.append(suite)
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n{document.tostring().decode()}\n'
+    document.add_testsuite(suite)
+    text: bytes = document.tostring()  # type: ignore[no-untyped-call] # junitparser does not type it
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n{text.decode()}\n'
 
 
 def _xml(text: str) -> str:

@@ -176,9 +176,7 @@ def waste(measurement: Measurement) -> Table:
             f"{each.files:,}",
             str(each.stored_by),
             code(shorten_instruction(each.instruction), prefix=f"{each.caused_by}: "),
-            tuple(
-                code(file.path, suffix=f" {format_bytes(file.wasted_bytes)}") for file in each.largest[:_EXAMPLES]
-            ),
+            tuple(code(file.path, suffix=f" {format_bytes(file.wasted_bytes)}") for file in each.largest[:_EXAMPLES]),
         )
         for each in measurement.waste
     )
@@ -230,7 +228,8 @@ def gpu_libraries(gpu_code: GpuCodeMeasurement) -> Table:
 def trend(history: Iterable[Measurement]) -> Table:
     """Returns the totals of saved measurements, one row each."""
     rows = (
-        (each.measured_at or "", *(format_figure(name, getattr(each.totals, name)) for name in FIGURES)) for each in history
+        (each.measured_at or "", *(format_figure(name, getattr(each.totals, name)) for name in FIGURES))
+        for each in history
     )
     headings = ("Measured", *FIGURES.values())
     return table("trend-table", "Saved measurements", headings, rows, numbers=range(1, len(headings)))

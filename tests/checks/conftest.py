@@ -222,7 +222,7 @@ def verified(
                 output=output,
                 environment=os.environ,
                 engine_host=host,
-                handed_in=handed_in,
+                secrets=handed_in,
                 cache=cache,
                 reuse=reuse,
                 progress=progress,

@@ -1,5 +1,3 @@
-"""Budgets: every limit can fail, every mistake in one is named."""
-
 import datetime as dt
 import tomllib
 from pathlib import Path
@@ -25,8 +23,8 @@ def budgets(text: str) -> Budgets:
     return parse_budgets(tomllib.loads(text))
 
 
-def statuses(verdict: BudgetReport) -> dict[str, str]:
-    return {judgement.budget: judgement.status for judgement in verdict.judgements}
+def statuses(report: BudgetReport) -> dict[str, str]:
+    return {result.budget: result.status for result in report.results}
 
 
 @pytest.mark.parametrize(
@@ -43,56 +41,56 @@ def statuses(verdict: BudgetReport) -> dict[str, str]:
         ("executables", 1),
     ],
 )
-def test_each_limit_is_the_last_value_that_passes(image: Measurement, name: str, measured_value: int) -> None:
-    assert evaluate(image, Budgets({name: measured_value}), today=TODAY).is_fine
-    (judgement,) = evaluate(image, Budgets({name: measured_value - 1}), today=TODAY).judgements
-    assert (judgement.status, judgement.measured) == ("failed", measured_value)
-    assert f"{name} is {measured_value:,}" in judgement.message
+def test_limit_itself_passes_and_one_more_fails(image: Measurement, name: str, measured_value: int) -> None:
+    assert evaluate(image, Budgets({name: measured_value}), today=TODAY).has_passed
+    (result,) = evaluate(image, Budgets({name: measured_value - 1}), today=TODAY).results
+    assert (result.status, result.measured) == ("failed", measured_value)
+    assert f"{name} is {measured_value:,}" in result.message
 
 
-def test_efficiency_is_a_least(image: Measurement) -> None:
-    assert evaluate(image, Budgets({"efficiency_fraction": 0.625}), today=TODAY).is_fine
-    assert not evaluate(image, Budgets({"efficiency_fraction": 0.63}), today=TODAY).is_fine
+def test_efficiency_is_a_minimum(image: Measurement) -> None:
+    assert evaluate(image, Budgets({"efficiency_fraction": 0.625}), today=TODAY).has_passed
+    assert not evaluate(image, Budgets({"efficiency_fraction": 0.63}), today=TODAY).has_passed
 
 
-def test_growth_is_judged_against_the_baseline(image: Measurement, tmp_path: Path) -> None:
+def test_growth_is_relative_to_the_baseline(image: Measurement, tmp_path: Path) -> None:
     baseline = measure_layers(tmp_path / "old", LayerMaker().file("a", "x" * 800))
     limits = budgets("growth_fraction = { unpacked_bytes = 1.0, layers = 0.5, wasted_bytes = 9.0 }")
-    verdict = evaluate(image, limits, today=TODAY, baseline=baseline)
-    assert statuses(verdict) == {
+    report = evaluate(image, limits, today=TODAY, baseline=baseline)
+    assert statuses(report) == {
         "growth_fraction.unpacked_bytes": "passed",
         "growth_fraction.layers": "failed",
         "growth_fraction.wasted_bytes": "failed",  # from nothing: no fraction of it allows 600
     }
-    assert evaluate(image, limits, today=TODAY, baseline=image).is_fine
+    assert evaluate(image, limits, today=TODAY, baseline=image).has_passed
 
 
-def test_what_was_not_measured_is_not_judged_and_does_not_pass(image: Measurement) -> None:
+def test_unmeasured_budget_is_not_evaluated(image: Measurement) -> None:
     limits = budgets("growth_fraction.layers = 0\ntransfer_bytes.code = '1 MB'\nbuild_seconds_ratio.cold = 0.3")
-    verdict = evaluate(image, limits, today=TODAY)
-    assert set(statuses(verdict).values()) == {"not judged"}
-    assert verdict.is_fine
-    verdict = evaluate(
+    report = evaluate(image, limits, today=TODAY)
+    assert set(statuses(report).values()) == {"not evaluated"}
+    assert report.has_passed
+    report = evaluate(
         image, limits, today=TODAY, transfer_bytes={"code": 1_000_001}, build_seconds_ratio={"cold": 0.29}
     )
-    assert statuses(verdict) == {
-        "growth_fraction.layers": "not judged",
+    assert statuses(report) == {
+        "growth_fraction.layers": "not evaluated",
         "transfer_bytes.code": "failed",
         "build_seconds_ratio.cold": "passed",
     }
 
 
-def test_a_waiver_holds_until_its_day_is_over(image: Measurement) -> None:
+def test_waiver_holds_to_the_end_of_its_day(image: Measurement) -> None:
     limits = budgets('layers = 1\n[[waivers]]\nbudget = "layers"\nreason = "split soon"\nexpires = 2026-11-24')
-    (judgement,) = evaluate(image, limits, today=TODAY).judgements
-    assert judgement.status == "waived"
-    assert "split soon" in judgement.message
-    (judgement,) = evaluate(image, limits, today=TODAY + dt.timedelta(days=1)).judgements
-    assert judgement.status == "failed"
-    assert "expired on 2026-11-24" in judgement.message
+    (result,) = evaluate(image, limits, today=TODAY).results
+    assert result.status == "waived"
+    assert "split soon" in result.message
+    (result,) = evaluate(image, limits, today=TODAY + dt.timedelta(days=1)).results
+    assert result.status == "failed"
+    assert "expired on 2026-11-24" in result.message
 
 
-def test_sizes_are_decimal_or_binary_as_they_say() -> None:
+def test_sizes_have_decimal_or_binary_units() -> None:
     limits = budgets("unpacked_bytes = '5.5 GB'\nblob_bytes = '2GiB'\nwasted_bytes = 7\nfinal_bytes = '12'").limits
     assert limits == {"unpacked_bytes": 5.5e9, "blob_bytes": 2 << 30, "wasted_bytes": 7, "final_bytes": 12}
 
@@ -117,7 +115,7 @@ def test_sizes_are_decimal_or_binary_as_they_say() -> None:
         ("layers = 1\n[[waivers]]\nbudget = 'layers'\nreason = 'x'\nuntil = 1", "budgets.waivers[0].until"),
     ],
 )
-def test_mistakes_are_refused_with_their_place(text: str, field: str) -> None:
+def test_invalid_budget_is_refused_by_its_name(text: str, field: str) -> None:
     with pytest.raises(UsageError) as raised:
         budgets(text)
     assert raised.value.field == field
@@ -133,7 +131,7 @@ rules:
 """
 
 
-def test_a_dive_ci_file_is_read_and_judged_by_dives_figures(image: Measurement) -> None:
+def test_dive_rules_are_evaluated_with_the_figures_of_dive(image: Measurement) -> None:
     limits = parse_dive_rules(DIVE)
     assert limits.limits == {"lowestEfficiency": 0.95, "highestWastedBytes": 20e6}
     assert statuses(evaluate(image, limits, today=TODAY)) == {
@@ -144,33 +142,43 @@ def test_a_dive_ci_file_is_read_and_judged_by_dives_figures(image: Measurement) 
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "field"),
     [
-        "lowestEfficiency: 0.9",
-        "rules:\n  unknownRule: 1",
-        "rules:\n  lowestEfficiency: high",
-        "rules:\n- a",
-        "rules: {}",
+        ("lowestEfficiency: 0.9", ".dive-ci:1"),
+        ("rules:\n  unknownRule: 1", ".dive-ci:2"),
+        ("rules:\n  lowestEfficiency: 1\n  highestWastedBytes: high", ".dive-ci:3"),
+        ("rules:\n  lowestEfficiency: [1]", ".dive-ci:2"),
+        ("rules:\n- a", ".dive-ci:2"),
+        ("rules: 3", ".dive-ci:1"),
+        ("rules:\n  a: 'b", ".dive-ci:2"),
+        ("rules:\n  lowestEfficiency: 1\nlimits:\n  a: 1", ".dive-ci:1"),
     ],
 )
-def test_a_dive_ci_file_of_another_form_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
+def test_invalid_dive_rules_are_refused_by_line(text: str, field: str) -> None:
+    with pytest.raises(UsageError) as raised:
         parse_dive_rules(text)
 
+    assert raised.value.field == field
 
-def test_a_budget_for_a_scenario_that_is_not_timed_is_refused() -> None:
-    with pytest.raises(UsageError, match="no scenario; one of cold-empty, cold") as caught:
+
+@pytest.mark.parametrize("text", ["", "---\n", "rules:\n", "rules: {}"])
+def test_dive_rules_may_be_empty(text: str) -> None:
+    assert parse_dive_rules(text).limits == {}
+
+
+def test_budget_of_an_unknown_scenario_is_refused() -> None:
+    with pytest.raises(UsageError, match="not a scenario; one of cold-empty, cold") as caught:
         budgets("transfer_bytes.wram = '1 MB'")
 
     assert caught.value.field.endswith("transfer_bytes.wram")
 
 
-def test_timed_builds_are_judged_without_an_image() -> None:
+def test_budgets_of_builds_need_no_image() -> None:
     limits = budgets(
         "layers = 3\ntransfer_bytes.code = '1 MB'\nbuild_seconds_ratio.cold = 0.3\ntransfer_bytes.torch = 1"
     )
 
-    verdict = evaluate(
+    report = evaluate(
         None,
         limits.of_builds(),
         today=TODAY,
@@ -179,9 +187,9 @@ def test_timed_builds_are_judged_without_an_image() -> None:
         image="api",
     )
 
-    assert verdict.image == "api"
-    assert {each.budget: each.status for each in verdict.judgements} == {
+    assert report.image == "api"
+    assert {each.budget: each.status for each in report.results} == {
         "transfer_bytes.code": "failed",
         "build_seconds_ratio.cold": "passed",
-        "transfer_bytes.torch": "not judged",
+        "transfer_bytes.torch": "not evaluated",
     }

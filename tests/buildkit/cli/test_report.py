@@ -90,17 +90,17 @@ def test_an_image_over_a_limit_is_refused_by_name(
 def test_what_was_kept_is_the_trend_of_the_page(
     run: Callable[..., subprocess.CompletedProcess[str]], image: Path, tmp_path: Path
 ) -> None:
-    words = ("measure", image, "--tag", "a:1", "--keep", "--kept", tmp_path / "kept")
+    words = ("measure", image, "--tag", "a:1", "--keep", "--history", tmp_path / "history")
     first = run(*words)
     page = run(*words, "--format", "html", "--output", tmp_path / "page.html")
 
     assert (first.returncode, page.returncode) == (0, 0)
-    assert "kept " in first.stderr
-    kept = list((tmp_path / "kept").rglob("*.json"))
-    assert kept
+    saved = list((tmp_path / "history").rglob("*.json"))
+    assert saved
+    assert f"wrote {saved[0]}" in first.stderr
     text = (tmp_path / "page.html").read_text()
     assert 'data-chart="trend"' in text
-    assert text.count('<th scope="row">2') >= len(kept)
+    assert text.count('<th scope="row">2') >= len(saved)
 
 
 def test_timed_builds_are_shown_and_judged_with_the_image(
@@ -108,7 +108,7 @@ def test_timed_builds_are_shown_and_judged_with_the_image(
 ) -> None:
     path = tmp_path / "timings.json"
     record.save(timings(*BUILDS), path)  # a code change after which nothing but 7 bytes are fetched, and a ratio of 0.5
-    words = ("measure", image, "--tag", "a:1", "--timings", path, "--budgets", "api", "--kept", tmp_path / "kept")
+    words = ("measure", image, "--tag", "a:1", "--timings", path, "--budgets", "api", "--history", tmp_path / "history")
 
     fine = run(*words, "--format", "html", "--output", tmp_path / "page.html", project=PROJECT)
     slow = tmp_path / "slow.json"
@@ -128,15 +128,15 @@ def test_what_an_earlier_run_saved_is_reported_and_judged_without_building(
     path = tmp_path / "timings.json"
     record.save(timings(*BUILDS), path)
 
-    fine = run("time", "--saved", path, "--format", "markdown", project=PROJECT)
+    fine = run("time", "--from", path, "--format", "markdown", project=PROJECT)
     path.write_text(path.read_text().replace('"ratio": 0.5', '"ratio": 0.9'))
-    broken = run("time", "--saved", path, project=PROJECT)
+    broken = run("time", "--from", path, project=PROJECT)
 
-    refused = run("time", "api", "--saved", path, project=PROJECT)
+    refused = run("time", "api", "--from", path, project=PROJECT)
 
     assert fine.returncode == 0, fine.stderr
     assert refused.returncode == 2
-    assert "--saved with target = 'api': the file says what was timed" in refused.stderr
+    assert "--from with target = 'api': the file already says what was timed" in refused.stderr
     assert "| cold | api | 40.0 | 30.0 50.0 | 0.50 |" in fine.stdout
     assert broken.returncode == 1
     assert "build_seconds_ratio.cold is 0.9000" in " ".join(broken.stdout.split())
@@ -166,7 +166,7 @@ def test_a_file_that_was_not_saved_here_is_refused_with_what_to_do(
 ) -> None:
     (tmp_path / "x.json").write_text('{"schema_version": 1')
 
-    refused = run("time", "--saved", tmp_path / "x.json")
+    refused = run("time", "--from", tmp_path / "x.json")
 
     assert refused.returncode == 2
     assert "x.json: not timings" in refused.stderr

@@ -6,8 +6,8 @@ from typing import Literal
 import pytest
 
 from buildkit.image.gpu_code import UNKNOWN, GpuCodeMeasurement
+from buildkit.report.html import measurement_page
 from buildkit.report.markdown import measurement_markdown
-from buildkit.report.page import page
 from tests.support.elf import EntrySpec, Library, container
 from tests.support.images import LayerMaker, measure_layers
 
@@ -70,6 +70,6 @@ def test_broken_shared_objects_do_no_harm(tmp_path: Path) -> None:
 
 def test_reports_show_it(tmp_path: Path) -> None:
     measurement = measure_layers(tmp_path, *layers())
-    assert "| sm_90 | 3.5 kB | 2 |" in measurement_markdown(measurement)
-    assert "Libraries with GPU code" in page(measurement)
+    assert "| sm\\_90 | 3.5 kB | 2 |" in measurement_markdown(measurement)
+    assert "Libraries with GPU code" in measurement_page(measurement)
     assert "### GPU code" not in measurement_markdown(measure_layers(tmp_path / "none", LayerMaker().file("a", "1")))

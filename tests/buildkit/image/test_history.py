@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from buildkit.image.history import append, load_series
+from buildkit.image.model import load
 from buildkit.jsonfile import InvalidFile
-from buildkit.report.render import load_measurement, render
-from tests.support.images import LayerMaker, make_image, oci_files, write_folder
+from buildkit.report.render import render
+from tests.support.images import LayerMaker, measure_layers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,9 +23,7 @@ MOMENT = datetime(2026, 11, 24, 10, 0, 0, tzinfo=UTC)
 
 @pytest.fixture
 def measurement(tmp_path: Path) -> Measurement:
-    return load_measurement(
-        str(write_folder(oci_files(make_image([LayerMaker().file("a", "1").tar()])), tmp_path / "image"))
-    )
+    return measure_layers(tmp_path, LayerMaker().file("a", "1"))
 
 
 def test_a_series_is_in_order_of_time_and_holds_no_other(measurement: Measurement, tmp_path: Path) -> None:
@@ -37,7 +36,7 @@ def test_a_series_is_in_order_of_time_and_holds_no_other(measurement: Measuremen
 
     assert [each.measured_at for each in found] == ["2026-11-24T10:00:00+00:00", "2026-11-25T10:00:00+00:00"]
     assert all(each.files is None for each in found)
-    assert found[1] == load_measurement(str(later))  # a kept one is a measurement like any other
+    assert found[1] == load(later)  # a kept one is a measurement like any other
     assert len(load_series(kept, "registry.test:5000/other:1")) == 1
     assert load_series(kept, "never") == ()
 
@@ -60,7 +59,7 @@ def test_the_page_draws_the_trend_of_what_was_kept(measurement: Measurement, tmp
     for days in range(2):
         append(measurement, tmp_path, series="api", measured_at=MOMENT + timedelta(days=days))
 
-    text = render("html", measurement, trend=load_series(tmp_path, "api"))
+    text = render("html", measurement, history=load_series(tmp_path, "api"))
 
     assert 'data-chart="trend"' in text
     assert "2026-11-25T10:00:00+00:00" in text

@@ -1,8 +1,7 @@
-"""The HTML page: alone in the world, complete without its charts, and drawn by a real browser."""
+"""The HTML page: well-formed, complete without its charts, loads nothing, and a real browser draws it."""
 
 import itertools
 import re
-import subprocess
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,9 +12,9 @@ from buildkit.check.budget import BudgetReport, BudgetResult
 from buildkit.diff.diff import compare
 from buildkit.image.model import Measurement
 from buildkit.report.builds import Timeline, TimelineStep
-from buildkit.report.document import PlotlyMissing
-from buildkit.report.page import TrendPoint, page
+from buildkit.report.html import PlotlyMissing, measurement_page
 from tests.support.images import LayerMaker, measure_layers
+from tests.support.reports import render_in_browser
 
 SITE = "opt/venv/lib/python3.13/site-packages"
 HOSTILE = "<img src=x onerror=document.title='owned'></script><script>document.title='owned'"
@@ -23,10 +22,11 @@ VOID = {"meta", "input", "br", "img", "link", "hr"}
 
 
 def measured(folder: Path, *layers: LayerMaker) -> Measurement:
-    return measure_layers(folder, *layers, instructions=[f"RUN {HOSTILE} {n}" for n in range(len(layers))])
+    return measure_layers(folder, *layers, instructions=[f"RUN {HOSTILE} {number}" for number in range(len(layers))])
 
 
 def full_page(folder: Path) -> str:
+    """A page with every section, whose names are all HTML."""
     lower = (
         LayerMaker().file(f"{SITE}/nvidia/lib/libcudart.so.12", "1" * 5000).file("usr/lib/libcudart.so.12", "2" * 999)
     )
@@ -37,17 +37,16 @@ def full_page(folder: Path) -> str:
         LayerMaker().file(f"{HOSTILE}/{HOSTILE}", "4" * 800).file(f"{SITE}/torch/a.py", "y" * 310),
     )
     after = replace(after, image=replace(after.image, name=HOSTILE, created=HOSTILE))
-    verdict = BudgetReport(HOSTILE, (BudgetResult("layers", "failed", 1, 2, HOSTILE),))
     steps = (
         TimelineStep(HOSTILE, HOSTILE, 0.0, 1.5, is_cached=False),
         TimelineStep("b", "y", 1.5, 0.1, is_cached=True),
     )
-    return page(
+    return measurement_page(
         after,
         comparison=compare(before, after),
-        verdict=verdict,
+        budgets=BudgetReport(HOSTILE, (BudgetResult("layers", "failed", 1, 2, HOSTILE),)),
         timelines=[Timeline(HOSTILE, steps)],
-        trend=[TrendPoint("2026-11-23T10:00:00Z", before.totals), TrendPoint("2026-11-24T10:00:00Z", after.totals)],
+        history=[replace(before, measured_at="2026-11-23T10:00:00Z"), replace(after, measured_at=HOSTILE)],
         before=HOSTILE,
         after="after",
     )
@@ -55,7 +54,7 @@ def full_page(folder: Path) -> str:
 
 @dataclass
 class Outline(HTMLParser):
-    """Collects what the tests ask about, and checks that tags are balanced."""
+    """The tags and texts of a page; fails if tags are not balanced."""
 
     tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
     open_tags: list[str] = field(default_factory=list)
@@ -89,7 +88,7 @@ def _outline(text: str) -> Outline:
     return outline
 
 
-def test_the_page_is_well_formed_and_asks_for_nothing(outline: Outline, text: str) -> None:
+def test_page_is_well_formed_and_loads_nothing(outline: Outline, text: str) -> None:
     assert outline.open_tags == []
     for tag, attributes in outline.tags:
         assert "src" not in attributes, tag
@@ -100,13 +99,13 @@ def test_the_page_is_well_formed_and_asks_for_nothing(outline: Outline, text: st
     assert len(text.encode()) < 6_000_000
 
 
-def test_names_from_an_image_are_text_everywhere(outline: Outline) -> None:
+def test_names_from_an_image_are_escaped(outline: Outline) -> None:
     assert sum(tag == "script" for tag, _ in outline.tags) == 3
     assert not any(name.startswith("on") for _, attributes in outline.tags for name in attributes)
     assert any(HOSTILE in each for each in outline.texts)
 
 
-def test_every_table_has_a_caption_and_heads_and_every_chart_a_description(outline: Outline) -> None:
+def test_tables_have_captions_and_charts_descriptions(outline: Outline) -> None:
     tables = sum(tag == "table" for tag, _ in outline.tags)
     assert tables >= 12
     assert sum(tag == "caption" for tag, _ in outline.tags) == tables
@@ -116,7 +115,7 @@ def test_every_table_has_a_caption_and_heads_and_every_chart_a_description(outli
     assert all(each.get("role") == "img" and each.get("aria-label") for each in charts)
 
 
-def test_a_keyboard_reaches_what_scrolls_and_headings_are_in_order(outline: Outline) -> None:
+def test_keyboard_reaches_scrolling_regions_and_headings_are_nested(outline: Outline) -> None:
     regions = [attributes for _, attributes in outline.tags if "scroll" in (attributes.get("class") or "").split()]
     assert regions
     assert all(each.get("tabindex") == "0" and each.get("aria-label") for each in regions)
@@ -131,52 +130,29 @@ def test_a_keyboard_reaches_what_scrolls_and_headings_are_in_order(outline: Outl
     assert ("html", {"lang": "en"}) in outline.tags
 
 
-def test_a_page_of_one_measurement_has_no_comparison(tmp_path: Path) -> None:
-    text = page(measured(tmp_path, LayerMaker().file("a", "1")))
+def test_page_of_one_image_has_no_comparison(tmp_path: Path) -> None:
+    text = measurement_page(measured(tmp_path, LayerMaker().file("a", "1")))
     assert "What changed" not in text
     assert "Where the bytes are" in text
 
 
-def test_an_image_without_files_still_has_a_page(tmp_path: Path) -> None:
-    assert "Where the bytes are" in page(measured(tmp_path, LayerMaker()))
+def test_image_without_files_has_a_page(tmp_path: Path) -> None:
+    assert "Where the bytes are" in measurement_page(measured(tmp_path, LayerMaker()))
 
 
-def test_without_plotly_the_page_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_plotly_is_reported_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(PlotlyMissing, match="plotly"):
-        page(measured(tmp_path, LayerMaker().file("a", "1")))
-
-
-def rendered(browser: str, path: Path, *options: str) -> tuple[str, str]:
-    """Return the document after its scripts ran, and what the browser logged."""
-    completed = subprocess.run(
-        [
-            browser,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            "--virtual-time-budget=8000",
-            f"--user-data-dir={path.parent / 'profile'}",
-            *options,
-            "--dump-dom",
-            path.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    return completed.stdout, completed.stderr
+        measurement_page(measured(tmp_path, LayerMaker().file("a", "1")))
 
 
 @pytest.mark.parametrize("options", [(), ("--window-size=390,844",), ("--blink-settings=preferredColorScheme=0",)])
-def test_a_browser_draws_every_chart_without_a_complaint(
+def test_browser_draws_every_chart_without_an_error(
     browser: str, text: str, tmp_path: Path, options: tuple[str, ...]
 ) -> None:
     path = tmp_path / "page.html"
     path.write_text(text)
-    document, log = rendered(browser, path, *options)
+    document, log = render_in_browser(browser, path, *options)
     assert 'data-drawn="yes"' in document
     assert len(re.findall(r'class="main-svg"', document)) >= 4
     assert "treemaplayer" in document
@@ -188,16 +164,16 @@ def test_a_browser_draws_every_chart_without_a_complaint(
     assert title[1].startswith("&lt;img")
 
 
-def test_an_image_without_files_is_drawn_too(browser: str, tmp_path: Path) -> None:
+def test_browser_draws_the_page_of_an_image_without_files(browser: str, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    path.write_text(page(measured(tmp_path / "image", LayerMaker())))
-    document, log = rendered(browser, path)
+    path.write_text(measurement_page(measured(tmp_path / "image", LayerMaker())))
+    document, log = render_in_browser(browser, path)
     assert 'data-drawn="yes"' in document
     assert "CONSOLE" not in log
 
 
-def test_filters_hide_rows_and_say_how_many_are_left(browser: str, text: str, tmp_path: Path) -> None:
-    """Types into the filter as a person does, by a script at the end of the page."""
+def test_filter_hides_rows_and_counts_the_others(browser: str, text: str, tmp_path: Path) -> None:
+    """A script at the end of the page types into the filter."""
     script = """<script>
     const input = document.getElementById("file-changes-filter");
     input.value = "torch"; input.dispatchEvent(new Event("input"));
@@ -205,7 +181,7 @@ def test_filters_hide_rows_and_say_how_many_are_left(browser: str, text: str, tm
     </script></body>"""
     path = tmp_path / "page.html"
     path.write_text(text.replace("</body>\n</html>", f"{script}\n</html>"))
-    document, _ = rendered(browser, path)
+    document, _ = render_in_browser(browser, path)
     count = re.search(r'id="file-changes-count" role="status">(.*?)<', document)
     assert count is not None
     assert re.fullmatch(r"\d+ of \d+ rows shown", count[1])
