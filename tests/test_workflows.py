@@ -1,4 +1,4 @@
-"""The workflows of .github: each command exists with its options, actions are pinned, and no token may do too much."""
+"""The workflows of .github: commands exist with their options, actions are pinned, tokens have few permissions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from buildkit.cli.main import make_parser
 
 PROJECT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
-# The only job that may write, and what.
+# The jobs with a permission to write.
 WRITERS = {("comment.yml", "comment", "pull-requests")}
 
 
@@ -35,7 +35,7 @@ def steps() -> list[tuple[str, dict[str, Any]]]:
 
 
 def sessions() -> dict[str, str | None]:
-    """Each session of noxfile.py, with the command of the harness that it runs, if it runs one."""
+    """Returns each session of noxfile.py with the command of the toolkit that it runs, if any."""
     found: dict[str, str | None] = {}
     for node in ast.parse((PROJECT / "noxfile.py").read_text()).body:
         if not isinstance(node, ast.FunctionDef):
@@ -45,19 +45,19 @@ def sessions() -> dict[str, str | None]:
             if ast.unparse(call.func if call else decorator) != "nox.session":
                 continue
             names = {word.arg: ast.literal_eval(word.value) for word in (call.keywords if call else ())}
-            commands = re.findall(r"harness\(session, '([a-z-]+)'", ast.unparse(node))
+            commands = re.findall(r"toolkit\(session, '([a-z-]+)'", ast.unparse(node))
             found[str(names.get("name", node.name))] = commands[0] if commands else None
     return found
 
 
 def nox_calls(script: str) -> list[list[str]]:
-    """The words of each call of nox in *script*, without `nox`."""
+    """Returns the words of each call of nox in *script*, without `nox`."""
     joined = script.replace("\\\n", " ")
     return [shlex.split(line)[1:] for line in map(str.strip, joined.splitlines()) if line.startswith("nox ")]
 
 
 def faults_of(call: list[str]) -> list[str]:
-    """What is wrong with a call of nox: a session that there is not, an option that its command does not take."""
+    """Returns the faults of a call of nox: unknown sessions, and options that a command does not take."""
     split = call.index("--") if "--" in call else len(call)
     (flag, *names), given = call[:split], call[split + 1 :]
     if flag != "-s":
@@ -73,7 +73,7 @@ def faults_of(call: list[str]) -> list[str]:
     return faults
 
 
-def test_there_are_workflows_and_they_call_nox() -> None:
+def test_workflows_call_nox() -> None:
     assert [path.name for path in WORKFLOWS] == ["ci.yml", "comment.yml"]
     called = {
         name for _, step in steps() for call in nox_calls(step.get("run", "")) for name in call if name in sessions()
@@ -87,7 +87,7 @@ def test_every_command_exists_with_its_options(place: str, step: dict[str, Any])
 
 
 @pytest.mark.parametrize(("place", "step"), steps())
-def test_every_script_is_one_that_the_shell_can_read(place: str, step: dict[str, Any]) -> None:
+def test_every_script_is_valid_bash(place: str, step: dict[str, Any]) -> None:
     done = subprocess.run(["bash", "-n"], input=step.get("run", ""), capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{place}: {done.stderr}"
 
@@ -95,22 +95,22 @@ def test_every_script_is_one_that_the_shell_can_read(place: str, step: dict[str,
 @pytest.mark.parametrize(
     "call", ["-s tset", "-s measure-image -- --formt html", "-s compare-images -- one.json", "measure-image"]
 )
-def test_a_command_that_does_not_exist_is_found(call: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_is_a_fault(call: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert faults_of(call.split())
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(("place", "step"), steps())
-def test_actions_are_pinned_by_commit_and_scripts_take_nothing_from_a_request(place: str, step: dict[str, Any]) -> None:
+def test_actions_are_pinned_and_scripts_use_no_expression(place: str, step: dict[str, Any]) -> None:
     if "uses" in step:
         assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40}", step["uses"]), place
         text = next(path.read_text() for path in WORKFLOWS if place.startswith(path.name))
         assert re.search(rf"{re.escape(step['uses'])} # v\d+\.\d+\.\d+$", text, re.MULTILINE), place
-    assert "${{" not in step.get("run", ""), "hand it over in `env`, or a title becomes a command"
+    assert "${{" not in step.get("run", ""), "pass it in `env`: a title could be a command"
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_no_token_may_do_more_than_its_job_needs(path: Path) -> None:
+def test_tokens_have_only_the_permissions_of_their_jobs(path: Path) -> None:
     workflow = load(path)
     assert workflow["permissions"] == {}
     assert "pull_request_target" not in path.read_text()
@@ -120,7 +120,7 @@ def test_no_token_may_do_more_than_its_job_needs(path: Path) -> None:
             assert access == "read" or (path.name, name, scope) in WRITERS, (name, scope)
 
 
-def test_whoever_may_write_checks_nothing_out() -> None:
+def test_job_that_may_write_checks_nothing_out() -> None:
     for file, name, job in jobs():
         if "write" in job["permissions"].values():
             assert not [step for step in job["steps"] if "uses" in step], (file, name)

@@ -171,16 +171,20 @@ def _yaml_rules(text: str, where: str) -> list[tuple[yaml.Node, yaml.Node]]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"{where}:{line}", error.problem, expected) from error
-    if root is None:
+    if root is None or _is_empty(root):
         return []
     if not isinstance(root, yaml.MappingNode) or [name.value for name, _ in root.value] != ["rules"]:
         raise UsageError(f"{where}:1", text.partition("\n")[0], expected)
     ((_, rules),) = root.value
-    if isinstance(rules, yaml.ScalarNode) and not rules.value:
+    if _is_empty(rules):
         return []
     if not isinstance(rules, yaml.MappingNode):
         raise UsageError(f"{where}:{rules.start_mark.line + 1}", rules.value, expected)
     return list(rules.value)
+
+
+def _is_empty(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and not node.value
 
 
 def parse_size(where: str, value: object) -> float:

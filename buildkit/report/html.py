@@ -49,7 +49,7 @@ class PlotlyMissing(BuildkitError):
     exit_code = 3
 
     def __str__(self) -> str:
-        return "the HTML page needs the plotly distribution: install the `harness` dependency group"
+        return "the HTML page needs the plotly distribution: install the `toolkit` dependency group"
 
 
 @dataclass(frozen=True, slots=True)

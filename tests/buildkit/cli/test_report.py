@@ -1,4 +1,4 @@
-"""The command line of measure, compare and time: what its options do, and which exit code says what."""
+"""The options and exit codes of measure, compare and time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the command line with a project folder of its own (where the cache lies), or with ours for its budgets."""
+    """Runs a command with an empty project folder, or with *project* for its budgets."""
 
     def call(*words: object, project: Path = tmp_path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "buildkit", "--project", str(project), *map(str, words)]
@@ -44,19 +44,17 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return call
 
 
-def test_a_tag_chooses_the_image_of_an_archive_with_several(
-    run: Callable[..., subprocess.CompletedProcess[str]], image: Path
-) -> None:
-    undecided = run("measure", image)
+def test_tag_chooses_an_image_of_an_archive(run: Callable[..., subprocess.CompletedProcess[str]], image: Path) -> None:
+    ambiguous = run("measure", image)
     done = run("measure", image, "--tag", "b:2", "--format", "json")
 
-    assert undecided.returncode != 0
-    assert "a:1" in undecided.stderr
+    assert ambiguous.returncode != 0
+    assert "a:1" in ambiguous.stderr
     assert done.returncode == 0
     assert json.loads(done.stdout)["totals"]["files"] == 3
 
 
-def test_saved_measurements_are_called_by_their_files_where_these_differ(
+def test_saved_measurements_have_the_names_of_their_files(
     run: Callable[..., subprocess.CompletedProcess[str]], image: Path, tmp_path: Path
 ) -> None:
     before, after, other = (tmp_path / name for name in ("x/before.json", "after.json", "y/after.json"))
@@ -69,25 +67,25 @@ def test_saved_measurements_are_called_by_their_files_where_these_differ(
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "said"),
+    ("option", "value", "message"),
     [
         ("--max-entries", "2", "2 entries"),
         ("--max-layer-bytes", "4 kB", "4000 bytes"),
         ("--max-layer-bytes", "four", "--max-layer-bytes"),
     ],
 )
-def test_an_image_over_a_limit_is_refused_by_name(
-    run: Callable[..., subprocess.CompletedProcess[str]], image: Path, option: str, value: str, said: str
+def test_image_above_a_limit_is_refused(
+    run: Callable[..., subprocess.CompletedProcess[str]], image: Path, option: str, value: str, message: str
 ) -> None:
     done = run("measure", image, "--tag", "b:2", option, value)
 
     assert done.returncode in {2, 3}
     assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
 
 
-def test_what_was_kept_is_the_trend_of_the_page(
+def test_kept_measurements_are_the_trend_of_the_page(
     run: Callable[..., subprocess.CompletedProcess[str]], image: Path, tmp_path: Path
 ) -> None:
     words = ("measure", image, "--tag", "a:1", "--keep", "--history", tmp_path / "history")
@@ -95,19 +93,18 @@ def test_what_was_kept_is_the_trend_of_the_page(
     page = run(*words, "--format", "html", "--output", tmp_path / "page.html")
 
     assert (first.returncode, page.returncode) == (0, 0)
-    saved = list((tmp_path / "history").rglob("*.json"))
-    assert saved
-    assert f"wrote {saved[0]}" in first.stderr
+    saved = [str(path) for path in (tmp_path / "history").rglob("*.json")]
+    assert any(f"wrote {path}" in first.stderr for path in saved)
     text = (tmp_path / "page.html").read_text()
     assert 'data-chart="trend"' in text
     assert text.count('<th scope="row">2') >= len(saved)
 
 
-def test_timed_builds_are_shown_and_judged_with_the_image(
+def test_timed_builds_are_shown_and_evaluated_with_the_image(
     run: Callable[..., subprocess.CompletedProcess[str]], image: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "timings.json"
-    record.save(timings(*BUILDS), path)  # a code change after which nothing but 7 bytes are fetched, and a ratio of 0.5
+    record.save(timings(*BUILDS), path)  # a code change with 7 bytes to fetch, and a ratio of 0.5
     words = ("measure", image, "--tag", "a:1", "--timings", path, "--budgets", "api", "--history", tmp_path / "history")
 
     fine = run(*words, "--format", "html", "--output", tmp_path / "page.html", project=PROJECT)
@@ -122,7 +119,7 @@ def test_timed_builds_are_shown_and_judged_with_the_image(
     assert run(*words[:5], slow, *words[6:], "--exit-zero", project=PROJECT).returncode == 0
 
 
-def test_what_an_earlier_run_saved_is_reported_and_judged_without_building(
+def test_saved_timings_are_reported_without_building(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     path = tmp_path / "timings.json"
@@ -143,7 +140,7 @@ def test_what_an_earlier_run_saved_is_reported_and_judged_without_building(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("time", "nothing"), "target = 'nothing'"),
         (("time", "api", "--against", "api"), "against = 'api'"),
@@ -151,17 +148,17 @@ def test_what_an_earlier_run_saved_is_reported_and_judged_without_building(
         (("time", "api", "--runs", "0"), "runs = 0"),
     ],
 )
-def test_what_cannot_be_timed_is_refused_before_an_engine_is_started(
-    run: Callable[..., subprocess.CompletedProcess[str]], words: tuple[str, ...], said: str
+def test_invalid_plan_is_refused_before_an_engine_starts(
+    run: Callable[..., subprocess.CompletedProcess[str]], words: tuple[str, ...], message: str
 ) -> None:
     done = run(*words, project=PROJECT)
 
     assert done.returncode == 2
-    assert said in done.stderr
+    assert message in done.stderr
     assert "engine" not in done.stderr
 
 
-def test_a_file_that_was_not_saved_here_is_refused_with_what_to_do(
+def test_invalid_timings_are_refused_with_a_fix(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     (tmp_path / "x.json").write_text('{"schema_version": 1')
