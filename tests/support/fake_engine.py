@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "FakeEngine"]
 
-Answer: TypeAlias = "str | Exception"
+Answer: TypeAlias = "str | BaseException"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class FakeEngine(Engine):
         answer = self.answers[max(fitting, key=len)] if fitting else ""
         if isinstance(answer, list):
             answer = answer.pop(0) if len(answer) > 1 else answer[0]
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 

@@ -1,16 +1,14 @@
-"""What may be released: the image that was built, verified, and is in the engine, each by the same digest."""
+"""Finds the image that may be released: built, verified, and in the engine, by the same digest in all three places."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
+from buildkit import jsonfile
 from buildkit.build.record import load_record
-from buildkit.errors import CommandFailed, ReleaseFailed, UsageError
+from buildkit.errors import CommandFailed, ReleaseFailed
 from checks.verdicts import RESULTS_VERSION, Results
 
 if TYPE_CHECKING:
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VerifiedImage", "load_verified_image", "tag_of"]
 
-STEP = "verified"
+_MAX_NAMES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +27,10 @@ class VerifiedImage:
     """An image that may be released.
 
     Attributes:
-        digest: of its manifest, in the engine and in the records of its build and its checks.
-        version: as pyproject.toml had it.
-        revision: the git commit, `-dirty` appended where files differed from it.
-        not_verified: checks that could not be made, by name.
+        digest: of its manifest, in the engine and in the records of build and verification.
+        version: of the project when it was built.
+        revision: the git commit, with `-dirty` if files differed from it.
+        not_verified: names of checks that could not run on this machine.
     """
 
     digest: str
@@ -42,28 +40,35 @@ class VerifiedImage:
 
 
 def load_verified_image(build_path: Path, verify_path: Path, *, engine: Engine) -> VerifiedImage:
-    """The image of the two records.
+    """Returns the image that both records are about.
 
     Raises:
-        UsageError, InvalidFile: a record is missing or cannot be read.
-        ReleaseFailed: the image was not verified, was found at fault, or another one was verified.
+        InvalidFile: a record is missing or cannot be read.
+        ReleaseFailed: another image was verified, a check failed, none passed, or the engine lacks the image.
     """
     record = load_record(build_path)
-    results = _results(verify_path)
+    results = jsonfile.load(
+        verify_path,
+        Results,
+        version=RESULTS_VERSION,
+        what="a verification record",
+        fix="run `nox -s verify-image` first",
+    )
     if results.image != record.digest:
         reason = f"{verify_path} is about {results.image}, but {record.digest} was built"
-        raise ReleaseFailed(STEP, f"{reason}; run `nox -s verify-image`")
-    for outcome, word in (("fail", "failed"), ("error", "broke")):
+        raise ReleaseFailed(f"{reason}; run `nox -s verify-image`")
+    for outcome, verb in (("fail", "failed"), ("error", "broke")):
         names = [check.name for check in results.checks if check.outcome == outcome]
         if names:
-            shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if names[5:] else "")
-            raise ReleaseFailed(STEP, f"{len(names)} checks of {record.digest} {word}: {shown}")
+            more = f" and {len(names) - _MAX_NAMES} more" if names[_MAX_NAMES:] else ""
+            shown = ", ".join(names[:_MAX_NAMES]) + more
+            raise ReleaseFailed(f"{len(names)} checks of {record.digest} {verb}: {shown}")
     if not any(check.outcome == "pass" for check in results.checks):
-        raise ReleaseFailed(STEP, f"{verify_path} holds no check that passed; run `nox -s verify-image`")
+        raise ReleaseFailed(f"{verify_path} has no check that passed; run `nox -s verify-image`")
     try:
         engine.docker("image", "inspect", "--format", "{{.Id}}", record.digest)
     except CommandFailed as error:
-        raise ReleaseFailed(STEP, f"the engine has no image {record.digest}; run `nox -s build-image`") from error
+        raise ReleaseFailed(f"the engine has no image {record.digest}; run `nox -s build-image`") from error
     return VerifiedImage(
         digest=record.digest,
         version=record.labels.get("org.opencontainers.image.version", "0"),
@@ -72,32 +77,16 @@ def load_verified_image(build_path: Path, verify_path: Path, *, engine: Engine) 
     )
 
 
-def _results(path: Path) -> Results:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise UsageError(str(path), "missing", "run `nox -s verify-image` first") from None
-    try:
-        version = json.loads(content).get("schema_version")
-    except (ValueError, AttributeError) as error:
-        raise UsageError(str(path), str(error), "not a verification record; run `nox -s verify-image` again") from error
-    if version != RESULTS_VERSION:
-        raise UsageError(f"{path}: schema_version", version, f"this harness reads {RESULTS_VERSION}")
-    try:
-        return msgspec.json.decode(content, type=Results)
-    except msgspec.MsgspecError as error:
-        raise UsageError(str(path), str(error), "not a verification record; run `nox -s verify-image` again") from error
+def tag_of(image: VerifiedImage, history: Releases) -> str:
+    """Returns the name of the release: version and git revision, as `1.2.3-cccccccccccc`.
 
-
-def tag_of(verified_image: VerifiedImage, releases: Releases) -> str:
-    """Version and git revision; the digest's beginning too where the commit does not say which image it is.
-
-    That is so for a checkout with changes, for none, and where another image of the same commit was released before.
+    The start of the digest is added if the commit does not identify the image: if files differed from it, if there was
+    no checkout, or if another image of the same commit was released before.
     """
-    revision = re.sub(r"[^A-Za-z0-9_.-]", "-", verified_image.revision)
+    revision = re.sub(r"[^A-Za-z0-9_.-]", "-", image.revision)
     commit, dirty, _ = revision.partition("-dirty")
-    tag = f"{verified_image.version}-{commit[:12]}"
-    taken = any(each.name == tag and each.digest != verified_image.digest for each in releases.releases)
+    tag = f"{image.version}-{commit[:12]}"
+    taken = any(each.name == tag and each.digest != image.digest for each in history.releases)
     if dirty or commit == "unknown" or taken:
-        tag += f"-{verified_image.digest.removeprefix('sha256:')[:8]}"
+        tag += f"-{image.digest.removeprefix('sha256:')[:8]}"
     return tag

@@ -1,90 +1,60 @@
-"""What may be released: each way in which a record can be wrong has a message of its own."""
-
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec import structs
 
-from buildkit.build.record import SCHEMA_VERSION
-from buildkit.engine.client import Engine
-from buildkit.errors import BuildkitError, ReleaseFailed
-from buildkit.staging.release import verified_image
-from buildkit.staging.release.records import Release, Releases
+from buildkit.errors import CommandFailed, ReleaseFailed
+from buildkit.jsonfile import InvalidFile
+from buildkit.staging.release.records import Releases, new_release
+from buildkit.staging.release.verified_image import VerifiedImage, load_verified_image, tag_of
+from tests.support.fake_engine import FakeEngine
+from tests.support.release_records import check_result, write_records
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 DIGEST = f"sha256:{'a' * 64}"
 OTHER = f"sha256:{'b' * 64}"
-ENGINE = Engine("", "26.1.5", None)
 
 
 @pytest.fixture
-def has_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that has DIGEST and nothing else."""
-    program = tmp_path / "bin" / "docker"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\ncase "$*" in *{DIGEST}) echo {DIGEST};; *) exit 1;; esac\n')
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+def engine() -> FakeEngine:
+    """An engine that has DIGEST and no other image."""
+    missing = CommandFailed(["docker", "image", "inspect"], 1, "no such image")
+    command = "image inspect --format {{.Id}}"
+    return FakeEngine(answers={command: missing, f"{command} {DIGEST}": DIGEST})
 
 
-def check(outcome: str, name: str = "one") -> dict[str, Any]:
-    return {"name": name, "title": "T.", "group": "g", "tier": "static", "outcome": outcome, "seconds": 0.1}
+def test_verified_image_may_be_released(engine: FakeEngine, tmp_path: Path) -> None:
+    paths = write_records(tmp_path, built=DIGEST, checks=[check_result("pass"), check_result("not verified", "gpu")])
 
-
-def records(
-    folder: Path, *, built: str = DIGEST, verified: str = DIGEST, checks: list[dict[str, Any]]
-) -> tuple[Path, Path]:
-    build = {
-        "schema_version": SCHEMA_VERSION,
-        "target": "api",
-        "digest": built,
-        "tags": [],
-        "arguments": {},
-        "base": {},
-        "labels": {"org.opencontainers.image.version": "1.2.3"},
-        "lock_sha256": "",
-        "revision": "c" * 40,
-        "versions": {},
-        "started": "",
-        "seconds": 1.0,
-        "steps": [],
-    }
-    results = {"image": verified, "target": "api", "seconds": 1.0, "checks": checks, "schema_version": 1}
-    (folder / "image.json").write_text(json.dumps(build))
-    (folder / "verify.json").write_text(json.dumps(results))
-    return folder / "image.json", folder / "verify.json"
-
-
-@pytest.mark.usefixtures("has_image")
-def test_a_verified_image_may_be_released(tmp_path: Path) -> None:
-    paths = records(tmp_path, checks=[check("pass"), check("not verified", "gpu")])
-
-    found = verified_image.load_verified_image(*paths, engine=ENGINE)
+    found = load_verified_image(*paths, engine=engine)
 
     assert (found.digest, found.version, found.not_verified) == (DIGEST, "1.2.3", ("gpu",))
 
 
-@pytest.mark.usefixtures("has_image")
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
         ({"verified": OTHER}, f"is about {OTHER}, but {DIGEST} was built"),
-        ({"checks": [check("pass"), check("fail", "secrets::none")]}, "1 checks of .* failed: secrets::none"),
-        ({"checks": [check("pass"), check("error", "engine")]}, "1 checks of .* broke: engine"),
+        (
+            {"checks": [check_result("pass"), check_result("fail", "secrets::none")]},
+            "1 checks .* failed: secrets::none",
+        ),
+        ({"checks": [check_result("fail", f"c{n}") for n in range(7)]}, "7 checks .* failed: c0, .*, c4 and 2 more"),
+        ({"checks": [check_result("pass"), check_result("error", "engine")]}, "1 checks of .* broke: engine"),
         ({"checks": []}, "no check that passed"),
-        ({"checks": [check("not verified")]}, "no check that passed"),
-        ({"built": OTHER, "verified": OTHER}, f"the engine has no image {OTHER}"),
+        ({"checks": [check_result("not verified")]}, "no check that passed"),
+        ({"built": OTHER}, f"the engine has no image {OTHER}"),
     ],
 )
-def test_anything_else_is_refused(tmp_path: Path, changes: dict[str, Any], shown: str) -> None:
-    paths = records(tmp_path, **{"checks": [check("pass")], **changes})
+def test_other_image_is_refused(engine: FakeEngine, tmp_path: Path, changes: dict[str, Any], shown: str) -> None:
+    paths = write_records(tmp_path, **{"built": DIGEST, **changes})
 
     with pytest.raises(ReleaseFailed, match=shown):
-        verified_image.load_verified_image(*paths, engine=ENGINE)
+        load_verified_image(*paths, engine=engine)
 
 
 @pytest.mark.parametrize(
@@ -94,25 +64,25 @@ def test_anything_else_is_refused(tmp_path: Path, changes: dict[str, Any], shown
         ("verify.json", None, "nox -s verify-image"),
         ("verify.json", "{", "not a verification record"),
         ("verify.json", "[]", "not a verification record"),
-        ("verify.json", '{"schema_version": 9}', "this harness reads 1"),
+        ("verify.json", '{"schema_version": 9}', "reads version 1"),
         ("verify.json", '{"schema_version": 1}', "not a verification record"),
     ],
 )
-def test_a_missing_or_strange_record_says_what_to_run(
-    tmp_path: Path, which: str, content: str | None, shown: str
+def test_unreadable_record_says_what_to_run(
+    engine: FakeEngine, tmp_path: Path, which: str, content: str | None, shown: str
 ) -> None:
-    paths = records(tmp_path, checks=[check("pass")])
+    paths = write_records(tmp_path, built=DIGEST)
     if content is None:
         (tmp_path / which).unlink()
     else:
         (tmp_path / which).write_text(content)
 
-    with pytest.raises(BuildkitError, match=shown):
-        verified_image.load_verified_image(*paths, engine=ENGINE)
+    with pytest.raises(InvalidFile, match=shown):
+        load_verified_image(*paths, engine=engine)
 
 
 @pytest.mark.parametrize(
-    ("revision", "taken", "tag"),
+    ("revision", "is_taken", "tag"),
     [
         ("c" * 40, False, "1.2.3-cccccccccccc"),
         ("c" * 40 + "-dirty", False, "1.2.3-cccccccccccc-aaaaaaaa"),
@@ -120,22 +90,8 @@ def test_a_missing_or_strange_record_says_what_to_run(
         ("c" * 40, True, "1.2.3-cccccccccccc-aaaaaaaa"),
     ],
 )
-def test_a_tag_is_version_and_commit_and_the_digest_where_these_do_not_tell(
-    *,
-    revision: str,
-    taken: bool,
-    tag: str,
-) -> None:
-    earlier = Release(
-        name="1.2.3-cccccccccccc",
-        image="",
-        digest=OTHER,
-        version="1.2.3",
-        revision=revision,
-        released_by="",
-        started="",
-        outcome="replaced",
-    )
-    known = Releases(releases=(earlier,) if taken else ())
+def test_tag_has_the_digest_if_the_commit_is_ambiguous(*, revision: str, is_taken: bool, tag: str) -> None:
+    earlier = structs.replace(new_release(), name="1.2.3-cccccccccccc", digest=OTHER, outcome="replaced")
+    history = Releases(releases=(earlier,) if is_taken else ())
 
-    assert verified_image.tag_of(verified_image.VerifiedImage(DIGEST, "1.2.3", revision, ()), known) == tag
+    assert tag_of(VerifiedImage(DIGEST, "1.2.3", revision, ()), history) == tag
