@@ -1,11 +1,11 @@
-"""What shall be built: docker/images.toml read into frozen values."""
+"""Reads docker/images.toml: the image, the layers of its environment, its targets, budgets and staging."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 from pathlib import Path  # noqa: TC003  # msgspec reads the annotations of ImageSpec at run time
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -13,26 +13,26 @@ from buildkit.errors import UsageError
 
 __all__ = ["ImageSpec", "LayerSpec", "Staging", "StagingBudget", "Target", "load"]
 
-SCHEMA_VERSION = 1
-PYTHONS = ("3.12", "3.13", "3.14")
+SCHEMA_VERSION: Final = 2
+PYTHONS: Final = ("3.12", "3.13", "3.14")
 
 
 class _Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of images.toml: an unknown key is refused, never passed over."""
+    """A table of images.toml; an unknown key is an error."""
 
 
 class LayerSpec(_Table, frozen=True):
     """One layer of the environment.
 
     Attributes:
-        name: also the name of its lock file and of its stage.
-        why: how often it changes and why it is apart.
-        distributions: those that it takes by name.
-        extra: the extra whose remaining distributions it takes: "" for the project's own dependencies, None for none.
+        name: also of its lock file and of its stage in the Dockerfile.
+        reason: why it is a layer, and how often it changes.
+        distributions: the distributions that it names.
+        extra: the extra whose other distributions it holds; "" for the project's own dependencies, None for no extra.
     """
 
     name: str
-    why: str
+    reason: str
     distributions: tuple[str, ...] = ()
     extra: str | None = None
 
@@ -41,17 +41,18 @@ class Target(_Table, frozen=True):
     """One image that can be built.
 
     Attributes:
-        name: as `build-image` takes it.
-        dockerfile: relative to the project.
-        stage: the Dockerfile's stage.
-        disk_bytes: room that a cold build takes in the engine's folder (measured).
-        layers: names of the environment's layers in it, in order; empty where the Dockerfile has its own.
-        arguments: build arguments beside those that every build gets; `{site_packages}` is where the base's own Python
-            installs to.
-        cuda_targets: compute capabilities that it must run on, where not all of the image's.
-        has_application: it carries the service; what stands beside it in the stack does not.
-        user: number that it runs as.
-        compression: of its layers in the engine; uncompressed is exported and unpacked fastest, a registry gets zstd.
+        name: on the command line.
+        dockerfile: its path, relative to the project.
+        stage: of the Dockerfile.
+        disk_bytes: room that a cold build takes in the engine's folder, measured.
+        layers: the names of its layers of the environment, in order; empty if the Dockerfile has none of them.
+        arguments: build arguments in addition to those of every build; `{site_packages}` stands for the folder into
+            which the Python of the base image installs.
+        cuda_targets: compute capabilities that it must run on; empty for all of the image's.
+        has_application: whether it contains the service; the database and the proxy do not.
+        user: the number of the user that it runs as.
+        compression: of its layers in the engine. Uncompressed layers are exported and unpacked fastest; zstd is for a
+            registry.
     """
 
     name: str
@@ -67,17 +68,17 @@ class Target(_Table, frozen=True):
 
 
 class StagingBudget(_Table, frozen=True):
-    """What staging may do wrong, per window: one load of a release, or one poll of a watch.
+    """The limits of staging in one window: one load of a release, or one interval of `watch`.
 
     Attributes:
-        p95_seconds: of any route.
-        p95_growth_ratio: p95 over that of the release before.
-        p95_noise_seconds: a growth of less than this counts as none.
-        error_fraction: answers 5xx of all answers.
-        retried_fraction: requests that had to be sent again, of all.
+        p95_seconds: 95th percentile of the response time of any route.
+        p95_growth_ratio: that percentile, divided by that of the previous release.
+        p95_noise_seconds: a smaller growth of the percentile counts as none.
+        error_fraction: responses with 5xx, of all responses.
+        retried_fraction: requests that had to be retried, of all requests.
         memory_bytes: of one replica.
         restarts: of all replicas together, in an hour.
-        minutes: how long a watch lets the budget be broken.
+        minutes: how long `watch` accepts a broken budget.
     """
 
     p95_seconds: float = 2.0
@@ -91,15 +92,15 @@ class StagingBudget(_Table, frozen=True):
 
 
 class Staging(_Table, frozen=True):
-    """How releases are made.
+    """Settings of releases.
 
     Attributes:
         name: of the stack.
         registry: host[:port][/path] to push to.
-        keep_releases: how many are kept for rollback.
-        update_seconds: how long a rolling update or a first start may take.
-        load_seconds: how long the load lasts whose metrics are compared.
-        load_workers: how many requests at a time it sends.
+        keep_releases: number of releases to keep for rollback.
+        update_seconds: the longest time for a rolling update or a first start.
+        load_seconds: duration of the load for the metrics of the baseline and the new release.
+        load_workers: number of concurrent requests of that load.
     """
 
     name: str = "truthgraph"
@@ -112,6 +113,8 @@ class Staging(_Table, frozen=True):
 
 
 class _Image(_Table, frozen=True):
+    """The table `[image]`: what all targets share."""
+
     name: str
     title: str
     description: str
@@ -125,50 +128,48 @@ class _Image(_Table, frozen=True):
 
 
 class _File(_Table, frozen=True):
+    """The whole file."""
+
     schema_version: int
     image: _Image
     layers: tuple[LayerSpec, ...]
     targets: tuple[Target, ...]
-    left_out: dict[str, str] = {}
+    excluded: dict[str, str] = {}
     budgets: dict[str, dict[str, object]] = {}
     staging: Staging = Staging()
 
 
-class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """All of docker/images.toml, checked.
+class ImageSpec(_Image, frozen=True):
+    """All of docker/images.toml, checked; the first attributes are those of the table `[image]`.
 
     Attributes:
-        project: the folder that holds `docker/`, absolute.
-        cuda_targets: compute capabilities that the image must run on, as `sm_90`.
-        left_out: distributions that are locked and in no image, each with the reason.
-        budgets: limits per target, judged by `budget.evaluate`, which knows the keys.
-        staging: how releases are made, and what they are judged by.
+        name: of the image's repository.
+        python: its version, for example "3.13".
+        base: the reference of the Python base image.
+        venv: the folder of the environment in the image.
+        app: the folder of the service in the image.
+        model: the embedding model in the image.
+        cuda_targets: compute capabilities that the image must run on, for example "sm_90".
+        project: the folder that contains `docker/`, absolute.
+        excluded: distributions that are locked but in no image, each with the reason.
+        budgets: limits by target; `budget.evaluate` knows the keys.
+        staging: settings and limits of releases.
     """
 
     project: Path
-    name: str
-    title: str
-    description: str
-    licenses: str
-    python: str
-    base: str
-    venv: str
-    app: str
-    model: str
-    cuda_targets: tuple[str, ...]
     layers: tuple[LayerSpec, ...]
     targets: tuple[Target, ...]
-    left_out: dict[str, str]
+    excluded: dict[str, str]
     budgets: dict[str, dict[str, object]]
     staging: Staging
 
     @property
     def lock_folder(self) -> Path:
-        """Where the lock files of the layers lie."""
+        """The folder of the lock files."""
         return self.project / "docker" / "lock"
 
     def target(self, name: str) -> Target:
-        """The target called *name*.
+        """The target *name*.
 
         Raises:
             UsageError: there is none.
@@ -180,29 +181,30 @@ class ImageSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(project: Path, *, base: str | None = None, python: str | None = None) -> ImageSpec:
-    """Reads `docker/images.toml` below *project*; *base* and *python* replace what it says.
+    """Reads `docker/images.toml` in *project*; *base* and *python* replace its base image and Python version.
 
     Raises:
-        UsageError: the file is missing or not TOML; a key is unknown, missing or of the wrong type; a value is out of
-            range; a layer or target name is not usable or used twice; a target names an unknown layer.
+        UsageError: the file is missing or not TOML, a key is unknown, missing or of the wrong type, a value is out of
+            range, a name of a layer or target is invalid or used twice, or a target names an unknown layer.
     """
     path = project / "docker" / "images.toml"
     try:
         file = msgspec.convert(tomllib.loads(path.read_text()), type=_File)
     except FileNotFoundError:
-        raise UsageError("project", str(project), "has no docker/images.toml; run from the project's folder") from None
+        fix = "has no docker/images.toml; run from the folder of the project, or name it with --project"
+        raise UsageError("project", str(project), fix) from None
     except tomllib.TOMLDecodeError as error:
         raise UsageError(str(path), str(error), "not valid TOML") from error
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at ")
         raise UsageError(f"{path.name} {where.strip('`') or '$'}", message, "see the comments in the file") from error
     if file.schema_version != SCHEMA_VERSION:
-        raise UsageError("schema_version", file.schema_version, f"this harness reads {SCHEMA_VERSION}")
+        raise UsageError("schema_version", file.schema_version, f"this program reads version {SCHEMA_VERSION}")
     spec = ImageSpec(
         project=project.resolve(),
         layers=file.layers,
         targets=file.targets,
-        left_out=file.left_out,
+        excluded=file.excluded,
         budgets=file.budgets,
         staging=file.staging,
         **{
@@ -223,7 +225,7 @@ def _check(spec: ImageSpec) -> None:
             if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
                 raise UsageError(f"{kind}.name", name, "expected lower-case letters, digits and hyphens")
             if names.count(name) > 1:
-                raise UsageError(f"{kind}.name", name, "stands twice")
+                raise UsageError(f"{kind}.name", name, "is used twice")
     known = {layer.name for layer in spec.layers}
     for target in spec.targets:
         for name in target.layers:

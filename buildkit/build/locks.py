@@ -99,7 +99,7 @@ def locked(lock_folder: Path, layer_names: Iterable[str]) -> dict[str, str]:
 def assign(
     layers: Sequence[LayerSpec],
     closures: Mapping[str, Mapping[str, Requirement]],
-    left_out: Iterable[str] = (),
+    excluded: Iterable[str] = (),
 ) -> dict[str, list[Requirement]]:
     """The distributions of each layer, by the layer's name; each distribution is in exactly one layer.
 
@@ -108,27 +108,27 @@ def assign(
     Args:
         layers: the layers of docker/images.toml.
         closures: for each extra ("" for the project's own dependencies) everything that it installs.
-        left_out: distributions that no layer gets.
+        excluded: distributions that no layer gets.
 
     Raises:
         UsageError: two layers name a distribution, a named one is not locked, or one belongs to no layer.
     """
     everything = {name: requirement for closure in closures.values() for name, requirement in closure.items()}
     placed: dict[str, list[Requirement]] = {layer.name: [] for layer in layers}
-    excluded = set(map(canonical_name, left_out))
-    for name in sorted(excluded - everything.keys()):
-        raise UsageError("left_out", name, "not in the lock; remove it from docker/images.toml")
+    unlayered = set(map(canonical_name, excluded))
+    for name in sorted(unlayered - everything.keys()):
+        raise UsageError("excluded", name, "not in the lock; remove it from docker/images.toml")
     home: dict[str, str] = {}
     for layer in layers:
         for name in map(canonical_name, layer.distributions):
-            if name in home or name in excluded:
-                where = f"layer {home[name]}" if name in home else "left_out"
+            if name in home or name in unlayered:
+                where = f"layer {home[name]}" if name in home else "[excluded]"
                 raise UsageError(f"layers.{layer.name}", name, f"already in {where}; name it once")
             if name not in everything:
                 raise UsageError(f"layers.{layer.name}", name, "not in the lock; remove it from docker/images.toml")
             home[name] = layer.name
     by_extra = sorted((layer for layer in layers if layer.extra is not None), key=lambda layer: layer_rank(layer.extra))
-    for name in sorted(everything.keys() - home.keys() - excluded):
+    for name in sorted(everything.keys() - home.keys() - unlayered):
         owner = next((layer for layer in by_extra if name in closures.get(layer.extra or "", {})), None)
         if owner is None:
             raise UsageError("layers", name, "in no layer; name it in docker/images.toml")
@@ -151,7 +151,7 @@ def input_digest(spec: ImageSpec) -> str:
         "extras": metadata["project"]["optional-dependencies"],
         "groups": {name: metadata["dependency-groups"][name] for name in _TOOLS},
         "layers": [[layer.name, layer.extra, list(layer.distributions)] for layer in spec.layers],
-        "left_out": sorted(spec.left_out),
+        "excluded": sorted(spec.excluded),
         "python": spec.python,
         "platform": _PLATFORM,
     }
@@ -224,7 +224,7 @@ def write_locks(spec: ImageSpec, *, upgrade: bool) -> list[Path]:
             "ml": _compile(project, python, "pyproject.toml", "--extra", "ml", *within),
             "dev": superset,
         }
-        placed = assign(spec.layers, closures, spec.left_out)
+        placed = assign(spec.layers, closures, spec.excluded)
         texts = {name: [item.text for item in items] for name, items in placed.items()}
         for group in _TOOLS:
             # --no-deps: the package of the weights requires torch and more, but only its own files are needed.

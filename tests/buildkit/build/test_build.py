@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parents[3]
 SECRET = "pa55-word-for-the-mirror"  # noqa: S105 - planted in the environment, searched in the image
 IMAGES = """
-schema_version = 1
+schema_version = 2
 layers = []
 
 [image]

@@ -25,10 +25,10 @@ def closure(*names: str) -> dict[str, Requirement]:
 
 
 LAYERS = (
-    LayerSpec(name="big", why="-", distributions=("Torch",)),
-    LayerSpec(name="models", why="-", extra="ml"),
-    LayerSpec(name="web", why="-", extra=""),
-    LayerSpec(name="dev", why="-", extra="dev"),
+    LayerSpec(name="big", reason="-", distributions=("Torch",)),
+    LayerSpec(name="models", reason="-", extra="ml"),
+    LayerSpec(name="web", reason="-", extra=""),
+    LayerSpec(name="dev", reason="-", extra="dev"),
 )
 CLOSURES = {
     "": closure("litestar", "idna"),
@@ -48,21 +48,21 @@ def test_assign_puts_each_distribution_into_one_layer() -> None:
     }
 
 
-def test_assign_puts_left_out_distribution_into_no_layer() -> None:
+def test_assign_puts_excluded_distribution_into_no_layer() -> None:
     placed = locks.assign(LAYERS, CLOSURES, ["tqdm"])
 
     assert "tqdm" not in {item.name for items in placed.values() for item in items}
 
 
 def test_assign_refuses_name_in_two_layers() -> None:
-    twice = (*LAYERS, LayerSpec(name="again", why="-", distributions=("torch",)))
+    twice = (*LAYERS, LayerSpec(name="again", reason="-", distributions=("torch",)))
 
     with pytest.raises(UsageError, match="already in layer big"):
         locks.assign(twice, CLOSURES)
 
 
 def test_assign_refuses_name_that_is_not_locked() -> None:
-    unknown = (*LAYERS, LayerSpec(name="other", why="-", distributions=("nvidia-nothing",)))
+    unknown = (*LAYERS, LayerSpec(name="other", reason="-", distributions=("nvidia-nothing",)))
 
     with pytest.raises(UsageError, match="not in the lock"):
         locks.assign(unknown, CLOSURES)
@@ -110,7 +110,7 @@ def test_project_locks_are_current_and_hold_each_distribution_once() -> None:
 
     assert sorted(set(names)) == sorted(names)
     assert {"torch", "transformers", "litestar", "pytest", "nvidia-cudnn-cu13"} <= set(names)
-    assert not set(loaded.left_out) & set(names)
+    assert not set(loaded.excluded) & set(names)
 
 
 def test_project_locks_name_no_address() -> None:

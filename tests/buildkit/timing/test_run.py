@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parents[3]
 IMAGES = """
-schema_version = 1
+schema_version = 2
 layers = []
 
 [image]
