@@ -1,4 +1,4 @@
-"""`python -m buildkit stage` and its sisters: releases, their state, the way back, watching, backup and restore."""
+"""Runs the commands for staging: stage, stage-status, rollback, stage-down, watch, backup, restore."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from buildkit.staging.release import records, release, rollback, run
 from buildkit.staging.stack import swarm
 from buildkit.staging.stack.registry import LocalRegistry, Registry
 from buildkit.staging.stack.stack import Stack
+from buildkit.text import format_bytes
 
 if TYPE_CHECKING:
     import argparse
@@ -45,14 +46,14 @@ __all__ = [
 ]
 
 _NOT_SETTINGS: Final = re.compile(r"TRUTHGRAPH_(?:[A-Z]+_IMAGE|SECRETS|STACK|BIND)$")
-"""Variables of the stack file that a release fills in itself, or that only compose reads."""
+"""Variables of the stack file that a release sets itself, or that only Docker Compose reads."""
 
 
-# ---- what all commands need -----------------------------------------------------------------------------------------
+# ---- shared by all commands -----------------------------------------------------------------------------------------
 
 
-class _Place:
-    """The engine, the records and the stack that the arguments point to."""
+class _Staging:
+    """The engine, the state folder and the stack that the arguments select."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.spec: ImageSpec = specs.load(arguments.project)
@@ -70,17 +71,17 @@ class _Place:
 
 
 def _settings(file: Path) -> dict[str, str]:
-    """Those of the environment's variables that the stack file names, without the images and the secrets' places."""
+    """Returns the environment variables that the stack file names, without images and folders of secrets."""
     named = set(re.findall(r"\$\{(TRUTHGRAPH_[A-Z_]+)", file.read_text()))
     return {name: os.environ[name] for name in sorted(named) if name in os.environ and not _NOT_SETTINGS.match(name)}
 
 
-def _make_secrets(place: _Place) -> None:
-    """Has docker/make-secrets make what is missing; the folder is its owner's alone."""
-    program = place.spec.project / "docker" / "make-secrets"
-    done = subprocess.run(["sh", program, place.state / "secrets"], capture_output=True, text=True, check=False)
+def _make_secrets(staging: _Staging) -> None:
+    """Makes the missing secrets by docker/make-secrets, in a folder that only its owner can read."""
+    program = staging.spec.project / "docker" / "make-secrets"
+    done = subprocess.run(["sh", program, staging.state / "secrets"], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise UsageError("secrets", str(place.state / "secrets"), done.stderr.strip())
+        raise UsageError("secrets", str(staging.state / "secrets"), done.stderr.strip())
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
@@ -88,55 +89,55 @@ def _make_secrets(place: _Place) -> None:
 
 def run_stage(arguments: argparse.Namespace) -> int:
     """Releases the verified image."""
-    place = _Place(arguments)
+    staging = _Staging(arguments)
     console = make_console(stderr=True)
-    with records.locked(place.state, f"stage {place.stack.name}"):
-        registry = _registry(arguments, place)
-        swarm.ensure_swarm(place.engine, place.state, is_local=arguments.local, log=log)
-        _make_secrets(place)
-        context = _context(arguments, place, repository=f"{registry}/{place.spec.name}", console=console)
+    with records.locked(staging.state, f"stage {staging.stack.name}"):
+        registry = _registry(arguments, staging)
+        swarm.ensure_swarm(staging.engine, staging.state, is_local=arguments.local, log=log)
+        _make_secrets(staging)
+        context = _context(arguments, staging, repository=f"{registry}/{staging.spec.name}", console=console)
         done = release.stage(context)
-        _tidy(place, registry)
-    _tell_release(done, place)
+        _prune_images(staging, registry)
+    _print_release(done, staging)
     return 0
 
 
-def _registry(arguments: argparse.Namespace, place: _Place) -> str:
-    """The registry's address with its path; the local one is started.
+def _registry(arguments: argparse.Namespace, staging: _Staging) -> str:
+    """Returns the registry's address with its path; starts the local one if it is chosen.
 
     Raises:
-        UsageError: none is named.
+        UsageError: no registry is configured.
     """
     if arguments.local:
-        place.local.ensure(log)
-        return place.local.address
-    named: str = arguments.registry or place.spec.staging.registry
+        staging.local.ensure(log)
+        return staging.local.address
+    named: str = arguments.registry or staging.spec.staging.registry
     if not named:
-        advice = "name one with --registry or in docker/images.toml, or stage on this machine alone with --local"
+        advice = "set it by --registry or in docker/images.toml, or stage on this machine only with --local"
         raise UsageError("registry", "", advice)
     return named.rstrip("/")
 
 
 def _context(
-    arguments: argparse.Namespace, place: _Place, *, repository: str, console: Console | None = None
+    arguments: argparse.Namespace, staging: _Staging, *, repository: str, console: Console | None = None
 ) -> run.ReleaseContext:
     from buildkit.build.record import record_path
     from buildkit.staging.stack import sidecars
 
-    folder = place.spec.project / FOLDER
+    folder = staging.spec.project / FOLDER
     return run.ReleaseContext(
-        spec=place.spec,
-        engine=place.engine,
+        spec=staging.spec,
+        engine=staging.engine,
         build_path=getattr(arguments, "build", None) or record_path(folder, "api"),
         verify_path=getattr(arguments, "verify", None) or folder / "verify.json",
-        state=place.state,
-        stack=place.stack,
+        state=staging.state,
+        stack=staging.stack,
         repository=repository,
         log=log,
         sidecar=partial(
             sidecars.ensure_sidecar,
-            place.spec,
-            engine=place.engine,
+            staging.spec,
+            engine=staging.engine,
             folder=folder,
             environment=os.environ,
             console=console or make_console(stderr=True),
@@ -147,55 +148,55 @@ def _context(
     )
 
 
-def _tidy(place: _Place, registry: str) -> None:
+def _prune_images(staging: _Staging, registry: str) -> None:
     from buildkit.staging import retention
 
-    local = place.local if registry == place.local.address else None
+    local = staging.local if registry == staging.local.address else None
     freed = retention.prune_images(
-        place.engine, place.stack, place.state, keep=place.spec.staging.keep_releases, local=local, log=log
+        staging.engine, staging.stack, staging.state, keep=staging.spec.staging.keep_releases, local=local, log=log
     )
     for image in freed.images:
         log(f"removed {image}")
     if freed.images:
-        in_engine, in_registry = freed.engine_bytes / 1e6, freed.registry_bytes / 1e6
-        log(f"freed {in_engine:,.1f} MB in the engine, {in_registry:,.1f} MB in the registry")
+        in_engine, in_registry = format_bytes(freed.engine_bytes), format_bytes(freed.registry_bytes)
+        log(f"freed {in_engine} in the engine, {in_registry} in the registry")
 
 
-def _tell_release(done: Release, place: _Place) -> None:
+def _print_release(done: Release, staging: _Staging) -> None:
     console = make_console()
-    console.print(f"{done.name} serves at {replace(place.stack, settings=done.settings).address}")
+    console.print(f"{done.name} is serving at {replace(staging.stack, settings=done.settings).address}")
     console.print(f"{done.image}", soft_wrap=True)
-    console.print(f"recorded in {place.state / 'releases.json'}", soft_wrap=True)
+    console.print(f"recorded in {staging.state / 'releases.json'}", soft_wrap=True)
 
 
 def run_rollback(arguments: argparse.Namespace) -> int:
     """Returns to an earlier release."""
-    place = _Place(arguments)
-    with records.locked(place.state, f"rollback {place.stack.name}"):
-        if place.local.program.exists():
-            place.local.ensure(log)
-        done = rollback.roll_back(_context(arguments, place, repository=""), arguments.release)
-    _tell_release(done, place)
+    staging = _Staging(arguments)
+    with records.locked(staging.state, f"rollback {staging.stack.name}"):
+        if staging.local.program.exists():
+            staging.local.ensure(log)
+        done = rollback.roll_back(_context(arguments, staging, repository=""), arguments.release)
+    _print_release(done, staging)
     return 1 if done.reason else 0
 
 
 def run_down(arguments: argparse.Namespace) -> int:
     """Stops staging."""
-    place = _Place(arguments)
-    with records.locked(place.state, f"stage-down {place.stack.name}"):
-        if place.stack.exists("api") or place.stack.exists("database"):
-            place.stack.remove(log)
+    staging = _Staging(arguments)
+    with records.locked(staging.state, f"stage-down {staging.stack.name}"):
+        if staging.stack.exists("api") or staging.stack.exists("database"):
+            staging.stack.remove(log)
         if arguments.purge:
-            place.stack.remove_volumes(log)
-        known = records.load(place.state)
-        records.save(place.state, records.Releases(releases=known.with_outcome_of_serving("replaced")))
-        swarm.leave_swarm(place.engine, place.state, log=log)
-        place.local.stop(log, purge=arguments.purge)
+            staging.stack.remove_volumes(log)
+        history = records.load(staging.state)
+        records.save(staging.state, records.Releases(releases=history.with_outcome_of_serving("replaced")))
+        swarm.leave_swarm(staging.engine, staging.state, log=log)
+        staging.local.stop(log, purge=arguments.purge)
         if not arguments.purge:
-            log("the database's volume, the secrets and the releases stay; --purge removes them")
+            log("the database, the secrets and the release history were kept; --purge removes them")
     if arguments.purge:
-        records.delete_state(place.state)
-        log(f"removed {place.state}")
+        records.delete_state(staging.state)
+        log(f"removed {staging.state}")
     return 0
 
 
@@ -203,131 +204,165 @@ def run_status(arguments: argparse.Namespace) -> int:
     """Prints the state of staging and its releases."""
     from buildkit.staging import status
 
-    place = _Place(arguments)
-    known = records.load(place.state)
-    seen = status.look(place.stack)
+    staging = _Staging(arguments)
+    history = records.load(staging.state)
+    current = status.read_status(staging.stack)
     console = make_console()
-    for table in status.tables(seen, known):
+    for table in status.format_status(current, history):
         console.print(table)
-    if not Registry(place.local.address).answers() and place.local.program.exists():
-        log("the local registry does not run; `nox -s stage -- --local` and `nox -s rollback` start it")
-    return 0 if seen.is_fine else 1
+    if not Registry(staging.local.address).answers() and staging.local.program.exists():
+        log("the local registry is not running; `nox -s stage -- --local` and `nox -s rollback` start it")
+    return 0 if current.is_healthy else 1
 
 
 def run_watch(arguments: argparse.Namespace) -> int:
     """Watches staging for the given time."""
     from buildkit.staging import watch
 
-    place = _Place(arguments)
-    plan = watch.WatchOptions(
-        stack=place.stack,
-        budget=place.spec.staging.budget,
-        seconds=arguments.hours * 3600,
-        every_seconds=arguments.every,
-        minutes=place.spec.staging.budget.minutes if arguments.minutes is None else arguments.minutes,
-        record=arguments.record or place.state / "watch.jsonl",
+    staging = _Staging(arguments)
+    budget = staging.spec.staging.budget
+    options = watch.WatchOptions(
+        stack=staging.stack,
+        budget=budget,
+        duration_seconds=arguments.hours * 3600,
+        interval_seconds=arguments.interval,
+        tolerated_minutes=budget.minutes if arguments.minutes is None else arguments.minutes,
+        history=arguments.history or staging.state / "watch.jsonl",
     )
-    broken = watch.watch(plan, make_console())
-    if broken and arguments.rollback:
-        log("rolling back: " + "; ".join(broken))
+    violations = watch.watch(options, make_console())
+    if violations and arguments.rollback:
+        log("rolling back: " + "; ".join(violations))
         arguments.release = None
         run_rollback(arguments)
-    return 1 if broken else 0
+    return 1 if violations else 0
 
 
 def run_backup(arguments: argparse.Namespace) -> int:
-    """Writes beside the file and renames: a backup that broke off leaves the one before."""
-    place = _Place(arguments)
+    """Writes a backup of the database; an interrupted one leaves an existing file unchanged."""
+    staging = _Staging(arguments)
     path: Path = arguments.file
     if not path.parent.is_dir():
         raise UsageError("file", str(path), "its folder does not exist")
-    container = place.stack.container("database")
+    container = staging.stack.container("database")
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
             part.chmod(0o600)
-            place.engine.pipe("exec", "--interactive", container, "backup", stdout=file)
+            staging.engine.pipe("exec", "--interactive", container, "backup", stdout=file)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    log(f"{path.stat().st_size / 1e6:,.1f} MB in {path}")
+    log(f"wrote {path} ({format_bytes(path.stat().st_size)})")
     return 0
 
 
 def run_restore(arguments: argparse.Namespace) -> int:
     """Restores the database from a backup."""
-    place = _Place(arguments)
+    staging = _Staging(arguments)
     if not arguments.file.is_file():
-        raise UsageError("file", str(arguments.file), "is not there; `backup` writes one")
-    container = place.stack.container("database")
-    with records.locked(place.state, f"restore {place.stack.name}"), arguments.file.open("rb") as file:
-        place.engine.pipe(
+        raise UsageError("file", str(arguments.file), "no such file; `python -m buildkit backup FILE` writes one")
+    container = staging.stack.container("database")
+    with records.locked(staging.state, f"restore {staging.stack.name}"), arguments.file.open("rb") as file:
+        staging.engine.pipe(
             "exec", "--interactive", container, "restore", *(["--replace"] if arguments.replace else []), stdin=file
         )
-    log(f"{arguments.file} is the database now")
+    log(f"restored the database from {arguments.file}")
     return 0
 
 
-# ---- the command line -----------------------------------------------------------------------------------------------
+# ---- arguments ------------------------------------------------------------------------------------------------------
 
 
-def _everywhere(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--name", default="", help="of the stack (default: docker/images.toml)")
-    command.add_argument("--state", type=Path, help="where releases.json lies (default: a folder of this machine)")
-    command.add_argument("--registry-port", type=int, default=5055, help="of the local registry (default: 5055)")
+def _add_common_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--name", default="", help="name of the stack (default: `staging.name` of docker/images.toml)")
+    command.add_argument(
+        "--state",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of releases.json, the secrets and the local registry (default: /var/lib/truthgraph-staging for "
+        "root, ~/.local/state/truthgraph-staging for others)",
+    )
+    command.add_argument("--registry-port", type=int, default=5055, metavar="PORT", help="port of the local registry")
 
 
 def add_stage_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `stage`."""
-    _everywhere(command)
+    _add_common_arguments(command)
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--local", action="store_true", help="this machine alone: own registry, own swarm, own secrets")
-    where.add_argument("--registry", default="", help="host[:port][/path] to push to (default: docker/images.toml)")
-    command.add_argument("--build", type=Path, help="the build record (default: build/image.json)")
-    command.add_argument("--verify", type=Path, help="the verification record (default: build/verify.json)")
-    command.add_argument("--allow-downtime", action="store_true", help="migrate even if the serving release then stops")
+    where.add_argument(
+        "--local", action="store_true", help="stage on this machine only, with a registry and a swarm of its own"
+    )
+    where.add_argument(
+        "--registry",
+        default="",
+        metavar="HOST[:PORT][/PATH]",
+        help="registry to push to (default: `staging.registry` of docker/images.toml)",
+    )
+    command.add_argument("--build", type=Path, metavar="FILE", help="build record (default: build/image.json)")
+    command.add_argument("--verify", type=Path, metavar="FILE", help="verification record (default: build/verify.json)")
+    command.add_argument(
+        "--allow-downtime",
+        action="store_true",
+        help="migrate the database even if the serving release cannot work with the new schema",
+    )
 
 
 def add_status_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `stage-status`."""
-    _everywhere(command)
+    _add_common_arguments(command)
 
 
 def add_rollback_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `rollback`."""
-    _everywhere(command)
-    command.add_argument("release", nargs="?", help="a name of stage-status (default: the release before)")
-    command.add_argument("--keep-schema", action="store_true", help="take the code alone back")
+    _add_common_arguments(command)
+    command.add_argument(
+        "release", nargs="?", metavar="RELEASE", help="a release of `stage-status` (default: the previous one)"
+    )
+    command.add_argument("--keep-schema", action="store_true", help="roll back the code, but not the database schema")
 
 
 def add_down_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `down`."""
-    _everywhere(command)
+    """Adds the arguments of `stage-down`."""
+    _add_common_arguments(command)
     command.add_argument(
-        "--purge", action="store_true", help="remove the volumes, the secrets, the registry, the records"
+        "--purge",
+        action="store_true",
+        help="also delete the database, the secrets, the local registry and the release history",
     )
 
 
 def add_watch_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `watch`."""
-    _everywhere(command)
-    command.add_argument("--hours", type=float, default=24.0, help="(default: 24)")
-    command.add_argument("--every", type=float, default=15.0, metavar="SECONDS", help="between two looks (default: 15)")
-    command.add_argument("--minutes", type=float, help="broken for this long ends it (default: docker/images.toml)")
+    _add_common_arguments(command)
+    command.add_argument("--hours", type=float, default=24.0, help="how long to watch")
     command.add_argument(
-        "--record", type=Path, metavar="FILE", help="JSON lines, one a look (default: beside releases.json)"
+        "--interval", type=float, default=15.0, metavar="SECONDS", help="seconds between two observations"
     )
-    command.add_argument("--rollback", action="store_true", help="and go back to the release before")
+    command.add_argument(
+        "--minutes",
+        type=float,
+        help="stop when the budget was exceeded for this long without a pause; 0: at once (default: "
+        "`staging.budget.minutes` of docker/images.toml)",
+    )
+    command.add_argument(
+        "--history",
+        type=Path,
+        metavar="FILE",
+        help="JSON lines file to append each observation to (default: watch.jsonl in the state folder)",
+    )
+    command.add_argument(
+        "--rollback", action="store_true", help="return to the previous release when the budget was exceeded"
+    )
 
 
 def add_backup_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `backup`."""
-    _everywhere(command)
-    command.add_argument("file", type=Path, help="where to write the backup")
+    _add_common_arguments(command)
+    command.add_argument("file", type=Path, metavar="FILE", help="file to write; it replaces an older one")
 
 
 def add_restore_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `restore`."""
-    _everywhere(command)
-    command.add_argument("file", type=Path, help="a file that `backup` wrote")
-    command.add_argument("--replace", action="store_true", help="even where there are tables already")
+    _add_common_arguments(command)
+    command.add_argument("file", type=Path, metavar="FILE", help="a file that `backup` wrote")
+    command.add_argument("--replace", action="store_true", help="replace a database that already has tables")

@@ -1,4 +1,4 @@
-"""One look at the stack: its replicas, what they use, what they say of themselves, and which releases are kept."""
+"""Reads the state of the stack (replicas, memory, metrics) and formats it with the release history as tables."""
 
 from __future__ import annotations
 
@@ -11,135 +11,144 @@ from rich.text import Text
 
 from buildkit.errors import CommandFailed
 from buildkit.staging.probes import container_exec, metrics
-from buildkit.text import parse_bytes
+from buildkit.staging.stack.stack import SERVICES
+from buildkit.text import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from buildkit.staging.probes.metrics import Scrape
     from buildkit.staging.release.records import Releases, TrafficMetrics
     from buildkit.staging.stack.stack import Replica, Stack
 
-__all__ = ["PARTS", "StackStatus", "look", "memory", "tables"]
+__all__ = ["StackStatus", "format_status", "read_status"]
 
-PARTS: Final = ("api", "database", "proxy")
 _STYLES: Final = {"serving": "green", "replaced": "", "rolled back": "yellow", "failed": "red", "interrupted": "red"}
+_FAILED: Final = frozenset({"failed", "rejected"})
+"""States of replicas that ended by a fault of their own; `orphaned` ones were lost with their node."""
 
 
 @dataclass(frozen=True, slots=True)
 class StackStatus:
-    """What one look found.
+    """The state of the stack at one time.
 
     Attributes:
-        wanted: replicas that each part shall have; a part that is not there is missing here.
-        replicas: those that run or shall run, by part.
-        ended: replicas of the last hours that ended although they should not have, by part.
-        memory_bytes: of containers on this engine, by container.
-        scrapes: of the API's replicas; empty where none answered.
-        problem: why there are no metrics.
+        desired: service -> number of replicas that it should have; a service that is not deployed is missing.
+        replicas: service -> replicas that run or start.
+        failed: service -> replicas that failed, as far back as swarm remembers them.
+        memory_bytes: container -> memory in use; only containers on this engine.
+        scrapes: metrics of the API's replicas; empty if none answered.
+        problem: why there are no metrics; "" if there are.
     """
 
-    wanted: dict[str, int]
+    desired: dict[str, int]
     replicas: dict[str, tuple[Replica, ...]]
-    ended: dict[str, tuple[Replica, ...]]
+    failed: dict[str, tuple[Replica, ...]]
     memory_bytes: dict[str, int]
     scrapes: tuple[Scrape, ...]
     problem: str = ""
 
     @property
-    def is_fine(self) -> bool:
-        """Whether every part is there with all its replicas, and the API told its metrics."""
-        running = {part: sum(each.is_running for each in found) for part, found in self.replicas.items()}
-        return set(self.wanted) == set(PARTS) and running == self.wanted and not self.problem
+    def running(self) -> dict[str, int]:
+        """Service -> number of running replicas."""
+        return {service: sum(each.is_running for each in found) for service, found in self.replicas.items()}
 
     @property
-    def restarts(self) -> int:
-        """Replicas that ended although they should not have."""
-        return sum(len(found) for found in self.ended.values())
+    def is_healthy(self) -> bool:
+        """Whether every service runs all its replicas, and the API's metrics can be read."""
+        return set(self.desired) == set(SERVICES) and self.running == self.desired and not self.problem
 
     @property
-    def total(self) -> TrafficMetrics:
-        """All that the present replicas answered since they started."""
+    def traffic(self) -> TrafficMetrics:
+        """The traffic of the present replicas since they started."""
         return metrics.traffic_between((), self.scrapes)
 
 
-def look(stack: Stack) -> StackStatus:
-    """Looks once.
+def read_status(stack: Stack) -> StackStatus:
+    """Returns the state of the stack now.
 
     Raises:
         CommandFailed: the engine does not answer.
     """
-    parts = [part for part in PARTS if stack.exists(part)]
-    replicas = {part: stack.replicas(part) for part in parts}
-    ended = {
-        part: tuple(each for each in stack.replicas(part, include_ended=True) if each.state in {"failed", "rejected"})
-        for part in parts
+    services = [service for service in SERVICES if stack.exists(service)]
+    replicas = {service: stack.replicas(service) for service in services}
+    failed = {
+        service: tuple(each for each in stack.replicas(service, include_ended=True) if each.state in _FAILED)
+        for service in services
     }
-    wanted = {part: stack.desired_replicas(part) for part in parts}
+    desired = {service: stack.desired_replicas(service) for service in services}
     scrapes: tuple[Scrape, ...] = ()
-    problem = "" if parts else "the stack does not run"
-    if "api" in parts:
+    problem = "" if services else "the stack is not running"
+    if "api" in services:
         try:
             scrapes = container_exec.scrape(stack)
         except CommandFailed as error:
             problem = error.log_tail or str(error)
     containers = [each.container for found in replicas.values() for each in found if each.container]
-    return StackStatus(wanted, replicas, ended, memory(stack, containers), scrapes, problem)
+    return StackStatus(desired, replicas, failed, _memory_bytes(stack, containers), scrapes, problem)
 
 
-def memory(stack: Stack, containers: list[str]) -> dict[str, int]:
-    """Bytes that each of *containers* uses, of those that run on this engine (others are left out)."""
-    here = set(stack.docker("ps", "--quiet", "--no-trunc").split())
-    mine = [container for container in containers if container in here]
-    if not mine:
+def _memory_bytes(stack: Stack, containers: Sequence[str]) -> dict[str, int]:
+    """Returns the memory in use by each of *containers* that runs on this engine."""
+    local = set(stack.docker("ps", "--quiet", "--no-trunc").split())
+    measured = [container for container in containers if container in local]
+    if not measured:
         return {}
     try:
-        lines = stack.docker("stats", "--no-stream", "--no-trunc", "--format", "{{json .}}", *mine).splitlines()
+        lines = stack.docker("stats", "--no-stream", "--no-trunc", "--format", "{{json .}}", *measured).splitlines()
     except CommandFailed:
-        return {}  # one of them ended while it was asked
+        return {}  # one of them has ended since
     rows = [json.loads(line) for line in lines]
     return {row["ID"]: parse_bytes(row["MemUsage"].partition("/")[0].strip()) for row in rows}
 
 
-def tables(seen: StackStatus, known: Releases) -> list[Table]:
-    """Parts, metrics and releases."""
-    parts = Table(title="parts", title_justify="left")
-    for column in ("part", "image", "state", "memory"):
-        parts.add_column(column, justify="right" if column == "memory" else "left")
-    names = {each.digest: each.name for each in known.releases}
-    for part, found in seen.replicas.items():
-        for replica in found:
-            used = seen.memory_bytes.get(replica.container)
-            parts.add_row(
-                f"{part}.{replica.slot}",
+def format_status(status: StackStatus, history: Releases) -> list[Table]:
+    """Returns two tables: the services with their replicas and metrics, and the releases, newest first."""
+    return [_services_table(status, history), _releases_table(history)]
+
+
+def _services_table(status: StackStatus, history: Releases) -> Table:
+    table = Table(title="services", title_justify="left", caption_justify="left")
+    for column in ("replica", "release", "state", "memory"):
+        table.add_column(column, justify="right" if column == "memory" else "left")
+    names = {each.digest: each.name for each in history.releases}
+    for service, replicas in status.replicas.items():
+        for replica in replicas:
+            used = status.memory_bytes.get(replica.container)
+            table.add_row(
+                f"{service}.{replica.slot}",
                 names.get(replica.digest, replica.digest[7:19] or replica.image),
                 Text(replica.state, style="green" if replica.is_running else "yellow"),
-                "" if used is None else f"{used / 1e6:,.0f} MB",
+                "" if used is None else format_bytes(used),
             )
-        for replica in seen.ended[part]:
-            parts.add_row(
-                f"{part}.{replica.slot}", replica.digest[7:19], Text(f"ended: {replica.error}", style="red"), ""
-            )
-    total = seen.total
-    slowest = max(total.p95_seconds.items(), key=lambda item: item[1], default=("", 0.0))
-    parts.caption = seen.problem or (
-        f"{total.requests:,} requests since they started, error fraction {total.error_fraction:.4f}, "
-        f"p95 {slowest[1]:.3f} s ({slowest[0] or 'no route yet'})"
+        for replica in status.failed.get(service, ()):
+            state = Text(f"{replica.state}: {replica.error}", style="red")
+            table.add_row(f"{service}.{replica.slot}", replica.digest[7:19], state, "")
+    traffic = status.traffic
+    route, slowest = max(traffic.p95_seconds.items(), key=lambda item: item[1], default=("no route yet", 0.0))
+    table.caption = status.problem or (
+        f"{traffic.requests:,} requests since the replicas started, error fraction {traffic.error_fraction:.4f}, "
+        f"slowest p95 {slowest:.3f} s ({route})"
     )
-    parts.caption_justify = "left"
-    history = Table(title="releases, newest first", title_justify="left")
-    history.add_column("release", no_wrap=True)  # a rollback is told it
-    for column in ("outcome", "when", "who", "schema", "sent", "p95"):
-        history.add_column(column, overflow="fold")
-    for release in reversed(known.releases):
+    return table
+
+
+def _releases_table(history: Releases) -> Table:
+    table = Table(title="releases, newest first", title_justify="left")
+    table.add_column("release", no_wrap=True)  # `rollback` takes it as its argument
+    for column in ("outcome", "started", "released by", "schema", "sent", "p95"):
+        table.add_column(column, overflow="fold")
+    for release in reversed(history.releases):
         schema = release.migrations.after if release.migrations else None
         p95 = max(release.metrics.p95_seconds.values(), default=0.0) if release.metrics else None
-        why = f"{release.outcome} at {release.failed_step}" if release.failed_step else release.outcome
-        history.add_row(
+        outcome = f"{release.outcome} at {release.failed_step}" if release.failed_step else release.outcome
+        table.add_row(
             release.name,
-            Text(why, style=_STYLES[release.outcome]),
+            Text(outcome, style=_STYLES[release.outcome]),
             release.started[5:16].replace("T", " "),
             release.released_by,
             schema or "",
-            "" if release.bytes_sent is None else f"{release.bytes_sent / 1e6:,.0f} MB",
+            "" if release.bytes_sent is None else format_bytes(release.bytes_sent),
             "" if p95 is None else f"{p95:.3f} s",
         )
-    return [parts, history]
+    return table

@@ -1,14 +1,14 @@
-"""Watches a release for hours: one look every few seconds, judged by the budget, kept as JSON lines, shown as it goes.
+"""Watches the stack for hours: reads its status every few seconds, checks it against the budget, and records it.
 
-The budget is broken while a window breaks it, a replica that should run does not, too much memory is used, or replicas
-ended more often than allowed. Only a break that lasts ends the watch: one bad window is noise.
+One bad observation may be noise. So the watch ends with a failure only if the budget was exceeded without a pause for
+`WatchOptions.tolerated_minutes`.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -17,10 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from buildkit.errors import CommandFailed
-from buildkit.staging import status
+from buildkit.staging import status as statuses
 from buildkit.staging.probes import metrics
 from buildkit.staging.release import records
-from buildkit.staging.release.records import TrafficMetrics  # noqa: TC001 # msgspec reads the annotations of Observation at run time
+from buildkit.staging.release.records import TrafficMetrics  # noqa: TC001 - msgspec reads the annotations at run time
+from buildkit.staging.stack.stack import SERVICES
+from buildkit.text import format_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,147 +35,177 @@ if TYPE_CHECKING:
 
 __all__ = ["Observation", "WatchOptions", "watch"]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 _HOUR_SECONDS: Final = 3600.0
 _SHOWN: Final = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchOptions:
-    """How to watch.
+    """What to watch, how long, and when to give up.
 
     Attributes:
-        seconds: how long.
-        every_seconds: between two looks.
-        minutes: a break that lasts as long ends the watch; 0: the first one does.
-        record: gets a JSON line for each look.
+        duration_seconds: of the whole watch.
+        interval_seconds: between two observations.
+        tolerated_minutes: how long the budget may be exceeded without a pause; 0 allows not even one observation.
+        history: file that gets a JSON line for each observation.
     """
 
     stack: Stack
     budget: StagingBudget
-    seconds: float
-    every_seconds: float
-    minutes: float
-    record: Path
+    duration_seconds: float
+    interval_seconds: float
+    tolerated_minutes: float
+    history: Path
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the record. `broken` says what breaks the budget; `broken_seconds`, for how long without a pause."""
+    """One observation; one line of the history.
+
+    Attributes:
+        at: RFC 3339, UTC.
+        running: service -> running replicas.
+        desired: service -> replicas that should run.
+        failures: replicas that failed within the last hour of the watch.
+        memory_bytes: of the replica that uses most.
+        traffic: since the previous observation with metrics; None without one.
+        violations: sentences on what exceeds the budget; empty if nothing does.
+        violation_seconds: how long the budget has been exceeded without a pause.
+    """
 
     schema_version: int = SCHEMA_VERSION
     at: str
     running: dict[str, int]
-    wanted: dict[str, int]
-    ended: int
+    desired: dict[str, int]
+    failures: int
     memory_bytes: int
-    window: TrafficMetrics | None
-    broken: tuple[str, ...]
-    broken_seconds: float
+    traffic: TrafficMetrics | None
+    violations: tuple[str, ...]
+    violation_seconds: float
 
 
-def watch(plan: WatchOptions, console: Console) -> tuple[str, ...]:
-    """Watches until the time is over or the budget was broken for too long; what broke it then, else nothing."""
-    plan.record.parent.mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
+@dataclass(slots=True)
+class _Watcher:
+    """What one watch remembers from observation to observation."""
+
+    options: WatchOptions
+    _previous: StackStatus | None = None
+    _known_failures: set[str] | None = None
+    _failures: deque[float] = field(default_factory=deque)
+    _violated_since: float | None = None
+
+    def observe(self, now: float) -> Observation:
+        """Reads the status and returns it with the budget's violations; *now* is on a monotonic clock."""
+        status, reason = self._read_status()
+        if status is not None:
+            self._count_failures(status, now)
+        while self._failures and now - self._failures[0] > _HOUR_SECONDS:
+            self._failures.popleft()
+        traffic = metrics.traffic_between(self._previous.scrapes, status.scrapes) if status and self._previous else None
+        if status is None:
+            violations: tuple[str, ...] = (f"the engine does not answer: {reason}",)
+        else:
+            violations = _violations(self.options.budget, status, traffic, len(self._failures))
+            self._previous = status if status.scrapes else self._previous
+        if not violations:
+            self._violated_since = None
+        elif self._violated_since is None:
+            self._violated_since = now
+        lasted = 0.0 if self._violated_since is None else now - self._violated_since
+        return Observation(
+            at=records.timestamp(),
+            running=status.running if status else {},
+            desired=status.desired if status else {},
+            failures=len(self._failures),
+            memory_bytes=max(status.memory_bytes.values(), default=0) if status else 0,
+            traffic=traffic,
+            violations=violations,
+            violation_seconds=round(lasted, 1),
+        )
+
+    def _read_status(self) -> tuple[StackStatus | None, str]:
+        try:
+            return statuses.read_status(self.options.stack), ""
+        except CommandFailed as error:
+            return None, error.log_tail.splitlines()[0] if error.log_tail else str(error)
+
+    def _count_failures(self, status: StackStatus, now: float) -> None:
+        """Counts the replicas that have failed since the previous observation; those before the first do not count."""
+        failed = {replica.task for found in status.failed.values() for replica in found}
+        known = failed if self._known_failures is None else self._known_failures
+        self._failures.extend(now for _ in failed - known)
+        self._known_failures = failed | known
+
+
+def watch(options: WatchOptions, console: Console) -> tuple[str, ...]:
+    """Watches until the time is over, or until the budget was exceeded for too long.
+
+    Returns:
+        The last violations of the budget if it was exceeded for too long, otherwise nothing.
+    """
+    options.history.parent.mkdir(parents=True, exist_ok=True)
+    watcher = _Watcher(options)
     recent: deque[Observation] = deque(maxlen=_SHOWN)
-    before: StackStatus | None = None
-    ended: deque[tuple[float, str]] = deque()
-    known_ended: set[str] | None = None
-    broken_since: float | None = None
-    with Live(console=console, auto_refresh=False, transient=False) as live, plan.record.open("ab") as file:
+    began = time.monotonic()
+    with Live(console=console, auto_refresh=False, transient=False) as live, options.history.open("ab") as file:
         while True:
             now = time.monotonic()
-            try:
-                seen: StackStatus | None = status.look(plan.stack)
-                trouble = ""
-            except CommandFailed as error:
-                seen, trouble = None, error.log_tail.splitlines()[0] if error.log_tail else str(error)
-            if seen is not None:
-                failed = {each.task for found in seen.ended.values() for each in found}
-                ended.extend((now, task) for task in failed - (failed if known_ended is None else known_ended))
-                known_ended = failed | (known_ended or set())
-            while ended and now - ended[0][0] > _HOUR_SECONDS:
-                ended.popleft()
-            window = metrics.traffic_between(before.scrapes, seen.scrapes) if seen and before else None
-            broken = _broken(plan.budget, seen, window, len(ended), trouble)
-            broken_since = (now if broken_since is None else broken_since) if broken else None
-            lasted = 0.0 if broken_since is None else now - broken_since
-            look = _look(seen, window, len(ended), broken, lasted)
-            file.write(msgspec.json.encode(look) + b"\n")
+            observation = watcher.observe(now)
+            file.write(msgspec.json.encode(observation) + b"\n")
             file.flush()
-            recent.append(look)
+            recent.append(observation)
             if console.is_terminal:
-                live.update(_view(plan, recent, now - began), refresh=True)
-            elif broken or len(recent) < 2:  # noqa: PLR2004 - the first look, and every bad one
-                console.print(f"{look.at} {'; '.join(broken) or 'fine'}", soft_wrap=True)
-            if broken and lasted >= plan.minutes * 60:
-                return broken
-            if seen is not None and seen.scrapes:
-                before = seen
-            if now - began + plan.every_seconds > plan.seconds:
+                live.update(_table(options, recent, now - began), refresh=True)
+            elif observation.violations or len(recent) == 1:
+                console.print(f"{observation.at} {'; '.join(observation.violations) or 'ok'}", soft_wrap=True)
+            if observation.violations and observation.violation_seconds >= options.tolerated_minutes * 60:
+                return observation.violations
+            if now - began + options.interval_seconds > options.duration_seconds:
                 return ()
-            time.sleep(max(0.0, now + plan.every_seconds - time.monotonic()))
+            time.sleep(max(0.0, now + options.interval_seconds - time.monotonic()))
 
 
-def _broken(
-    budget: StagingBudget, seen: StackStatus | None, window: TrafficMetrics | None, ended: int, trouble: str
+def _violations(
+    budget: StagingBudget, status: StackStatus, traffic: TrafficMetrics | None, failures: int
 ) -> tuple[str, ...]:
-    if seen is None:
-        return (f"the engine does not answer: {trouble}",)
-    broken: list[str] = []
-    if seen.problem:
-        broken.append(seen.problem)
-    for part in status.PARTS:
-        running = sum(each.is_running for each in seen.replicas.get(part, ()))
-        wanted = seen.wanted.get(part, 1)
-        if running < wanted:
-            broken.append(f"{running} of {wanted} replicas of {part} run")
-    largest = max(seen.memory_bytes.values(), default=0)
+    found: list[str] = []
+    if status.problem:
+        found.append(status.problem)
+    for service in SERVICES:
+        running, desired = status.running.get(service, 0), status.desired.get(service, 1)
+        if running < desired:
+            found.append(f"{running} of {desired} replicas of {service} run")
+    largest = max(status.memory_bytes.values(), default=0)
     if largest > budget.memory_bytes:
-        broken.append(f"a replica uses {largest / 1e6:,.0f} MB, allowed {budget.memory_bytes / 1e6:,.0f} MB")
-    if ended > budget.restarts:
-        broken.append(f"{ended} replicas ended within an hour, allowed {budget.restarts}")
-    if window is not None and window.requests:
-        broken += metrics.violations(window, budget)
-    return tuple(broken)
+        found.append(f"a replica uses {format_bytes(largest)} of memory, allowed {format_bytes(budget.memory_bytes)}")
+    if failures > budget.restarts:
+        found.append(f"{failures} replicas failed within an hour, allowed {budget.restarts}")
+    if traffic is not None and traffic.requests:
+        found += metrics.violations(traffic, budget)
+    return tuple(found)
 
 
-def _look(
-    seen: StackStatus | None, window: TrafficMetrics | None, ended: int, broken: tuple[str, ...], lasted: float
-) -> Observation:
-    replicas = seen.replicas if seen else {}
-    return Observation(
-        at=records.timestamp(),
-        running={part: sum(each.is_running for each in found) for part, found in replicas.items()},
-        wanted=seen.wanted if seen else {},
-        ended=ended,
-        memory_bytes=max(seen.memory_bytes.values(), default=0) if seen else 0,
-        window=window,
-        broken=broken,
-        broken_seconds=round(lasted, 1),
-    )
-
-
-def _view(plan: WatchOptions, recent: deque[Observation], elapsed_seconds: float) -> Table:
+def _table(options: WatchOptions, recent: deque[Observation], elapsed_seconds: float) -> Table:
+    elapsed_hours, hours = elapsed_seconds / _HOUR_SECONDS, options.duration_seconds / _HOUR_SECONDS
     table = Table(
-        title=f"{plan.stack.name}: {elapsed_seconds / 3600:.2f} of {plan.seconds / 3600:.2f} hours",
-        caption=f"every look is in {plan.record}",
+        title=f"{options.stack.name}: {elapsed_hours:.2f} of {hours:.2f} hours",
+        caption=f"all observations: {options.history}",
         title_justify="left",
         caption_justify="left",
     )
-    for column in ("when", "replicas", "requests", "errors", "p95", "memory", "ended", "budget"):
-        table.add_column(column, justify="left" if column in {"when", "replicas", "budget"} else "right")
-    for look in recent:
-        window = look.window
-        slowest = max(window.p95_seconds.values(), default=0.0) if window else 0.0
+    for column in ("time", "replicas", "requests", "errors", "p95", "memory", "failed", "budget"):
+        table.add_column(column, justify="left" if column in {"time", "replicas", "budget"} else "right")
+    for each in recent:
+        traffic = each.traffic
+        slowest = max(traffic.p95_seconds.values(), default=0.0) if traffic else 0.0
         table.add_row(
-            look.at[11:19],
-            f"{sum(look.running.values())} of {sum(look.wanted.values())}",
-            f"{window.requests:,}" if window else "",
-            f"{window.error_fraction:.2%}" if window else "",
-            f"{slowest:.3f} s" if window else "",
-            f"{look.memory_bytes / 1e6:,.0f} MB",
-            str(look.ended),
-            Text("; ".join(look.broken), style="red") if look.broken else Text("fine", style="green"),
+            each.at[11:19],
+            f"{sum(each.running.values())} of {sum(each.desired.values())}",
+            f"{traffic.requests:,}" if traffic else "",
+            f"{traffic.error_fraction:.2%}" if traffic else "",
+            f"{slowest:.3f} s" if traffic else "",
+            format_bytes(each.memory_bytes),
+            str(each.failures),
+            Text("; ".join(each.violations), style="red") if each.violations else Text("ok", style="green"),
         )
     return table

@@ -437,12 +437,12 @@ def test_two_releases_at_once(staging: Staging) -> None:
 
 
 def test_watch_tells_a_lost_replica(staging: Staging, tmp_path: Path) -> None:
-    fine = staging.run("watch", "--hours", "0.003", "--every", "2", "--record", str(tmp_path / "fine.jsonl"))
+    fine = staging.run("watch", "--hours", "0.003", "--interval", "2", "--history", str(tmp_path / "fine.jsonl"))
     assert "fine" in fine
     assert len((tmp_path / "fine.jsonl").read_text().splitlines()) >= 2
 
     watching = staging.start(
-        "watch", "--hours", "0.1", "--every", "2", "--minutes", "0", "--record", str(tmp_path / "bad")
+        "watch", "--hours", "0.1", "--interval", "2", "--minutes", "0", "--history", str(tmp_path / "bad")
     )
     until(
         lambda: (tmp_path / "bad").exists() and len((tmp_path / "bad").read_text().splitlines()) >= 1, "the first look"
@@ -460,7 +460,7 @@ def test_watch_goes_back_by_itself(staging: Staging, tmp_path: Path) -> None:
     for variant in ("first", "second"):
         staging.run("stage", variant=variant)
     looks = tmp_path / "looks.jsonl"
-    arguments = ("--hours", "0.2", "--every", "2", "--minutes", "0", "--rollback", "--record", str(looks))
+    arguments = ("--hours", "0.2", "--interval", "2", "--minutes", "0", "--rollback", "--history", str(looks))
     watching = staging.start("watch", *arguments)
     until(lambda: looks.exists() and bool(looks.read_text().splitlines()), "the first look")
     os.kill(staging.pid("api"), signal.SIGKILL)

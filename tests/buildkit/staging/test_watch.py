@@ -1,4 +1,4 @@
-"""What breaks a watch's budget, and that only a break that lasts ends it. The looks are made up, the rest is real."""
+"""The statuses and the clock are made up; the watch, its history file and its output are real."""
 
 from __future__ import annotations
 
@@ -27,11 +27,24 @@ BUDGET = StagingBudget(p95_seconds=1.0, error_fraction=0.0, memory_bytes=1_000, 
 ROUTE = "/api/v1/embed"
 
 
+class Clock:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self._now = 1000.0
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+
+
 def replica(slot: int, state: str = "running") -> Replica:
     return Replica(f"task{slot}{state}", slot, "api@sha256:a", state, "running", "", "node", f"container{slot}")
 
 
-def seen(requests: float = 0, *, errors: float = 0, memory_bytes: int = 500) -> StackStatus:
+def healthy(requests: float = 0, *, errors: float = 0, memory_bytes: int = 500) -> StackStatus:
     scrape = metrics.Scrape(
         "10.0.0.1",
         requests,
@@ -39,81 +52,131 @@ def seen(requests: float = 0, *, errors: float = 0, memory_bytes: int = 500) -> 
         {ROUTE: {0.1: requests, float("inf"): requests}},
     )
     return StackStatus(
-        wanted={"api": 2, "database": 1, "proxy": 1},
+        desired={"api": 2, "database": 1, "proxy": 1},
         replicas={"api": (replica(1), replica(2)), "database": (replica(1),), "proxy": (replica(1),)},
-        ended={},
+        failed={},
         memory_bytes={"container1": memory_bytes},
         scrapes=(scrape,),
     )
 
 
 def run(
-    monkeypatch: pytest.MonkeyPatch, path: Path, looks: Iterable[StackStatus | CommandFailed], *, minutes: float = 0
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    statuses: Iterable[StackStatus | CommandFailed],
+    *,
+    minutes: float = 0,
+    console: Console | None = None,
 ) -> tuple[tuple[str, ...], list[dict[str, object]]]:
-    """What broke the watch, and its record."""
-    coming = iter(looks)
+    """Makes five observations at most, one a second; returns the violations and the history."""
+    coming = iter(statuses)
 
-    def look(_stack: Stack) -> StackStatus:
-        found = next(coming)
-        if isinstance(found, CommandFailed):
-            raise found
-        return found
+    def read_status(_stack: Stack) -> StackStatus:
+        current = next(coming)
+        if isinstance(current, CommandFailed):
+            raise current
+        return current
 
-    monkeypatch.setattr(status, "look", look)
-    plan = watch.WatchOptions(
+    monkeypatch.setattr(status, "read_status", read_status)
+    monkeypatch.setattr(watch, "time", Clock())
+    options = watch.WatchOptions(
         stack=Stack(engine=Engine("", "26", None), name="s", file=Path("stack.yaml")),
         budget=BUDGET,
-        seconds=0.05,
-        every_seconds=0.01,
-        minutes=minutes,
-        record=path / "watch.jsonl",
+        duration_seconds=4,
+        interval_seconds=1,
+        tolerated_minutes=minutes,
+        history=folder / "watch.jsonl",
     )
-    broken = watch.watch(plan, Console(file=StringIO()))
-    return broken, [json.loads(line) for line in plan.record.read_text().splitlines()]
+    violations = watch.watch(options, console or Console(file=StringIO()))
+    return violations, [json.loads(line) for line in options.history.read_text().splitlines()]
 
 
-def test_a_quiet_release_breaks_nothing_and_every_look_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    broken, record = run(monkeypatch, tmp_path, (seen(100 * n) for n in itertools.count()))
+def test_healthy_release_is_recorded_without_violations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    violations, history = run(monkeypatch, tmp_path, (healthy(100 * n) for n in itertools.count()))
 
-    assert broken == ()
-    assert len(record) > 1
-    assert {line["schema_version"] for line in record} == {1}
-    assert record[0]["window"] is None
-    assert record[1]["window"]["requests"] == 100  # type: ignore[index] # JSON
+    assert violations == ()
+    assert len(history) == 5
+    assert {line["schema_version"] for line in history} == {2}
+    assert history[0]["traffic"] is None
+    assert history[1]["traffic"]["requests"] == 100  # type: ignore[index] # JSON
 
 
 @pytest.mark.parametrize(
-    ("bad", "shown"),
+    ("bad", "message"),
     [
-        (replace(seen(), replicas={**seen().replicas, "api": (replica(1),)}), "1 of 2 replicas of api run"),
-        (replace(seen(), problem="the stack does not run"), "the stack does not run"),
-        (seen(memory_bytes=2_000_000), "a replica uses 2 MB"),
-        (seen(50, errors=10), "error fraction"),
-        (replace(seen(), ended={"api": (replica(1, "failed"),)}), "1 replicas ended within an hour, allowed 0"),
+        (replace(healthy(), replicas={**healthy().replicas, "api": (replica(1),)}), "1 of 2 replicas of api run"),
+        (replace(healthy(), desired={}, replicas={}), "0 of 1 replicas of database run"),
+        (replace(healthy(), problem="the stack is not running"), "the stack is not running"),
+        (healthy(memory_bytes=2_000_000), "a replica uses 2.0 MB of memory, allowed 1.0 kB"),
+        (healthy(50, errors=10), "error fraction"),
+        (replace(healthy(), failed={"api": (replica(1, "failed"),)}), "1 replicas failed within an hour, allowed 0"),
         (CommandFailed(["docker"], 1, "no engine"), "the engine does not answer: no engine"),
+        (CommandFailed(["docker", "ps"], 124), "the engine does not answer: `docker ps` failed"),
     ],
 )
-def test_each_break_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bad: StackStatus | CommandFailed, shown: str
+def test_violation_is_named_and_recorded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bad: StackStatus | CommandFailed, message: str
 ) -> None:
-    broken, record = run(monkeypatch, tmp_path, [seen(), bad])
+    violations, history = run(monkeypatch, tmp_path, [healthy(), bad])
 
-    assert shown in "; ".join(broken)
-    assert record[-1]["broken"] == list(broken)
-
-
-def test_what_ended_before_the_watch_is_not_its_business(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    before = replace(seen(), ended={"api": (replica(1, "failed"),)})
-
-    broken, _ = run(monkeypatch, tmp_path, itertools.repeat(before))
-
-    assert broken == ()
+    assert message in "; ".join(violations)
+    assert history[-1]["violations"] == list(violations)
 
 
-def test_a_short_break_is_noise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    lost = replace(seen(), replicas={**seen().replicas, "api": (replica(1),)})
+def test_replica_that_failed_before_the_watch_does_not_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = replace(healthy(), failed={"api": (replica(1, "failed"),)})
 
-    broken, record = run(monkeypatch, tmp_path, itertools.chain([seen(), lost], itertools.repeat(seen())), minutes=1)
+    violations, _ = run(monkeypatch, tmp_path, itertools.repeat(before))
 
-    assert broken == ()
-    assert any(line["broken"] for line in record)
+    assert violations == ()
+
+
+def test_violation_without_a_pause_ends_the_watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    missing = replace(healthy(), problem="the stack is not running")
+
+    violations, history = run(monkeypatch, tmp_path, itertools.repeat(missing), minutes=2 / 60)
+
+    assert "the stack is not running" in violations
+    assert [line["violation_seconds"] for line in history] == [0, 1, 2]
+
+
+def test_failure_counts_for_an_hour(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(watch, "_HOUR_SECONDS", 1.5)
+    failed = replace(healthy(), failed={"api": (replica(1, "failed"),)})
+
+    violations, history = run(monkeypatch, tmp_path, itertools.chain([healthy()], itertools.repeat(failed)), minutes=1)
+
+    assert violations == ()
+    assert [line["failures"] for line in history] == [0, 1, 1, 0, 0]
+
+
+def test_short_violation_is_tolerated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lost = replace(healthy(), replicas={**healthy().replicas, "api": (replica(1),)})
+    statuses = itertools.chain([healthy(), lost], itertools.repeat(healthy()))
+
+    violations, history = run(monkeypatch, tmp_path, statuses, minutes=1)
+
+    assert violations == ()
+    assert any(line["violations"] for line in history)
+    assert history[-1]["violation_seconds"] == 0
+
+
+def test_plain_output_has_the_first_and_each_bad_observation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    output = StringIO()
+    missing = replace(healthy(), problem="the stack is not running")
+
+    run(monkeypatch, tmp_path, [healthy(), healthy(), missing], console=Console(file=output))
+
+    lines = [line.partition(" ")[2] for line in output.getvalue().splitlines() if line.strip()]
+    assert lines == ["ok", "the stack is not running"]
+
+
+def test_terminal_shows_a_table_of_observations(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    output = StringIO()
+    console = Console(file=output, force_terminal=True, width=160, height=40)
+
+    run(monkeypatch, tmp_path, [healthy(), healthy(50), CommandFailed(["docker"], 1, "no engine")], console=console)
+
+    assert "4 of 4" in output.getvalue()
+    assert "0.095 s" in output.getvalue()
+    assert "the engine does not answer: no engine" in output.getvalue()

@@ -60,11 +60,13 @@ class Api:
         return (404, {}) if text is None else (200, {"text": text})
 
 
-def run(change: Callable[[str, str, int, Answer], Answer], monkeypatch: pytest.MonkeyPatch) -> LoadReport:
+def run(
+    change: Callable[[str, str, int, Answer], Answer], monkeypatch: pytest.MonkeyPatch, *, retry_seconds: float = 2.0
+) -> LoadReport:
     """The report of some 60 requests."""
     monkeypatch.setattr(loads, "_TASK_SECONDS", 0.5)
     with serve(Api(change).respond) as base:
-        load = Load(lambda: Client(base, retry_seconds=2.0), workers=2, has_tasks=True)
+        load = Load(lambda: Client(base, retry_seconds=retry_seconds), workers=2, has_tasks=True)
         load.prepare()
         with load:
             until(lambda: load.responses >= 60, "60 responses")
@@ -152,7 +154,7 @@ def test_request_without_a_response_is_counted_as_timed_out(monkeypatch: pytest.
     def change(_method: str, path: str, number: int, reply: Answer) -> Answer:
         return (503, {"why": "away"}) if path == "/api/v1/search" and number > 60 else reply
 
-    report = run(change, monkeypatch)
+    report = run(change, monkeypatch, retry_seconds=0.1)
 
     assert report.timed_out > 0
     assert f"{report.timed_out} requests without a response" in report.problems
