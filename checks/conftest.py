@@ -1,6 +1,6 @@
-"""Options, fixtures and the record of results: `python -m pytest checks --image DIGEST --expect FILE`.
+"""Adds options and fixtures to pytest, and writes the results: `python -m pytest checks --image DIGEST --expect FILE`.
 
-Usually run by `python -m buildkit verify`, which writes the expectations, prints the table and decides the exit code.
+`python -m buildkit verify` runs this: it writes the expectations, prints the table and sets the exit code.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pytest
 import testinfra
 
 from checks.engine import DockerClient, EngineFailed, ImageUnknown
-from checks.evidence import Observations, Recorded
-from checks.expectations import HANDED_IN_VARIABLE, Expectations, SecretFingerprint, UnknownExpectations
-from checks.verdicts import CheckResult, Findings, NotApplicable, NotVerified, Outcome, Results
+from checks.expectations import BUILD_SECRETS_VARIABLE, Expectations, SecretFingerprint, UnknownExpectations
+from checks.observations import Observations
+from checks.results import CheckResult, Findings, NotApplicable, NotVerified, Outcome, Results
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -33,44 +33,43 @@ PARTS = {
     "cuda": lambda expectations: expectations.has_models and expectations.is_cuda,
 }
 RESULTS = pytest.StashKey[list[CheckResult]]()
-EVIDENCE = pytest.StashKey[Observations]()
+OBSERVATIONS = pytest.StashKey[Observations]()
 EXPECTATIONS = pytest.StashKey[Expectations]()
-BEGAN = pytest.StashKey[float]()
-HANDED_IN = pytest.StashKey[tuple[SecretFingerprint, ...]]()
+STARTED = pytest.StashKey[float]()
+BUILD_SECRETS = pytest.StashKey[tuple[SecretFingerprint, ...]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The image, what is expected of it, and where the results go."""
-    group = parser.getgroup("checks", "the checked image")
-    group.addoption("--image", help="digest or name of the image")
-    group.addoption("--expect", type=Path, help="expectations, as buildkit writes them")
-    group.addoption("--reuse", type=Path, help="take what running an image showed from this file")
-    group.addoption("--layer-cache", type=Path, help="keep what was read of each layer in this folder")
-    group.addoption("--record", type=Path, help="write what running the image showed to this file")
-    group.addoption("--results", type=Path, help="write the results there as JSON")
+    """Adds the options for the image, the expectations and the results."""
+    group = parser.getgroup("checks", "checks of an image")
+    group.addoption("--image", help="digest or name of the image to check")
+    group.addoption("--expect", type=Path, help="JSON file with the expectations, written by buildkit")
+    group.addoption("--layer-cache", type=Path, help="folder in which to cache the contents of layers")
+    group.addoption("--record", type=Path, help="JSON file to write what running the image showed to")
+    group.addoption("--results", type=Path, help="JSON file to write the results to")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Reads the expectations and starts gathering evidence; ends the run where either cannot be had."""
+    """Reads the expectations and starts the observations; exits if the image or the engine cannot be used."""
     config = session.config
     if config.option.collectonly:
         return
     image, file = config.getoption("--image"), config.getoption("--expect")
     if not image or not file:
-        pytest.exit("--image and --expect are needed; `python -m buildkit verify` gives them", returncode=EXIT_USAGE)
+        pytest.exit(
+            "--image and --expect are missing: run `python -m buildkit verify`, which passes them",
+            returncode=EXIT_USAGE,
+        )
     try:
         expectations = Expectations.load(file)
-        handed_in = json.loads(os.environ.get(HANDED_IN_VARIABLE, "{}"))
-        config.stash[BEGAN] = time.monotonic()
-        file, cache = config.getoption("--reuse"), config.getoption("--layer-cache")
-        recorded = msgspec.json.decode(file.read_bytes(), type=Recorded) if file else Recorded()
-        config.stash[EVIDENCE] = Observations(
+        build_secrets = json.loads(os.environ.get(BUILD_SECRETS_VARIABLE, "{}"))
+        config.stash[STARTED] = time.monotonic()
+        config.stash[OBSERVATIONS] = Observations(
             DockerClient(),
             image,
             expectations,
-            handed_in=handed_in,
-            recorded=recorded,
-            cache=cache,
+            build_secrets=build_secrets,
+            cache=config.getoption("--layer-cache"),
         )
     except (UnknownExpectations, ImageUnknown) as error:
         pytest.exit(str(error), returncode=EXIT_USAGE)
@@ -78,32 +77,32 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         pytest.exit(str(error), returncode=EXIT_UNABLE)
     config.stash[EXPECTATIONS] = expectations
     config.stash[RESULTS] = []
-    session.config.stash[HANDED_IN] = SecretFingerprint.of(handed_in)
+    session.config.stash[BUILD_SECRETS] = SecretFingerprint.of(build_secrets)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
-    """Removes what was started and writes the results."""
-    evidence = session.config.stash.get(EVIDENCE, None)
-    if evidence:
-        evidence.close()
+    """Removes the containers and writes the results."""
+    observations = session.config.stash.get(OBSERVATIONS, None)
+    if observations:
+        observations.close()
         target, record = session.config.getoption("--results"), session.config.getoption("--record")
         if record:
-            record.write_bytes(msgspec.json.encode(evidence.record()))
+            record.write_bytes(msgspec.json.encode(observations.record()))
         results = session.config.stash[RESULTS]
         if target:
             Results(
-                image=evidence.image,
-                target=evidence.expectations.target,
-                seconds=round(time.monotonic() - session.config.stash[BEGAN], 3),
-                facts_seconds={name: round(seconds, 3) for name, seconds in evidence.seconds.items()},
+                image=observations.image,
+                target=observations.expectations.target,
+                seconds=round(time.monotonic() - session.config.stash[STARTED], 3),
+                observation_seconds={name: round(seconds, 3) for name, seconds in observations.seconds.items()},
                 checks=tuple(results),
             ).save(target)
     yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """A check of a part that the image does not have says so."""
+    """Makes a check "not applicable" if the image lacks the part that it is about."""
     for mark in item.iter_markers("needs"):
         for part in mark.args:
             if not PARTS[part](item.config.stash[EXPECTATIONS]):
@@ -114,17 +113,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turns verdicts into outcomes, and notes each check's result once."""
+    """Turns the exception of a check into its outcome, and records each check's result once."""
     report = yield
-    verdict = call.excinfo.value if call.excinfo else None
+    raised = call.excinfo.value if call.excinfo else None
     outcome: Outcome
     reason = ""
-    if isinstance(verdict, Findings):
-        outcome, report.longrepr = "fail", str(verdict)
-    elif isinstance(verdict, (NotApplicable, NotVerified)):
-        outcome = "not applicable" if isinstance(verdict, NotApplicable) else "not verified"
+    if isinstance(raised, Findings):
+        outcome, report.longrepr = "fail", str(raised)
+    elif isinstance(raised, (NotApplicable, NotVerified)):
+        outcome = "not applicable" if isinstance(raised, NotApplicable) else "not verified"
         path, line, _ = item.location
-        reason = str(verdict)
+        reason = str(raised)
         report.outcome, report.longrepr = "skipped", (path, (line or 0) + 1, f"{outcome}: {reason}")
     elif report.passed:
         outcome = "pass"
@@ -140,62 +139,62 @@ def pytest_runtest_makereport(
                 outcome=outcome,
                 seconds=round(call.duration, 3),
                 reason=reason,
-                found=tuple(verdict.found) if isinstance(verdict, Findings) else (),
-                fix=verdict.fix if isinstance(verdict, Findings) else "",
+                found=tuple(raised.found) if isinstance(raised, Findings) else (),
+                fix=raised.fix if isinstance(raised, Findings) else "",
             ),
         )
     return report
 
 
 def group_of(item: pytest.Item) -> str:
-    """The heading that a check stands under: its module's name."""
+    """The heading of a check: the name of its module."""
     return item.path.stem.removeprefix("test_").replace("_", " ")
 
 
 def title_of(item: pytest.Item) -> str:
-    """The claim of a check: its first line of documentation, with its parameters."""
+    """The title of a check: the first line of its docstring, with its parameters filled in."""
     documentation = getattr(getattr(item, "function", None), "__doc__", None) or item.name
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     return str(documentation).strip().splitlines()[0].format(**parameters)
 
 
 @pytest.fixture(scope="session")
-def evidence(request: pytest.FixtureRequest) -> Observations:
-    """All evidence on the image, as futures."""
-    return request.config.stash[EVIDENCE]
+def observations(request: pytest.FixtureRequest) -> Observations:
+    """All observations of the image, as futures."""
+    return request.config.stash[OBSERVATIONS]
 
 
 @pytest.fixture(scope="session")
 def expectations(request: pytest.FixtureRequest) -> Expectations:
-    """What is expected of the image."""
+    """The expectations that the image must meet."""
     return request.config.stash[EXPECTATIONS]
 
 
 @pytest.fixture(scope="session")
-def handed_in(request: pytest.FixtureRequest) -> tuple[SecretFingerprint, ...]:
-    """Which values handed to the build the checks were given to look for."""
-    return request.config.stash[HANDED_IN]
+def build_secrets(request: pytest.FixtureRequest) -> tuple[SecretFingerprint, ...]:
+    """The build secrets that this run can search for."""
+    return request.config.stash[BUILD_SECRETS]
 
 
 @pytest.fixture(scope="session")
-def file_system(evidence: Observations) -> FileSystem:
+def file_system(observations: Observations) -> FileSystem:
     """Every file of the merged file system, with facts of shared objects, packages and distributions."""
-    return evidence.file_system.result()
+    return observations.file_system.result()
 
 
 @pytest.fixture(scope="session")
-def layers(evidence: Observations) -> ImageLayers:
+def layers(observations: Observations) -> ImageLayers:
     """Every layer with its entries."""
-    return evidence.layers.result()
+    return observations.layers.result()
 
 
 @pytest.fixture(scope="session")
-def configuration(evidence: Observations) -> Configuration:
-    """How the image says it is to be run."""
-    return evidence.configuration
+def configuration(observations: Observations) -> Configuration:
+    """The image's configuration: command, user, environment, labels."""
+    return observations.configuration
 
 
 @pytest.fixture(scope="session")
-def host(evidence: Observations) -> testinfra.host.Host:
-    """A container of the image: read-only, no capabilities, no network, as the image's user."""
-    return testinfra.get_host(f"docker://{evidence.container.result()}")
+def host(observations: Observations) -> testinfra.host.Host:
+    """A running container of the image: read-only, no capabilities, no network, as the image's user."""
+    return testinfra.get_host(f"docker://{observations.container.result()}")

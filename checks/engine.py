@@ -1,4 +1,4 @@
-"""The container engine's command line, as far as the checks need it; what they start, they remove."""
+"""Calls the container engine: inspects and saves images, starts containers and removes them again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STORES = (
 
 
 class EngineFailed(Exception):
-    """The engine refused or failed at `command`; `message` is the end of what it said."""
+    """The engine failed to run `command`; `message` is the end of its error output."""
 
     def __init__(self, command: Sequence[str], message: str) -> None:
         super().__init__(f"`{' '.join(command[:8])}` failed: {message}")
@@ -36,12 +36,12 @@ class EngineFailed(Exception):
 
 
 class ImageUnknown(EngineFailed):
-    """The engine has no image of that name or digest."""
+    """The engine has no image with that name or digest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """How a program in a container ended."""
+    """A program that ended in a container: exit code and output."""
 
     exit_code: int
     output: str
@@ -50,12 +50,15 @@ class Process:
 
 @dataclass(slots=True)
 class DockerClient:
-    """The engine that `docker` talks to: DOCKER_HOST decides, as for every other tool."""
+    """The engine that `docker` talks to; DOCKER_HOST chooses it, as for other tools.
+
+    `started` has the names of all containers that were started; `close` removes them.
+    """
 
     started: list[str] = field(default_factory=list)
 
-    def ask(self, *arguments: str) -> str:
-        """What `docker` prints; EngineFailed where it fails."""
+    def run(self, *arguments: str) -> str:
+        """Runs `docker` with *arguments* and returns its output; raises EngineFailed if it fails."""
         ended = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
         if ended.returncode:
             message = ended.stderr.strip()[-2000:]
@@ -64,13 +67,13 @@ class DockerClient:
         return ended.stdout
 
     def inspect(self, image: str) -> tuple[str, Configuration]:
-        """The engine's own identifier of *image* and how it is to be run."""
-        document = json.loads(self.ask("image", "inspect", image))[0]
+        """Returns the digest of *image* and its configuration."""
+        document = json.loads(self.run("image", "inspect", image))[0]
         return document["Id"], configuration(document)
 
-    def store(self, digest: str) -> Path | None:
-        """The folder with the blob *digest*, where this process may read the engine's own store; else None."""
-        root = self.ask("info", "--format", "{{.DockerRootDir}}").strip()
+    def blob_folder(self, digest: str) -> Path | None:
+        """Returns the engine's own folder with the blob *digest*, or None if this process may not read it."""
+        root = self.run("info", "--format", "{{.DockerRootDir}}").strip()
         algorithm, _, value = digest.partition(":")
         for template in STORES:
             folder = Path(template.format(root=root))
@@ -82,60 +85,63 @@ class DockerClient:
         return None
 
     def save(self, image: str) -> subprocess.Popen[bytes]:
-        """A running `docker save`; its output is the image."""
+        """Starts `docker save`, whose output is the image."""
         return subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE, bufsize=1 << 20)
 
     def start(self, image: str, *options: str, command: Sequence[str] = ()) -> str:
-        """The identifier of a container in the background, hardened, to be removed by `close`."""
-        name = f"truthgraph-checks-{uuid.uuid4().hex[:12]}"
-        self.started.append(name)
-        self.ask("run", "--detach", "--name", name, "--label", LABEL, *HARDENING, *options, image, *command)
+        """Starts a container without privileges in the background and returns its name."""
+        name = self._new_name()
+        self.run("run", "--detach", "--name", name, "--label", LABEL, *HARDENING, *options, image, *command)
         return name
 
     def run_program(self, image: str, program: str, argument: object, *options: str) -> Process:
-        """Runs one of `programs/` in a container of its own, with the Python that the image's PATH leads to."""
-        name = f"truthgraph-checks-{uuid.uuid4().hex[:12]}"
-        self.started.append(name)
+        """Runs one of `programs/` in a new container, with the Python that the image's PATH finds."""
+        name = self._new_name()
         command = ["run", "--rm", "--interactive", "--name", name, "--label", LABEL, *HARDENING, *options]
-        return self.feed([*command, "--entrypoint", "python3", image, "-I", "-", json.dumps(argument)], program)
+        return self._run_with_input(
+            [*command, "--entrypoint", "python3", image, "-I", "-", json.dumps(argument)], program
+        )
 
     def exec_program(self, container: str, program: str, argument: object) -> Process:
-        """Runs one of `programs/` in a running container, in its own environment."""
-        return self.feed(["exec", "--interactive", container, "python3", "-", json.dumps(argument)], program)
+        """Runs one of `programs/` in a running container, with its environment."""
+        return self._run_with_input(["exec", "--interactive", container, "python3", "-", json.dumps(argument)], program)
 
     def exec(self, container: str, *command: str) -> Process:
         """Runs *command* in a running container."""
         ended = subprocess.run(["docker", "exec", container, *command], capture_output=True, text=True, check=False)
         return Process(ended.returncode, ended.stdout, ended.stderr)
 
-    def feed(self, arguments: Sequence[str], program: str) -> Process:
-        """Runs `docker` with the text of *program* as its input."""
+    def _new_name(self) -> str:
+        name = f"truthgraph-checks-{uuid.uuid4().hex[:12]}"
+        self.started.append(name)
+        return name
+
+    def _run_with_input(self, arguments: Sequence[str], program: str) -> Process:
         with (PROGRAMS / program).open("rb") as source:
             ended = subprocess.run(["docker", *arguments], stdin=source, capture_output=True, check=False)
         return Process(ended.returncode, ended.stdout.decode(), ended.stderr.decode("utf-8", "replace"))
 
-    def converse(self, container: str, image: str, argument: object) -> subprocess.Popen[str]:
-        """Runs programs/client.py beside *container*, in its network but outliving it."""
-        name = f"truthgraph-checks-{uuid.uuid4().hex[:12]}"
-        self.started.append(name)
+    def open_session(self, container: str, image: str, argument: object) -> subprocess.Popen[str]:
+        """Starts programs/client.py in a second container, which shares the network of *container* and outlives it."""
+        name = self._new_name()
         text = (PROGRAMS / "client.py").read_text()
         options = ["--rm", "--name", name, "--label", LABEL, "--network", f"container:{container}", "--read-only"]
         command = ["docker", "run", *options, "--entrypoint", "python3", image, "-I", "-c", text, json.dumps(argument)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def state(self, container: str) -> Any:  # noqa: ANN401 - JSON as it comes
-        """The engine's word on whether *container* runs and how it ended."""
-        return json.loads(self.ask("container", "inspect", "--format", "{{json .State}}", container))
+        """Returns the state of *container*: whether it runs, and its exit code."""
+        return json.loads(self.run("container", "inspect", "--format", "{{json .State}}", container))
 
     def logs(self, container: str) -> str:
-        """The last lines that *container* wrote."""
+        """Returns the last 30 lines of the log of *container*."""
         ended = subprocess.run(
             ["docker", "logs", "--tail", "30", container], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
         )
         return ended.stdout.decode("utf-8", "replace")
 
     def close(self) -> None:
-        """Removes every container that was started, running or not, with its volumes."""
+        """Removes all containers that were started, with their volumes."""
         if self.started:
             command = ["docker", "rm", "--force", "--volumes", *self.started]
             subprocess.run(command, capture_output=True, check=False)
@@ -143,13 +149,13 @@ class DockerClient:
 
 
 def configuration(document: Any) -> Configuration:  # noqa: ANN401 - JSON as it comes
-    """The fields of `docker image inspect` that the checks look at."""
+    """Returns the configuration in the output of `docker image inspect`."""
     config = document.get("Config") or {}
     return Configuration(
         user=config.get("User") or "",
         command=tuple(config.get("Cmd") or ()),
         entrypoint=tuple(config.get("Entrypoint") or ()),
-        working_folder=config.get("WorkingDir") or "",
+        working_directory=config.get("WorkingDir") or "",
         stop_signal=config.get("StopSignal") or "",
         environment=dict(item.partition("=")[::2] for item in config.get("Env") or ()),
         labels=config.get("Labels") or {},

@@ -1,7 +1,7 @@
-"""What is expected of one image: written as JSON by `python -m buildkit verify`, read by the checks.
+"""Defines what is expected of an image: a JSON file that `python -m buildkit verify` writes and the checks read.
 
-The two meet in this file only. A secret that was handed to the build is named here with its SHA-256, its text comes to
-the checks by the environment variable `HANDED_IN_VARIABLE` and is written nowhere.
+Build secrets are in this file by name and SHA-256 only. The checks receive their values in the environment variable
+`BUILD_SECRETS_VARIABLE`; nothing writes them to a file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
-    "HANDED_IN_VARIABLE",
+    "BUILD_SECRETS_VARIABLE",
     "SCHEMA_VERSION",
     "Expectations",
     "SecretFingerprint",
@@ -25,28 +25,30 @@ __all__ = [
     "UnknownExpectations",
 ]
 
-SCHEMA_VERSION = 1
-HANDED_IN_VARIABLE = "TRUTHGRAPH_CHECKS_HANDED_IN"
+SCHEMA_VERSION = 2
+BUILD_SECRETS_VARIABLE = "TRUTHGRAPH_CHECKS_BUILD_SECRETS"
 
 
 class UnknownExpectations(Exception):
-    """The file at `path` is not what these checks read; `reason` says why."""
+    """The checks cannot read the expectations at `path`; `reason` says why."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+        super().__init__(
+            f"cannot read the expectations in {path}: {reason}; `python -m buildkit verify` writes them anew"
+        )
         self.path = path
         self.reason = reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeLimits:
-    """Limits in bytes and layers; None where there is none.
+    """Limits of an image in bytes and layers; None means no limit.
 
     Attributes:
-        unpacked_bytes: of the sum over layers of their regular files.
-        largest_layer_bytes: of one layer's regular files.
-        layers: their number.
-        wasted_bytes: of files that an earlier layer stores in vain, those below `base_paths` apart.
+        unpacked_bytes: regular files, summed over all layers.
+        largest_layer_bytes: regular files of one layer.
+        layers: the number of layers.
+        wasted_bytes: files of earlier layers that a later one deletes or replaces, outside `base_paths`.
     """
 
     unpacked_bytes: int | None = None
@@ -57,36 +59,39 @@ class SizeLimits:
 
 @dataclass(frozen=True, slots=True)
 class SecretFingerprint:
-    """A value that the build was given and must not keep, by name; `sha256` tells whether the checks got the same."""
+    """The name and SHA-256 of a build secret: shows whether the checks search for the value that the build used."""
 
     name: str
     sha256: str
 
     @classmethod
     def of(cls, values: Mapping[str, str]) -> tuple[SecretFingerprint, ...]:
-        """The entries for *values*, by name."""
+        """Returns the fingerprints of *values* (name -> secret), sorted by name."""
         return tuple(cls(name, hashlib.sha256(value.encode()).hexdigest()) for name, value in sorted(values.items()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectations:
-    """What an image of one target must be.
+    """What is expected of the image of one target.
 
     Attributes:
-        has_application: it carries the service.
-        has_models: it carries torch, transformers, sentence-transformers and the embedding model.
-        is_cuda: its torch is a CUDA build.
-        virtual_environment: where the distributions lie; None where they lie in the interpreter's own folders.
-        locked: distribution -> version, of everything that may be installed.
-        development_only: distribution -> modules it brings, of everything that must not be there.
-        cuda_targets: compute capabilities that torch must hold code for, as `sm_90`.
-        uncompiled: starts of paths in site-packages, such as `torch/`: there, only what a run imports needs bytecode.
-        provided_libraries: sonames that the host's driver brings, so the image need not.
-        labels: name -> value, or None where any value but an empty one will do.
-        cache: the one folder that the service may write to.
-        base_paths: folders that hold what the operating system's packages change with each installation (package
-            database, user database): they may be stored once more by a later layer.
-        certificates_sha256: of the DER form of each certificate handed to the build.
+        has_application: whether the image has the service.
+        has_models: whether it has torch, transformers, sentence-transformers and the embedding model.
+        is_cuda: whether its torch is a CUDA build.
+        virtual_environment: the folder of the virtual environment; None if distributions are installed system-wide.
+        locked: distribution -> version, of all distributions that may be installed.
+        development_only: distribution -> its modules, of all distributions that must be absent.
+        cuda_targets: compute capabilities that torch must have code for, as `sm_90`.
+        uncompiled: prefixes of paths in site-packages, such as `torch/`. Below them, only modules that a run imports
+            need bytecode.
+        provided_libraries: sonames that the host's driver provides.
+        unstripped_folders: patterns of folder names whose shared objects may have symbols.
+        labels: name -> value; None allows any value but an empty one.
+        cache: the only folder that the service may write to.
+        base_paths: paths that each installation of a system package changes (package database, user database), so
+            that several layers may have them.
+        certificates_sha256: SHA-256 of the DER form of each certificate among the build secrets.
+        build_secrets: the build secrets that no layer may contain.
     """
 
     target: str
@@ -113,7 +118,7 @@ class Expectations:
     base_paths: tuple[str, ...] = ()
     budgets: SizeLimits = field(default_factory=SizeLimits)
     certificates_sha256: tuple[str, ...] = ()
-    handed_in: tuple[SecretFingerprint, ...] = ()
+    build_secrets: tuple[SecretFingerprint, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def save(self, path: Path) -> None:
@@ -123,7 +128,7 @@ class Expectations:
 
     @classmethod
     def load(cls, path: Path) -> Expectations:
-        """Reads what `save` wrote.
+        """Reads expectations that `save` wrote.
 
         Raises:
             UnknownExpectations: the file cannot be read, is of another version, or has an unknown or missing key.
@@ -132,7 +137,7 @@ class Expectations:
             raw = msgspec.json.decode(path.read_bytes())
             version = raw.get("schema_version") if isinstance(raw, dict) else None
             if version != SCHEMA_VERSION:
-                raise UnknownExpectations(path, f"schema_version is {version}, these checks read {SCHEMA_VERSION}")
+                raise UnknownExpectations(path, f"schema_version is {version}, expected {SCHEMA_VERSION}")
             unknown = sorted(set(raw) - set(cls.__dataclass_fields__))
             if unknown:
                 raise UnknownExpectations(path, f"unknown keys: {', '.join(unknown)}")

@@ -1,4 +1,4 @@
-"""The facts of one image, as values: what `programs/` print inside it and what the engine says about it."""
+"""Defines the facts of an image: what `programs/` print inside it, and its configuration."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Configuration",
-    "Content",
-    "Copies",
     "DebianPackage",
     "Distribution",
+    "DuplicateFiles",
     "File",
+    "FileNote",
     "FileSystem",
     "Interpreter",
     "SharedObject",
@@ -24,7 +24,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One path of the image: `kind` is file, folder, link or other."""
+    """A path of the image. `kind` is "file", "folder", "link" or "other"; a link has its `link_target`."""
 
     path: str
     kind: str
@@ -32,18 +32,25 @@ class File:
     uid: int
     gid: int
     size_bytes: int
-    leads_to: str = ""
+    link_target: str = ""
     has_capabilities: bool = False
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
+        """The last component of the path."""
         return self.path.rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)
 class SharedObject:
-    """An ELF file: its names, what it needs, and what of that ld.so would not find."""
+    """An ELF file.
+
+    Attributes:
+        symbol_sections: sections with symbols or debug information.
+        cubin_targets: GPUs that it has device code for, as `sm_90`.
+        needed: libraries that it depends on (DT_NEEDED).
+        unresolved: those of `needed` that the loader would not find.
+    """
 
     path: str
     is_corrupt: bool = False
@@ -59,29 +66,29 @@ class SharedObject:
 
     @property
     def is_library(self) -> bool:
-        """Whether it is loaded by others rather than started."""
+        """Whether it is a library rather than a program."""
         return not self.is_executable or ".so" in self.path.rpartition("/")[2]
 
     @property
-    def is_refused_sign(self) -> bool:
-        """Whether it is a placeholder that the loader refuses (buildkit/slim/placeholders/libraries.py).
+    def is_unloadable_placeholder(self) -> bool:
+        """Whether `slim` left it as a placeholder that fails to load (buildkit/slim/placeholders/libraries.py).
 
-        The other kind of sign loads, and needs nothing.
+        Such a placeholder needs one library, whose name is the message. Other placeholders load and need none.
         """
         return len(self.needed) == 1 and " is left out of this installation (slim rule " in self.needed[0]
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
-    """Something that the bytes of a file betray, whatever its name."""
+class FileNote:
+    """A remark on one file: what its contents show it to be, or what is wrong with its bytecode."""
 
     path: str
-    what: str
+    note: str
 
 
 @dataclass(frozen=True, slots=True)
-class Copies:
-    """Several paths with the same bytes."""
+class DuplicateFiles:
+    """Several files with the same contents."""
 
     size_bytes: int
     paths: tuple[str, ...]
@@ -89,7 +96,7 @@ class Copies:
 
 @dataclass(frozen=True, slots=True)
 class DebianPackage:
-    """An entry of the operating system's package database."""
+    """A Debian package that is installed."""
 
     name: str
     version: str
@@ -106,7 +113,7 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """The Python that the image's PATH leads to."""
+    """The Python that the image's PATH finds first."""
 
     version: str
     executable: str
@@ -115,37 +122,43 @@ class Interpreter:
 
 @dataclass(frozen=True)
 class FileSystem:
-    """What `programs/filesystem.py` prints."""
+    """The merged file system of an image, as `programs/filesystem.py` prints it.
+
+    Attributes:
+        recognized: files whose contents show what they are, whatever their names.
+        duplicates: files with equal contents.
+        bytecode_problems: Python sources whose bytecode is missing or cannot be used.
+    """
 
     python: Interpreter
     site_packages: tuple[str, ...]
     files: tuple[File, ...]
     objects: tuple[SharedObject, ...]
-    contents: tuple[Content, ...]
-    copies: tuple[Copies, ...]
-    bytecode_problems: tuple[Content, ...]
+    recognized: tuple[FileNote, ...]
+    duplicates: tuple[DuplicateFiles, ...]
+    bytecode_problems: tuple[FileNote, ...]
     packages: tuple[DebianPackage, ...]
     distributions: tuple[Distribution, ...]
 
     @cached_property
     def by_path(self) -> dict[str, File]:
-        """Each file by its path."""
+        """The files by path."""
         return {file.path: file for file in self.files}
 
     def below(self, *folders: str) -> Iterator[File]:
-        """All that lies in *folders*, at any depth."""
+        """Yields the files in *folders*, at any depth."""
         prefixes = tuple(f"{folder.rstrip('/')}/" for folder in folders)
         return (file for file in self.files if file.path.startswith(prefixes))
 
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """How the image says it is to be run; fields are those of the OCI image configuration."""
+    """The configuration of an image; the fields are those of the OCI image configuration."""
 
     user: str = ""
     command: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] = ()
-    working_folder: str = ""
+    working_directory: str = ""
     stop_signal: str = ""
     environment: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
@@ -157,5 +170,5 @@ class Configuration:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """What is started: the entry point and then the command."""
+        """The program that a container starts: entry point and command."""
         return self.entrypoint + self.command

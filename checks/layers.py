@@ -1,11 +1,10 @@
-"""What each layer of an image stores, down to the bytes of each file.
+"""Reads the layers of an image: every file of each layer, its digest, and the secrets in it.
 
-The file system of a container hides what an earlier layer still carries: a deleted file, the first copy of a file that
-a later layer changes, a key that a later instruction removes. The layers show them all. They are read where the engine
-keeps them when this process may (`read_store`), else from a streamed `docker save` (`read_stream`), which is the same
-but costs the engine 20 ms of processor time per MB with the containerd image store (measured, Docker 26.1). Nothing is
-written to disk. Docker's layout is understood as well as OCI's (image specification 1.1, "Image TarLayer Filesystem
-Changeset"), compressed by gzip, zstd or not at all.
+The file system of a container hides what earlier layers still have: a deleted file, the first version of a changed
+file, a key that a later instruction removes. `read_store` reads the layers from the engine's own folder, if this
+process may. `read_stream` reads them from `docker save`; with the containerd image store that costs the engine 20 ms of
+processor time per MB (measured, Docker 26.1). Neither writes to disk. Both read Docker's layout and OCI's (image
+specification 1.1, "Image Layer Filesystem Changeset"), compressed with gzip, zstd or not at all.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, cast
 
 import msgspec
 
-from checks.secrets import Trace
+from checks.secrets import SecretMatch
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -35,10 +34,10 @@ if TYPE_CHECKING:
 
     from checks.secrets import SecretScanner
 
-__all__ = ["ImageLayers", "Repeat", "TarLayer", "TarMember", "UnreadableImage", "read_store", "read_stream"]
+__all__ = ["ImageLayers", "TarLayer", "TarMember", "UnreadableImage", "WastedFile", "read_store", "read_stream"]
 
 CHUNK_BYTES = 1 << 20
-DOCUMENT_MAXIMUM_BYTES = 16 << 20  # an image configuration has kilobytes; a guess at what is absurd
+DOCUMENT_MAXIMUM_BYTES = 16 << 20  # an image configuration has kilobytes; a guess
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
 SETUID = 0o6000
@@ -49,7 +48,7 @@ KINDS = {tarfile.DIRTYPE: "folder", tarfile.SYMTYPE: "link", tarfile.LNKTYPE: "h
 
 
 class UnreadableImage(Exception):
-    """The stream is no image: `reason` says what is missing or unknown."""
+    """The image cannot be read; `reason` says what is missing or unknown."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -57,15 +56,15 @@ class UnreadableImage(Exception):
 
 
 class Readable(Protocol):
-    """The one method of a stream that is used."""
+    """A stream of bytes."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """At most *size* bytes; fewer only at the end."""
+        """Returns *size* bytes, fewer only at the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """One member of a layer's archive; `digest` is the SHA-256 of a regular file's bytes, else empty."""
+    """A member of a layer's tar archive; `digest` is the SHA-256 of a regular file, otherwise empty."""
 
     path: str
     kind: str
@@ -76,7 +75,7 @@ class TarMember:
 
 @dataclass(frozen=True, slots=True)
 class TarLayer:
-    """One layer: its number from 0, what made it, and its regular files' bytes."""
+    """A layer: its number from 0, the instruction that made it, the bytes of its regular files, its members."""
 
     number: int
     instruction: str
@@ -85,41 +84,41 @@ class TarLayer:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeat:
-    """A file that an earlier layer stores although a later one replaces, changes or deletes it."""
+class WastedFile:
+    """A file of the layer `first` that the layer `later` deletes or replaces; `cause` says how."""
 
     path: str
     size_bytes: int
     cause: str
     first: int
-    again: int
+    later: int
 
 
 @dataclass(frozen=True, slots=True)
 class ImageLayers:
-    """All layers in order, and what was found by looking into their files."""
+    """All layers of an image in order, the secrets in their files, and the layer that each path comes from."""
 
     layers: tuple[TarLayer, ...]
-    traces: tuple[Trace, ...]
-    home: dict[str, int] = field(repr=False)
+    secrets: tuple[SecretMatch, ...]
+    layer_of: dict[str, int] = field(repr=False)
     history: tuple[str, ...] = ()
 
     @property
     def unpacked_bytes(self) -> int:
-        """The sum over layers of their regular files' sizes: what the report calls image size."""
+        """The bytes of all regular files, summed over the layers: the size of the image."""
         return sum(layer.unpacked_bytes for layer in self.layers)
 
     def where(self, path: str) -> str:
-        """Which layer and instruction *path* comes from, in words."""
-        number = self.home.get(path)
+        """Returns the layer and instruction that *path* comes from, for a message."""
+        number = self.layer_of.get(path)
         return "no layer" if number is None else self.name(number)
 
     def name(self, number: int) -> str:
-        """TarLayer *number* in words."""
+        """Returns number and instruction of a layer, for a message."""
         return f"layer {number}: {shorten(self.layers[number].instruction)}"
 
-    def repeats(self) -> Iterator[Repeat]:
-        """Each file whose bytes the image carries in vain, with its cause."""
+    def wasted_files(self) -> Iterator[WastedFile]:
+        """Yields each file that a later layer deletes or replaces."""
         present: dict[str, tuple[int, TarMember]] = {}
         children: dict[str, set[str]] = {}
         for layer in self.layers:
@@ -131,7 +130,7 @@ class ImageLayers:
                     continue
                 earlier = present.get(entry.path)
                 if earlier and earlier[1].size_bytes and earlier[0] != layer.number:
-                    yield Repeat(
+                    yield WastedFile(
                         entry.path, earlier[1].size_bytes, cause_of(earlier[1], entry), earlier[0], layer.number
                     )
                 present[entry.path] = (layer.number, entry)
@@ -139,7 +138,7 @@ class ImageLayers:
 
 
 def cause_of(earlier: TarMember, later: TarMember) -> str:
-    """Why the bytes of *earlier* are stored in vain once *later* is there."""
+    """Returns how *later* makes *earlier* useless."""
     if earlier.digest != later.digest:
         return "overwritten"
     is_disarmed = earlier.mode & SETUID and later.mode == earlier.mode & ~SETUID
@@ -148,30 +147,30 @@ def cause_of(earlier: TarMember, later: TarMember) -> str:
 
 def deleted(
     target: str,
-    again: int,
+    later: int,
     present: dict[str, tuple[int, TarMember]],
     children: dict[str, set[str]],
     *,
     keep_target: bool,
-) -> Iterator[Repeat]:
-    """Forgets *target* and all below it, and names each file that an earlier layer stores in vain."""
+) -> Iterator[WastedFile]:
+    """Removes *target* and all below it from *present*, and yields the files of earlier layers among them."""
     pending = list(children.get(target, ())) if keep_target else [target]
     while pending:
         path = pending.pop()
         pending += children.pop(path, ())
-        number, entry = present.pop(path, (again, None))
-        if entry and entry.size_bytes and number != again:
-            yield Repeat(path, entry.size_bytes, "deleted", number, again)
+        number, entry = present.pop(path, (later, None))
+        if entry and entry.size_bytes and number != later:
+            yield WastedFile(path, entry.size_bytes, "deleted", number, later)
 
 
 def shorten(instruction: str) -> str:
-    """One line of an instruction, without BuildKit's own words."""
+    """Returns an instruction in one line of at most 100 characters, without the words that BuildKit adds."""
     words = " ".join(instruction.removesuffix("# buildkit").split()).removeprefix("/bin/sh -c #(nop) ")
     return words if len(words) <= 100 else f"{words[:97]}..."
 
 
 class FileSlice(io.RawIOBase):
-    """The next *size_bytes* of a forward-only stream as a file: seeking forward reads and drops."""
+    """The next *size_bytes* of a stream as a file that can only seek forward; None means up to the stream's end."""
 
     def __init__(self, stream: Readable, size_bytes: int | None) -> None:
         self.stream = stream
@@ -179,7 +178,7 @@ class FileSlice(io.RawIOBase):
         self.position = 0
 
     def read(self, size: int = -1, /) -> bytes:
-        """At most *size* bytes, fewer only at the end of the window."""
+        """Returns *size* bytes, fewer only at the end of the slice."""
         if self.left_bytes is not None:
             size = self.left_bytes if size < 0 else min(size, self.left_bytes)
         data = self.stream.read(size)
@@ -189,42 +188,42 @@ class FileSlice(io.RawIOBase):
         return data
 
     def tell(self) -> int:
-        """Bytes read or dropped so far."""
+        """Returns the number of bytes read or skipped."""
         return self.position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Moves forward to *offset*; there is no way back."""
+        """Skips forward to *offset*; raises UnsupportedOperation for any other direction."""
         if whence != io.SEEK_SET or offset < self.position:
-            raise io.UnsupportedOperation("a stream moves forward only")
+            raise io.UnsupportedOperation("this stream can only seek forward")
         while self.position < offset and self.read(min(CHUNK_BYTES, offset - self.position)):
             pass
         return self.position
 
     def drain(self) -> None:
-        """Drops what is left of the window."""
+        """Skips the rest of the slice."""
         while self.read(CHUNK_BYTES):
             pass
 
 
-class Joined(io.RawIOBase):
-    """*head* and then the rest of *stream*."""
+class Prefixed(io.RawIOBase):
+    """A stream that begins with the bytes *head* and continues with *stream*."""
 
     def __init__(self, head: bytes, stream: Readable) -> None:
         self.head = head
         self.stream = stream
 
     def read(self, size: int = -1, /) -> bytes:
-        """At most *size* bytes; fewer only at the end."""
+        """Returns *size* bytes, fewer only at the end."""
         if not self.head:
             return self.stream.read(size)
         taken, self.head = (self.head, b"") if size < 0 else (self.head[:size], self.head[size:])
         return taken + self.stream.read(size - len(taken) if size >= 0 else -1)
 
 
-def decompressed(window: FileSlice) -> Readable:
-    """The layer's archive as it was before compression, told by its first bytes."""
+def decompress(window: FileSlice) -> Readable:
+    """Decompresses a layer's archive; its first bytes show the compression."""
     head = window.read(4)
-    rest = Joined(head, window)
+    rest = Prefixed(head, window)
     if head.startswith(b"\x1f\x8b"):
         return gzip.GzipFile(fileobj=rest, mode="rb")
     if head == b"\x28\xb5\x2f\xfd":
@@ -234,14 +233,14 @@ def decompressed(window: FileSlice) -> Readable:
     return rest
 
 
-def read_stream(stream: Readable, traces: SecretScanner) -> ImageLayers:
-    """Reads the image that `docker save` writes to *stream*, looking for *traces* in each file on the way.
+def read_stream(stream: Readable, scanner: SecretScanner) -> ImageLayers:
+    """Reads the image that `docker save` writes to *stream*, and scans each file.
 
     Raises:
-        UnreadableImage: the stream ends early, holds no manifest, or names a layer that it does not hold.
+        UnreadableImage: the stream ends early, or lacks a manifest or a layer.
     """
     archives: dict[str, list[TarMember]] = {}
-    found: dict[str, list[Trace]] = {}
+    found: dict[str, list[SecretMatch]] = {}
     documents: dict[str, bytes] = {}
     aliases: dict[str, str] = {}
     try:
@@ -256,30 +255,30 @@ def read_stream(stream: Readable, traces: SecretScanner) -> ImageLayers:
                 if looks_like_document(member):
                     documents[member.name] = blob.read()
                     continue
-                content = decompressed(blob)
+                content = decompress(blob)
                 first = content.read(1)
                 if first == b"{":
                     documents[member.name] = first + content.read(DOCUMENT_MAXIMUM_BYTES)
                 else:
-                    archives[member.name], found[member.name] = read_archive(Joined(first, content), traces)
+                    archives[member.name], found[member.name] = read_archive(Prefixed(first, content), scanner)
                 blob.drain()
     except (tarfile.TarError, EOFError, gzip.BadGzipFile) as error:
-        raise UnreadableImage(f"the image's stream breaks off or is corrupt: {error}") from error
+        raise UnreadableImage(f"the output of `docker save` ends early or is corrupt: {error}") from error
     if "manifest.json" not in documents:
-        raise UnreadableImage("the image's stream has no manifest.json")
+        raise UnreadableImage("the output of `docker save` has no manifest.json")
     manifest = json.loads(documents["manifest.json"])[0]
     names = [aliases.get(name, name).removeprefix("../") for name in manifest["Layers"]]
     missing = [name for name in names if name not in archives]
     if missing:
-        raise UnreadableImage(f"the image's stream lacks layers that its manifest names: {', '.join(missing)}")
+        raise UnreadableImage(f"the output of `docker save` lacks layers of its manifest: {', '.join(missing)}")
     config = json.loads(documents[manifest["Config"]])
     return assemble(config, [archives[name] for name in names], [found[name] for name in names])
 
 
-def read_store(blobs: Path, digest: str, architecture: str, traces: SecretScanner, cache: Path | None) -> ImageLayers:
-    """Reads the image with this *digest* from a folder of content-addressed *blobs*, looking for *traces* in each file.
+def read_store(blobs: Path, digest: str, architecture: str, scanner: SecretScanner, cache: Path | None) -> ImageLayers:
+    """Reads the image with this *digest* from a folder of content-addressed *blobs*, and scans each file.
 
-    What was found in a layer is kept in the folder *cache*, if there is one.
+    Stores the result of each layer in the folder *cache*, if given, and reads known layers from there.
 
     Raises:
         UnreadableImage: a blob is missing, or no manifest is for linux on *architecture*.
@@ -291,41 +290,41 @@ def read_store(blobs: Path, digest: str, architecture: str, traces: SecretScanne
         config = json.loads(blob_path(blobs, document["config"]["digest"]).read_bytes())
         archives, found = [], []
         for descriptor in document["layers"]:
-            entries, betrayed = read_blob(blob_path(blobs, descriptor["digest"]), traces, cache)
+            entries, secrets = read_blob(blob_path(blobs, descriptor["digest"]), scanner, cache)
             archives.append(entries)
-            found.append(betrayed)
+            found.append(secrets)
     except (OSError, KeyError, ValueError, tarfile.TarError, EOFError) as error:
-        raise UnreadableImage(f"the engine's store does not hold {digest} as expected: {error}") from error
+        raise UnreadableImage(f"cannot read {digest} from the engine's folder {blobs}: {error}") from error
     return assemble(config, archives, found)
 
 
-def read_blob(blob: Path, traces: SecretScanner, cache: Path | None) -> tuple[list[TarMember], list[Trace]]:
-    """The members of one layer and what they betray, from *cache* where it was read before.
+def read_blob(blob: Path, scanner: SecretScanner, cache: Path | None) -> tuple[list[TarMember], list[SecretMatch]]:
+    """Returns the members of one layer and the secrets in them, from *cache* if it has the layer.
 
-    The same bytes under the same rules give the same result. Values handed in are looked for each time: a note of
-    them, even a hash, must not lie about.
+    The same bytes and the same rules give the same result. With build secrets, the cache is neither read nor written:
+    no file may show that a layer has one.
     """
-    kept = cache / f"{blob.name}-{RULES}.json" if cache and not traces.patterns else None
-    if kept and kept.exists():
-        return msgspec.json.decode(kept.read_bytes(), type=tuple[list[TarMember], list[Trace]])
+    cached = cache / f"{blob.name}-{RULES}.json" if cache and not scanner.patterns else None
+    if cached and cached.exists():
+        return msgspec.json.decode(cached.read_bytes(), type=tuple[list[TarMember], list[SecretMatch]])
     with blob.open("rb") as stream:
-        result = read_archive(decompressed(FileSlice(stream, None)), traces)
-    if kept:
-        part = kept.with_suffix(f".{os.getpid()}")
+        result = read_archive(decompress(FileSlice(stream, None)), scanner)
+    if cached:
+        part = cached.with_suffix(f".{os.getpid()}")
         part.parent.mkdir(parents=True, exist_ok=True)
         part.write_bytes(msgspec.json.encode(result))
-        part.replace(kept)
+        part.replace(cached)
     return result
 
 
 def blob_path(blobs: Path, digest: str) -> Path:
-    """Where the blob of *digest* lies."""
+    """Returns the path of the blob *digest*."""
     algorithm, _, value = digest.partition(":")
     return blobs / algorithm / value
 
 
 def platform_digest(index: Any, architecture: str) -> str:  # noqa: ANN401 - JSON as it comes
-    """The manifest for this machine among those of an index; attestations are of platform unknown."""
+    """Returns the digest of an index's manifest for linux on *architecture*; attestations have the platform unknown."""
     for descriptor in index["manifests"]:
         platform = descriptor.get("platform", {"os": "linux", "architecture": architecture})
         if (platform.get("os"), platform.get("architecture")) == ("linux", architecture):
@@ -334,28 +333,28 @@ def platform_digest(index: Any, architecture: str) -> str:  # noqa: ANN401 - JSO
 
 
 def looks_like_document(member: tarfile.TarInfo) -> bool:
-    """Whether the name alone says that this is JSON or text."""
+    """Whether the name shows that the member is JSON or text."""
     return member.name.endswith((".json", "/json", "VERSION", "oci-layout", "repositories"))
 
 
-def read_archive(content: Readable, traces: SecretScanner) -> tuple[list[TarMember], list[Trace]]:
-    """The members of one layer and what they betray; `layer` of each trace is still to be told."""
+def read_archive(content: Readable, scanner: SecretScanner) -> tuple[list[TarMember], list[SecretMatch]]:
+    """Returns the members of one layer and the secrets in them, whose `layer` is not set yet."""
     entries: list[TarMember] = []
-    found: list[Trace] = []
+    found: list[SecretMatch] = []
     window = FileSlice(content, None)
     with tarfile.open(fileobj=window, mode="r:") as archive:
         while (member := archive.next()) is not None:
             path = "/" + member.name.removeprefix("./").strip("/")
             digest = ""
             if member.isreg():
-                digest = read_body(path, window, member.size, traces, found)
+                digest = read_body(path, window, member.size, scanner, found)
             kind = "file" if member.isreg() else KINDS.get(member.type, "other")
             entries.append(TarMember(path, kind, member.size if digest else 0, member.mode, digest))
     return entries, found
 
 
-def read_body(path: str, body: Readable, size_bytes: int, traces: SecretScanner, found: list[Trace]) -> str:
-    """The SHA-256 of one file, adding what it betrays to *found*."""
+def read_body(path: str, body: Readable, size_bytes: int, scanner: SecretScanner, found: list[SecretMatch]) -> str:
+    """Returns the SHA-256 of one file, and adds the secrets in it to *found*."""
     digest = hashlib.sha256()
     overlap = b""
     first = True
@@ -363,20 +362,20 @@ def read_body(path: str, body: Readable, size_bytes: int, traces: SecretScanner,
     while left_bytes:
         data = body.read(min(CHUNK_BYTES, left_bytes))
         if not data:
-            raise EOFError(f"{path} is cut short")
+            raise EOFError(f"{path} is truncated")
         left_bytes -= len(data)
         digest.update(data)
-        is_whole = first and not left_bytes
-        found += traces.of_file(path, data) if is_whole else traces.of_piece(path, overlap + data)
-        overlap = data[-traces.overlap_bytes :] if traces.overlap_bytes else b""
+        is_complete = first and not left_bytes
+        found += scanner.scan_file(path, data) if is_complete else scanner.scan_piece(path, overlap + data)
+        overlap = data[-scanner.overlap_bytes :] if scanner.overlap_bytes else b""
         first = False
     if not size_bytes:
-        found += traces.of_file(path, b"")
+        found += scanner.scan_file(path, b"")
     return digest.hexdigest()
 
 
-def assemble(config: Any, archives: list[list[TarMember]], found: list[list[Trace]]) -> ImageLayers:  # noqa: ANN401 - JSON
-    """Names each layer by the instruction that made it."""
+def assemble(config: Any, archives: list[list[TarMember]], found: list[list[SecretMatch]]) -> ImageLayers:  # noqa: ANN401 - JSON
+    """Combines the layers with the instructions that made them, from the history in *config*."""
     steps = config.get("history", [])
     history = tuple(step.get("created_by", "") or step.get("comment", "") for step in steps)
     makers = [text for text, step in zip(history, steps, strict=True) if not step.get("empty_layer")]
@@ -385,6 +384,6 @@ def assemble(config: Any, archives: list[list[TarMember]], found: list[list[Trac
         TarLayer(number, maker, sum(entry.size_bytes for entry in entries), tuple(entries))
         for number, (entries, maker) in enumerate(zip(archives, makers, strict=False))
     )
-    home = {entry.path: layer.number for layer in layers for entry in layer.entries}
-    traces = tuple(replace(trace, layer=number) for number, betrayed in enumerate(found) for trace in betrayed)
-    return ImageLayers(layers, traces, home, history)
+    layer_of = {entry.path: layer.number for layer in layers for entry in layer.entries}
+    secrets = tuple(replace(match, layer=number) for number, matches in enumerate(found) for match in matches)
+    return ImageLayers(layers, secrets, layer_of, history)

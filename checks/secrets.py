@@ -1,6 +1,9 @@
-"""What must never be in an image: keys, tokens, passwords, and whatever the caller handed to the build.
+"""Searches files for secrets: private keys, tokens, passwords, certificates and the caller's build secrets.
 
-`SecretScanner` looks into one file at a time; each rule has a name, so that each kind of find is a check of its own.
+`SecretScanner` scans one file at a time; each rule has a name, and a check for each rule reports its matches.
+
+Why not detect-secrets: it scans text files line by line in Python, and finds neither build secrets nor certificates.
+These rules scan each byte of all layers, 4 GB of binaries included, while they stream past.
 """
 
 from __future__ import annotations
@@ -16,14 +19,14 @@ from urllib.parse import unquote, urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["SecretScanner", "Trace", "certificate_fingerprints"]
+__all__ = ["SecretMatch", "SecretScanner", "certificate_fingerprints"]
 
-NEEDLE_MINIMUM_BYTES = 6  # shorter values ("on", a port) are no secrets and are everywhere
-# The index that everybody has by default is no secret, and packages name it in their documentation.
+PATTERN_MINIMUM_BYTES = 6  # shorter values ("on", a port number) are not secret and occur everywhere
+# The public package index is not secret, and packages mention it in their documentation.
 PUBLIC_INDEX_HOSTS: frozenset[str]
 try:
     from pip._internal.models.index import PyPI, TestPyPI
-except ImportError:  # an environment without pip: then each address is looked for
+except ImportError:  # without pip, the public index counts as a secret like any other
     PUBLIC_INDEX_HOSTS = frozenset()
 else:
     PUBLIC_INDEX_HOSTS = frozenset({PyPI.netloc, TestPyPI.netloc, PyPI.file_storage_domain})
@@ -37,11 +40,11 @@ CREDENTIAL_IN_URL = re.compile(rb"[a-z][a-z0-9+.-]*://([^/\s:@'\"<>{}$]+):([^/\s
 NETRC_PASSWORD = re.compile(rb"\bpassword\s+\S+")
 ASSIGNED = re.compile(rb"^\s*(?:export\s+)?[A-Za-z_][A-Za-z0-9_]*\s*=\s*\S", re.MULTILINE)
 
-# Literal beginnings come first because looking for them is ten times cheaper than any pattern. The forms are those
-# that the issuers document or that their own secret scanners publish.
+# (literal prefix, pattern, description). The search for the prefix comes first: it is ten times faster than a pattern.
+# The patterns are those that the issuers document, or that their own secret scanners publish.
 TOKENS: tuple[tuple[bytes, re.Pattern[bytes], str], ...] = tuple(
-    (literal, re.compile(rb"(?<![A-Za-z0-9_-])" + re.escape(literal) + tail + rb"(?![A-Za-z0-9])"), what)
-    for literal, tail, what in (
+    (literal, re.compile(rb"(?<![A-Za-z0-9_-])" + re.escape(literal) + tail + rb"(?![A-Za-z0-9])"), description)
+    for literal, tail, description in (
         (b"ghp_", rb"[A-Za-z0-9]{36}", "a GitHub token"),
         (b"gho_", rb"[A-Za-z0-9]{36}", "a GitHub token"),
         (b"ghs_", rb"[A-Za-z0-9]{36}", "a GitHub token"),
@@ -60,7 +63,7 @@ TOKENS: tuple[tuple[bytes, re.Pattern[bytes], str], ...] = tuple(
         (b"nvapi-", rb"[A-Za-z0-9_-]{40,}", "an NVIDIA API key"),
     )
 )
-# Tokens that their owners published for testing: hard-coded in transformers/testing_utils.py.
+# Tokens that their owners published for tests: hard-coded in transformers/testing_utils.py.
 PUBLIC_TOKENS_SHA256: frozenset[str] = frozenset(
     {
         "5de261506c0ff857b7c1af7059f842fb0a36d1ca2e4895da542c5eb726f2c802",
@@ -86,18 +89,21 @@ PLACEHOLDERS = {b"password", b"pass", b"passwd", b"secret", b"pwd", b"xxx", b"**
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
-    """One find: the rule that found it, where, and what it is; never the secret itself."""
+class SecretMatch:
+    """A secret that was found: rule, path and description, never the secret itself.
+
+    `layer` is the number of the layer from 0, -1 if unknown. `fingerprint` is the SHA-256 of a certificate.
+    """
 
     rule: str
     path: str
-    what: str
+    description: str
     layer: int = -1
     fingerprint: str = ""
 
 
 def certificate_fingerprints(text: bytes) -> list[str]:
-    """The SHA-256 of each certificate's DER form, for PEM blocks in *text* or *text* that is DER itself."""
+    """Returns the SHA-256 of the DER form of each certificate in *text*, which is PEM or DER."""
     found = []
     for block in CERTIFICATE.findall(text):
         try:
@@ -110,8 +116,8 @@ def certificate_fingerprints(text: bytes) -> list[str]:
     return found
 
 
-def needles_of(value: str) -> set[bytes]:
-    """The forms in which a secret value shows up: itself, decoded, its password, and as basic authorisation."""
+def secret_forms(value: str) -> set[bytes]:
+    """Returns the forms in which a secret can occur: as it is, URL-decoded, its password, as basic authorization."""
     forms = {value, unquote(value)}
     try:
         parts = urlsplit(value)
@@ -125,74 +131,76 @@ def needles_of(value: str) -> set[bytes]:
             forms |= {value, parts.password, unquote(parts.password), pair}
             forms.add(base64.b64encode(pair.encode()).decode())
     forms |= {base64.b64encode(form.encode()).decode().rstrip("=") for form in forms}
-    return {form.encode() for form in forms if len(form) >= NEEDLE_MINIMUM_BYTES}
+    return {form.encode() for form in forms if len(form) >= PATTERN_MINIMUM_BYTES}
 
 
 class SecretScanner:
-    """The rules, ready to look into files: *handed_in* maps a name to the plain value that must not be found."""
+    """Scans files for secrets; *build_secrets* maps a name to a value that must not occur.
 
-    def __init__(self, handed_in: Mapping[str, str], certificates_sha256: frozenset[str] = frozenset()) -> None:
-        self.patterns = [(name, needle) for name, value in handed_in.items() for needle in sorted(needles_of(value))]
-        self.certificates_sha256 = certificates_sha256
-        self.overlap_bytes = max((len(needle) for _, needle in self.patterns), default=1) - 1
+    `overlap_bytes` is how much two consecutive pieces of a file must overlap, so that no build secret is missed.
+    """
 
-    def of_piece(self, path: str, data: bytes) -> Iterator[Trace]:
-        """Finds in a piece of a file too big to look at as a whole: what was handed in, and nothing else."""
-        for name, needle in self.patterns:
-            if needle in data:
-                yield Trace("handed-in", path, f"the value handed in as {name}")
+    def __init__(self, build_secrets: Mapping[str, str]) -> None:
+        self.patterns = [(name, form) for name, value in build_secrets.items() for form in sorted(secret_forms(value))]
+        self.overlap_bytes = max((len(form) for _, form in self.patterns), default=1) - 1
 
-    def of_text(self, path: str, text: str) -> Iterator[Trace]:
-        """Finds in a piece of the image's configuration: a label, a variable, an instruction of the history."""
+    def scan_piece(self, path: str, data: bytes) -> Iterator[SecretMatch]:
+        """Finds build secrets, and nothing else, in a piece of a file that is too large to scan at once."""
+        for name, form in self.patterns:
+            if form in data:
+                yield SecretMatch("build secret", path, f"the value of the build secret {name}")
+
+    def scan_text(self, path: str, text: str) -> Iterator[SecretMatch]:
+        """Finds secrets in a text of the image's configuration: a label, a variable, an instruction."""
         data = text.encode()
-        yield from self.of_piece(path, data)
-        yield from tokens(path, data)
-        yield from credentials_in_urls(path, data)
+        yield from self.scan_piece(path, data)
+        yield from find_tokens(path, data)
+        yield from find_credentials_in_urls(path, data)
 
-    def of_file(self, path: str, data: bytes) -> Iterator[Trace]:
-        """Finds in a whole file."""
-        yield from self.of_piece(path, data)
-        yield from tokens(path, data)
+    def scan_file(self, path: str, data: bytes) -> Iterator[SecretMatch]:
+        """Finds secrets in a complete file."""
+        yield from self.scan_piece(path, data)
+        yield from find_tokens(path, data)
         if (b"PRIVATE KEY-----" in data and PRIVATE_KEY.search(data)) or data.startswith(PUTTY_KEY):
-            yield Trace("private key", path, "a private key")
+            yield SecretMatch("private key", path, "a private key")
         if b"CERTIFICATE-----" in data or data[:2] == b"\x30\x82":
             for fingerprint in certificate_fingerprints(data):
-                yield Trace("certificate", path, "a certificate", fingerprint=fingerprint)
+                yield SecretMatch("certificate", path, "a certificate", fingerprint=fingerprint)
         name = path.rpartition("/")[2]
-        yield from named(path, name, data)
+        yield from find_password_files(path, name, data)
         if path.startswith(OWN_FOLDERS) or name.endswith(CONFIGURATION_SUFFIXES) or name in CONFIGURATION_NAMES:
-            yield from credentials_in_urls(path, data)
+            yield from find_credentials_in_urls(path, data)
 
 
-def tokens(path: str, data: bytes) -> Iterator[Trace]:
-    """Tokens whose form gives them away."""
-    for literal, pattern, what in TOKENS:
+def find_tokens(path: str, data: bytes) -> Iterator[SecretMatch]:
+    """Finds access tokens by their form."""
+    for literal, pattern, description in TOKENS:
         if literal in data and any(
             hashlib.sha256(found).hexdigest() not in PUBLIC_TOKENS_SHA256 for found in pattern.findall(data)
         ):
-            yield Trace("token", path, what)
+            yield SecretMatch("token", path, description)
 
 
-def named(path: str, name: str, data: bytes) -> Iterator[Trace]:
-    """Files that exist to hold passwords, when they hold any."""
+def find_password_files(path: str, name: str, data: bytes) -> Iterator[SecretMatch]:
+    """Recognizes files for passwords by their names, if they have any contents."""
     if name in SECRET_NAMES and data:
-        yield Trace("password file", path, SECRET_NAMES[name])
+        yield SecretMatch("password file", path, SECRET_NAMES[name])
     if path.endswith(SECRET_PATHS) and data:
-        yield Trace("password file", path, "credentials of a command-line tool")
+        yield SecretMatch("password file", path, "credentials of a command-line tool")
     if name in (".netrc", "_netrc") and NETRC_PASSWORD.search(data):
-        yield Trace("password file", path, "passwords for hosts")
+        yield SecretMatch("password file", path, "passwords for hosts")
     if name == ".npmrc" and b"_auth" in data:
-        yield Trace("password file", path, "credentials of a package registry")
+        yield SecretMatch("password file", path, "credentials of a package registry")
     is_example = name.endswith((".example", ".sample", ".template"))
     if (name == ".env" or name.startswith(".env.")) and not is_example and ASSIGNED.search(data):
-        yield Trace("environment file", path, "settings of somebody's machine")
+        yield SecretMatch("environment file", path, "settings of a developer's machine")
 
 
-def credentials_in_urls(path: str, data: bytes) -> Iterator[Trace]:
-    """Addresses that carry a user and a password, other than placeholders and this very machine's."""
+def find_credentials_in_urls(path: str, data: bytes) -> Iterator[SecretMatch]:
+    """Finds URLs with a user and a password, except placeholders and URLs of the local machine."""
     if b"://" not in data or b"@" not in data:
         return
     for user, password, host in CREDENTIAL_IN_URL.findall(data):
         if host.lower() not in LOCAL_HOSTS and password.lower() not in PLACEHOLDERS and user != password:
-            yield Trace("credential in an address", path, f"a password for {host.decode('utf-8', 'replace')}")
+            yield SecretMatch("credential in a URL", path, f"a password for {host.decode('utf-8', 'replace')}")
             return

@@ -1,4 +1,4 @@
-"""What has no business in an image that runs: build tools, caches, tests, development packages, setuid files."""
+"""Checks that the image has no build tools, caches, tests, development packages or setuid files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from packaging.utils import canonicalize_name
 
-from checks.verdicts import fail_if
+from checks.results import fail_if
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 TRIPLET = r"(?:[a-z0-9_]+-linux-gnu-)?"
 VERSION = r"(?:-\d+(?:\.\d+)*)?"
-# Tool -> names of its files, names of its Debian packages, names of its distributions. As a pattern over whole names.
+# Tool -> patterns of the complete names of its files, of its Debian packages, and of its Python distributions.
 TOOLS: dict[str, tuple[str, str, str]] = {
     "gcc": (
         rf"{TRIPLET}(gcc|gcc-ar|gcc-nm|gcc-ranlib|cpp){VERSION}|cc1|collect2|lto1|lto-wrapper|{TRIPLET}lto-dump{VERSION}",
@@ -39,7 +40,7 @@ TOOLS: dict[str, tuple[str, str, str]] = {
     "uv": (r"uv", r"", r"uv"),
     "uvx": (r"uvx", r"", r""),
 }
-CONTENT_OWNERS = "|".join(names for names, _, _ in TOOLS.values() if names)
+TOOL_NAMES = "|".join(names for names, _, _ in TOOLS.values() if names)
 PYTHON_ENVIRONMENTS = re.compile(r".*/(site|dist)-packages/")
 STANDARD_LIBRARY_TESTS = re.compile(r"/usr/(local/)?lib/python3[.0-9]*/(test|.*/tests?)(/|\Z)")
 HEADERS = (".h", ".hh", ".hpp", ".hxx", ".cuh", ".h.in", ".pxd")
@@ -47,21 +48,21 @@ TEST_MODULE = re.compile(r"(test_.*|.*_test|conftest)\.pyc?")
 UV_CACHE = re.compile(r"(archive|wheels|sdists|simple|interpreter|builds|git|environments)-v\d+")
 
 
-def described(file_system: FileSystem, layers: ImageLayers, paths: Iterator[str]) -> Iterator[str]:
-    """Each path with its size and with the layer and instruction that brought it."""
+def describe(file_system: FileSystem, layers: ImageLayers, paths: Iterator[str]) -> Iterator[str]:
+    """Yields each path with its size, its layer and the instruction that made that layer."""
     for path in paths:
         size_bytes = file_system.by_path[path].size_bytes if path in file_system.by_path else 0
         yield f"{path} ({size_bytes} bytes; {layers.where(path)})"
 
 
 def is_command(file: File) -> bool:
-    """Whether the file is there to be run: shell completions and notes of packages have names of tools too."""
+    """Whether the file can be run: shell completions and documentation have names of tools too."""
     is_runnable = file.kind == "link" or bool(file.mode & 0o111) or "/bin/" in file.path
     return file.kind != "folder" and is_runnable and not file.path.startswith(("/var/lib/dpkg/", "/usr/share/"))
 
 
-def inner_most(paths: list[str]) -> Iterator[str]:
-    """The folders among *paths* that lie in no other one."""
+def outermost(paths: list[str]) -> Iterator[str]:
+    """Yields those of *paths* that are not below another one."""
     last = "\0"
     for path in sorted(paths):
         if not path.startswith(f"{last}/"):
@@ -71,10 +72,10 @@ def inner_most(paths: list[str]) -> Iterator[str]:
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_tool_is_absent(tool: str, file_system: FileSystem, layers: ImageLayers) -> None:
-    """{tool} is absent from files, package database and distributions."""
+    """{tool} is absent: no file, Debian package or Python distribution."""
     names, packages, distributions = TOOLS[tool]
     found = [
-        *described(
+        *describe(
             file_system,
             layers,
             (file.path for file in file_system.files if is_command(file) and re.fullmatch(names, file.name)),
@@ -90,22 +91,22 @@ def test_tool_is_absent(tool: str, file_system: FileSystem, layers: ImageLayers)
             if re.fullmatch(distributions, item.name)
         ),
     ]
-    fail_if(found, fix="install build tools in the builder stage only, and start the runtime stage from base")
+    fail_if(found, fix="install build tools only in a builder stage, and copy its results into the final stage")
 
 
-def test_no_build_tool_hides_under_another_name(file_system: FileSystem, layers: ImageLayers) -> None:
-    """No executable is a compiler, linker, assembler, make or uv under another name."""
+def test_no_renamed_build_tool(file_system: FileSystem, layers: ImageLayers) -> None:
+    """No executable is a renamed compiler, linker, assembler, make or uv."""
     found = (
-        f"{content.path} is {content.what} ({layers.where(content.path)})"
-        for content in file_system.contents
-        if not content.what.startswith(("a static", "a Debian", "an entry"))
-        and not re.fullmatch(CONTENT_OWNERS, content.path.rpartition("/")[2])
+        f"{file.path} is {file.note} ({layers.where(file.path)})"
+        for file in file_system.recognized
+        if not file.note.startswith(("a static", "a Debian", "an entry"))
+        and not re.fullmatch(TOOL_NAMES, file.path.rpartition("/")[2])
     )
-    fail_if(found, fix="copy named files from the builder stage, not whole folders such as /usr/local")
+    fail_if(found, fix="copy single files from the builder stage, not folders such as /usr/local")
 
 
 def test_no_uv_cache(file_system: FileSystem, layers: ImageLayers) -> None:
-    """The uv cache is absent, and so is what uv's own installer leaves in a home folder."""
+    """The uv cache is absent, and so are the files of uv's installer in home folders."""
     paths = [
         file.path
         for file in file_system.files
@@ -114,14 +115,14 @@ def test_no_uv_cache(file_system: FileSystem, layers: ImageLayers) -> None:
         or (file.kind == "folder" and UV_CACHE.fullmatch(file.name))
     ]
     fail_if(
-        described(file_system, layers, inner_most(paths)),
-        fix="mount uv's cache: RUN --mount=type=cache; never copy /root",
+        describe(file_system, layers, outermost(paths)),
+        fix="keep uv's cache out of the layer with RUN --mount=type=cache,target=/root/.cache, and do not copy /root",
     )
 
 
 def test_no_pip_cache(file_system: FileSystem, layers: ImageLayers) -> None:
-    """The pip cache is absent, under any name, and so are wheels and other archives of distributions."""
-    cached = {content.path for content in file_system.contents if content.what == "an entry of pip's HTTP cache"}
+    """The pip cache is absent from any folder, and so are wheels."""
+    cached = {file.path for file in file_system.recognized if file.note == "an entry of pip's HTTP cache"}
     paths = [
         file.path
         for file in file_system.files
@@ -130,14 +131,14 @@ def test_no_pip_cache(file_system: FileSystem, layers: ImageLayers) -> None:
         or file.path in cached
     ]
     fail_if(
-        described(file_system, layers, inner_most(paths)),
-        fix="mount pip's cache: RUN --mount=type=cache,target=/root/.cache",
+        describe(file_system, layers, outermost(paths)),
+        fix="keep pip's cache out of the layer with RUN --mount=type=cache,target=/root/.cache",
     )
 
 
 def test_no_apt_lists(file_system: FileSystem, layers: ImageLayers) -> None:
-    """The lists and archives of apt are absent."""
-    archives = {content.path for content in file_system.contents if content.what == "a Debian package"}
+    """The package lists and archives of apt are absent."""
+    archives = {file.path for file in file_system.recognized if file.note == "a Debian package"}
     paths = (
         file.path
         for file in file_system.files
@@ -150,23 +151,23 @@ def test_no_apt_lists(file_system: FileSystem, layers: ImageLayers) -> None:
         )
     )
     fail_if(
-        described(file_system, layers, paths),
-        fix="mount /var/lib/apt and /var/cache/apt as caches in the RUN that installs",
+        describe(file_system, layers, paths),
+        fix="keep /var/lib/apt and /var/cache/apt out of the layer, each by RUN --mount=type=cache,target=FOLDER",
     )
 
 
 def test_no_development_distribution(expectations: Expectations, file_system: FileSystem, layers: ImageLayers) -> None:
-    """Pytest and every other distribution of the dev group are absent, by name, command and module."""
+    """Pytest and the other distributions of the dev group are absent: no metadata, command or module."""
     modules = {module for names in expectations.development_only.values() for module in names}
-    names = {normalized(name) for name in expectations.development_only}
+    names = {canonicalize_name(name) for name in expectations.development_only}
     commands = {f"/bin/{name}" for name in names | {"py.test"}}
     found = [
         *(
             f"distribution {item.name} {item.version} at {item.path} ({layers.where(item.path)})"
             for item in file_system.distributions
-            if normalized(item.name) in names
+            if canonicalize_name(item.name) in names
         ),
-        *described(
+        *describe(
             file_system,
             layers,
             (
@@ -180,16 +181,11 @@ def test_no_development_distribution(expectations: Expectations, file_system: Fi
             ),
         ),
     ]
-    fail_if(found, fix="build the runtime target without INCLUDE_DEV; the dev group belongs to the dev target")
-
-
-def normalized(name: str) -> str:
-    """A distribution's name as indexes compare it (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
+    fail_if(found, fix="build without INCLUDE_DEV=1: only the target dev has the dev group")
 
 
 def test_no_tests_or_scripts(expectations: Expectations, file_system: FileSystem, layers: ImageLayers) -> None:
-    """No folders of tests or scripts lie beside the application or in the Python environment."""
+    """Neither the application nor the Python environment has folders of tests or scripts."""
     places = [expectations.application, *file_system.site_packages]
     holders = {file.path.rpartition("/")[0] for file in file_system.below(*places) if TEST_MODULE.fullmatch(file.name)}
     paths = [
@@ -204,27 +200,27 @@ def test_no_tests_or_scripts(expectations: Expectations, file_system: FileSystem
         )
     ]
     fail_if(
-        described(file_system, layers, inner_most(paths)),
-        fix="prune tests before the layer is copied; copy named folders to the application",
+        describe(file_system, layers, outermost(paths)),
+        fix="remove tests in the stage that installs, and copy only the folders that the application needs",
     )
 
 
 def test_no_headers_or_static_libraries(file_system: FileSystem, layers: ImageLayers) -> None:
-    """No header files and no static libraries lie in the Python environment."""
-    archives = {content.path for content in file_system.contents if content.what == "a static library"}
+    """The Python environment has no header files and no static libraries."""
+    archives = {file.path for file in file_system.recognized if file.note == "a static library"}
     paths = (
         file.path
         for file in file_system.below(*file_system.site_packages)
         if file.kind == "file" and (file.name.endswith((*HEADERS, ".a")) or file.path in archives)
     )
     fail_if(
-        described(file_system, layers, paths),
-        fix="prune headers and archives in the stage that installs: nothing can be compiled here",
+        describe(file_system, layers, paths),
+        fix="remove them in the stage that installs: nothing can be compiled in this image",
     )
 
 
 def test_no_git_repository(file_system: FileSystem, layers: ImageLayers) -> None:
-    """No git repository is in the image, bare or not."""
+    """The image has no git repository, bare or not."""
     paths = [
         file.path
         for file in file_system.files
@@ -235,15 +231,21 @@ def test_no_git_repository(file_system: FileSystem, layers: ImageLayers) -> None
             and {f"{file.path[:-7]}HEAD", f"{file.path[:-7]}refs"} <= file_system.by_path.keys()
         )
     ]
-    fail_if(described(file_system, layers, inner_most(paths)), fix="copy named folders, and list .git in .dockerignore")
+    fail_if(
+        describe(file_system, layers, outermost(paths)),
+        fix="copy only the folders that the image needs, and list .git in .dockerignore",
+    )
 
 
 def test_no_setuid_file(file_system: FileSystem, layers: ImageLayers) -> None:
-    """No file runs with the rights of its owner or group (setuid, setgid, capabilities)."""
+    """No file has the setuid bit, the setgid bit or capabilities."""
     found = (
         f"{file.path} has {'capabilities' if file.has_capabilities else f'mode {file.mode:04o}'},"
         f" owner {file.uid}:{file.gid} ({layers.where(file.path)})"
         for file in file_system.files
         if file.kind == "file" and (file.mode & 0o6000 or file.has_capabilities)
     )
-    fail_if(found, fix="find / -xdev -perm /6000 -type f -exec chmod a-s {} + in the instruction that installs them")
+    fail_if(
+        found,
+        fix="run `find / -xdev -perm /6000 -type f -exec chmod a-s {} +` in the instruction that installs the files",
+    )

@@ -1,4 +1,4 @@
-"""How the image says it is to be run."""
+"""Checks the image's configuration: user, command, signals, port, health check, volume and labels."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from checks.verdicts import fail_if, not_applicable
+from checks.results import fail_if, not_applicable
 
 if TYPE_CHECKING:
-    from checks.evidence import Observations
     from checks.expectations import Expectations
     from checks.facts import Configuration, FileSystem
+    from checks.observations import Observations
 
 SHELLS = {"sh", "/bin/sh", "bash", "/bin/bash", "dash", "/bin/dash"}
 
@@ -21,60 +21,60 @@ def test_user_is_numeric_and_not_root(configuration: Configuration, expectations
     user = configuration.user
     fail_if(
         [f"USER is {user!r}, expected {expectations.user!r}"] if user.partition(":")[0] != expectations.user else [],
-        fix=f"USER {expectations.user}:{expectations.user} in the final stage: a name is no proof",
+        fix=f"set USER {expectations.user}:{expectations.user} in the final stage: a name may belong to root",
     )
 
 
 @pytest.mark.needs("application")
 def test_command_is_in_exec_form(configuration: Configuration) -> None:
-    """The command is in exec form: the service itself receives the stop signal."""
+    """The command is in exec form, so that the service receives the stop signal."""
     arguments = configuration.arguments
     fail_if(
-        [f"the image starts {list(arguments)}"]
+        [f"the command is {list(arguments)}"]
         if not arguments or (arguments[0] in SHELLS and "-c" in arguments[:3])
         else [],
-        fix='CMD ["python", "-m", "service", "serve"]',
+        fix='write CMD ["python", "-m", "service", "serve"]',
     )
 
 
 @pytest.mark.needs("application")
 def test_no_reload(configuration: Configuration) -> None:
-    """The command does not watch its sources for changes (--reload)."""
+    """The command does not reload changed sources (--reload)."""
     fail_if(
-        [f"the image starts {list(configuration.arguments)}"]
+        [f"the command is {list(configuration.arguments)}"]
         if any("--reload" in argument for argument in configuration.arguments)
         else [],
-        fix="leave --reload to development: it adds a parent process that swallows signals",
+        fix="remove --reload: it adds a parent process that does not pass signals on",
     )
 
 
 @pytest.mark.needs("application")
-def test_stop_signal(configuration: Configuration, expectations: Expectations) -> None:
-    """The stop signal is declared, and is the one that the service drains on."""
+def test_stop_signal_is_set(configuration: Configuration, expectations: Expectations) -> None:
+    """The image declares the stop signal that the service handles."""
     fail_if(
         [f"STOPSIGNAL is {configuration.stop_signal!r}, expected {expectations.stop_signal!r}"]
         if configuration.stop_signal != expectations.stop_signal
         else [],
-        fix=f"STOPSIGNAL {expectations.stop_signal}",
+        fix=f"set STOPSIGNAL {expectations.stop_signal}",
     )
 
 
 @pytest.mark.needs("application")
 def test_port_is_exposed(configuration: Configuration, expectations: Expectations) -> None:
-    """The service's port is exposed, and no other."""
+    """The image exposes the service's port and no other."""
     expected = (f"{expectations.port}/tcp",)
     fail_if(
-        [f"EXPOSE says {list(configuration.ports)}, expected {list(expected)}"]
+        [f"EXPOSE is {list(configuration.ports)}, expected {list(expected)}"]
         if configuration.ports != expected
         else [],
-        fix=f"EXPOSE {expectations.port}",
+        fix=f"set EXPOSE {expectations.port}",
     )
 
 
 @pytest.mark.needs("application")
-def test_working_folder(configuration: Configuration, expectations: Expectations, file_system: FileSystem) -> None:
-    """The working folder is the application's, and exists."""
-    folder = configuration.working_folder
+def test_working_directory_is_set(configuration: Configuration, expectations: Expectations, file_system: FileSystem) -> None:
+    """The working directory is the application's, and exists."""
+    folder = configuration.working_directory
     fail_if(
         [
             *(
@@ -84,35 +84,35 @@ def test_working_folder(configuration: Configuration, expectations: Expectations
             ),
             *([f"{folder} does not exist"] if folder and folder not in file_system.by_path else []),
         ],
-        fix=f"WORKDIR {expectations.application}",
+        fix=f"set WORKDIR {expectations.application}",
     )
 
 
 @pytest.mark.needs("application")
-def test_healthcheck_asks_the_service(configuration: Configuration, expectations: Expectations) -> None:
-    """The health check uses curl, fails on an error status, and asks for /health on the service's port."""
+def test_healthcheck_requests_the_service(configuration: Configuration, expectations: Expectations) -> None:
+    """The health check requests /health on the service's port with curl, and fails on an error status."""
     words = " ".join(configuration.healthcheck)
     fails = any(flag in words for flag in ("--fail", "-f"))
     is_right = "curl" in words and "/health" in words and f":{expectations.port}/" in words and fails
     fail_if(
         [] if is_right else [f"HEALTHCHECK is {list(configuration.healthcheck)}"],
-        fix=f'HEALTHCHECK CMD ["curl", "--fail", "--silent", "http://127.0.0.1:{expectations.port}/health"]',
+        fix=f'write HEALTHCHECK CMD ["curl", "--fail", "--silent", "http://127.0.0.1:{expectations.port}/health"]',
     )
 
 
 @pytest.mark.needs("application")
-def test_cache_is_declared(configuration: Configuration, expectations: Expectations) -> None:
-    """The writable cache folder is declared as a volume."""
+def test_cache_is_a_volume(configuration: Configuration, expectations: Expectations) -> None:
+    """The writable cache folder is a volume."""
     fail_if(
-        [f"VOLUME says {list(configuration.volumes)}, expected {expectations.cache}"]
+        [f"VOLUME is {list(configuration.volumes)}, expected {expectations.cache}"]
         if expectations.cache not in configuration.volumes
         else [],
-        fix=f'VOLUME ["{expectations.cache}"]: the root file system is read-only',
+        fix=f'add VOLUME ["{expectations.cache}"]: the root file system is read-only',
     )
 
 
 def test_labels_are_set(configuration: Configuration, expectations: Expectations) -> None:
-    """The labels say which revision, version, licence and base this image is of."""
+    """The labels give revision, version, licence and base image."""
     if not expectations.labels:
         not_applicable("no labels are expected of this target")
     fail_if(
@@ -123,17 +123,17 @@ def test_labels_are_set(configuration: Configuration, expectations: Expectations
             for name, value in expectations.labels.items()
             if (configuration.labels.get(name) != value if value is not None else not configuration.labels.get(name))
         ),
-        fix="pass them as build arguments: `python -m buildkit build` does",
+        fix="build with `python -m buildkit build`, which passes the labels as build arguments",
     )
 
 
-def test_python_is_the_environments(evidence: Observations, expectations: Expectations) -> None:
-    """PATH leads to the Python of the environment."""
-    python = evidence.file_system.result().python
-    place = expectations.virtual_environment
-    if place is None:
+def test_python_is_of_the_virtual_environment(observations: Observations, expectations: Expectations) -> None:
+    """PATH finds the Python of the virtual environment."""
+    python = observations.file_system.result().python
+    environment = expectations.virtual_environment
+    if environment is None:
         not_applicable("this target has no virtual environment")
     fail_if(
-        [f"python3 is {python.executable}, its prefix is {python.prefix}"] if python.prefix != place else [],
-        fix=f"ENV PATH={place}/bin:$PATH",
+        [f"python3 is {python.executable}, its prefix is {python.prefix}"] if python.prefix != environment else [],
+        fix=f"set ENV PATH={environment}/bin:$PATH",
     )

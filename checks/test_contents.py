@@ -1,4 +1,4 @@
-"""What the files of the image are like: owners and modes, bytecode, symbols, packages that must be there."""
+"""Checks the files of the image: owners, modes, bytecode, symbols, system packages and the lock."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import fnmatch
 from typing import TYPE_CHECKING
 
 import pytest
+from packaging.utils import canonicalize_name
 
-from checks.verdicts import fail_if, not_applicable
+from checks.results import fail_if, not_applicable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from checks.facts import File, FileSystem
     from checks.layers import ImageLayers
 
+INSTALLERS = {"pip", "uv", "setuptools", "wheel", "truthgraph"}  # no dependencies; other checks find uv
 STICKY, WORLD_WRITABLE, GROUP_WRITABLE, OWNER_WRITABLE = 0o1000, 0o002, 0o020, 0o200
 
 
 def test_system_packages_are_installed(
     expectations: Expectations, file_system: FileSystem, host: testinfra.host.Host
 ) -> None:
-    """The Debian packages that the service's operators count on are installed and work."""
+    """The Debian packages that operators need are installed, and their commands run."""
     installed = {package.name for package in file_system.packages}
     commands = {"curl": "curl", "postgresql-client": "psql"}
     found = [f"{name} is not in the package database" for name in expectations.system_packages if name not in installed]
@@ -32,12 +34,12 @@ def test_system_packages_are_installed(
         if name in installed and name in commands:
             ended = host.run(f"{commands[name]} --version")
             if ended.rc:
-                found.append(f"`{commands[name]} --version` ends with {ended.rc}: {ended.stderr.strip()}")
-    fail_if(found, fix="install them in the base stage")
+                found.append(f"`{commands[name]} --version` failed, exit code {ended.rc}: {ended.stderr.strip()}")
+    fail_if(found, fix="install them in the stage `base`")
 
 
 def test_no_world_writable_file(file_system: FileSystem, layers: ImageLayers) -> None:
-    """No file is writable for everyone, and no folder without the sticky bit."""
+    """No file is world-writable, and no folder is without the sticky bit."""
     fail_if(
         (
             f"{file.path} has mode {file.mode:04o} ({layers.where(file.path)})"
@@ -46,12 +48,12 @@ def test_no_world_writable_file(file_system: FileSystem, layers: ImageLayers) ->
             and file.mode & WORLD_WRITABLE
             and not (file.kind == "folder" and file.mode & STICKY)
         ),
-        fix="set modes in the stage that makes the files, before they are copied",
+        fix="set the mode in the stage that makes the file, before it is copied",
     )
 
 
 def writable(files: Iterator[File], uid: int) -> Iterator[File]:
-    """Those that a process of user and group *uid* could change, or whose mode it could."""
+    """Yields the files that a process of user and group *uid* could change, or make writable."""
     for file in files:
         if file.kind in ("file", "folder") and (file.uid == uid or (file.gid == uid and file.mode & GROUP_WRITABLE)):
             yield file
@@ -69,16 +71,16 @@ def test_code_is_read_only(expectations: Expectations, file_system: FileSystem, 
             f"{file.path} belongs to {file.uid}:{file.gid} with mode {file.mode:04o} ({layers.where(file.path)})"
             for file in writable(iter(candidates.values()), int(expectations.user))
         ),
-        fix="leave code to root with modes 0644 and 0755; it needs no chown",
+        fix="remove the chown: code belongs to root, with modes 0644 and 0755",
     )
 
 
 @pytest.mark.needs("application")
 def test_cache_is_writable(expectations: Expectations, file_system: FileSystem, host: testinfra.host.Host) -> None:
-    """The one folder for caches belongs to the service's user and can be written to."""
+    """The cache folder belongs to the service's user and is writable."""
     folder = file_system.by_path.get(expectations.cache)
     if folder is None:
-        fail_if([f"{expectations.cache} does not exist"], fix="make it in the base stage: install -d -o 1000 -g 1000")
+        fail_if([f"{expectations.cache} does not exist"], fix="make it in the stage `base`: install -d -o 1000 -g 1000")
         return
     ended = host.run(f"touch {expectations.cache}/checked && rm {expectations.cache}/checked")
     fail_if(
@@ -89,16 +91,16 @@ def test_cache_is_writable(expectations: Expectations, file_system: FileSystem, 
     )
 
 
-def test_bytecode_is_there(file_system: FileSystem, layers: ImageLayers) -> None:
-    """Each Python file of the environment and the application has bytecode that this Python will use."""
+def test_sources_have_bytecode(file_system: FileSystem, layers: ImageLayers) -> None:
+    """Each Python source of the environment and the application has bytecode that this Python can use."""
     fail_if(
-        (f"{item.path}: {item.what} ({layers.where(item.path)})" for item in file_system.bytecode_problems),
-        fix="compile in the stage that installs, with the runtime's Python, after the last change of the sources",
+        (f"{item.path}: {item.note} ({layers.where(item.path)})" for item in file_system.bytecode_problems),
+        fix="compile in the stage that installs, with the Python of the image, after the last change of the sources",
     )
 
 
 def test_shared_objects_are_stripped(expectations: Expectations, file_system: FileSystem, layers: ImageLayers) -> None:
-    """No shared object has symbols (.symtab) or debug information (.debug*), those of repaired wheels apart."""
+    """No shared object has symbols (.symtab) or debug information (.debug*), except those of repaired wheels."""
 
     def is_excepted(path: str) -> bool:
         folders = path.split("/")[:-1]
@@ -112,74 +114,67 @@ def test_shared_objects_are_stripped(expectations: Expectations, file_system: Fi
             for item in file_system.objects
             if item.is_library and item.symbol_sections and not is_excepted(item.path)
         ),
-        fix="strip --strip-unneeded in the stage that installs, which has binutils; leave *.libs folders alone",
+        fix="run strip --strip-unneeded in the stage that installs, except on folders *.libs",
     )
 
 
-def test_shared_objects_are_whole(file_system: FileSystem, layers: ImageLayers) -> None:
-    """Each shared object can be parsed: none is cut short or damaged."""
+def test_shared_objects_are_intact(file_system: FileSystem, layers: ImageLayers) -> None:
+    """Each shared object can be parsed: none is truncated or damaged."""
     fail_if(
         (f"{item.path} ({layers.where(item.path)})" for item in file_system.objects if item.is_corrupt),
-        fix="build again; if it stays so, the tool that strips or prunes it is at fault",
+        fix="build again; if the finding stays, the tool that strips or prunes the file damages it",
     )
 
 
-def test_needed_libraries_resolve(expectations: Expectations, file_system: FileSystem, layers: ImageLayers) -> None:
-    """Each library that a shared object needs is found where the loader looks."""
+def test_needed_libraries_are_found(expectations: Expectations, file_system: FileSystem, layers: ImageLayers) -> None:
+    """The loader finds each library that a shared object needs."""
     provided = set(expectations.provided_libraries)
     fail_if(
         (
             f"{item.path} needs {name} ({layers.where(item.path)})"
             for item in file_system.objects
             for name in item.unresolved
-            if name not in provided and not item.is_refused_sign
+            if name not in provided and not item.is_unloadable_placeholder
         ),
-        fix="install what brings the library, or prune the object if nothing loads it",
+        fix="install the package with the library, or remove the object if nothing loads it",
     )
 
 
 def test_distributions_equal_the_lock(expectations: Expectations, file_system: FileSystem, layers: ImageLayers) -> None:
-    """Each distribution of the environment is in the lock, with that version."""
+    """Each installed distribution is in the lock, with the same version."""
     if not expectations.locked:
         not_applicable("no lock was given")
+    locked = expectations.locked
     found = [
-        f"{item.name} is {item.version}, the lock says {expectations.locked.get(canonical(item.name), 'nothing')}"
+        f"{item.name} is {item.version}, the lock says {locked.get(canonicalize_name(item.name), 'nothing')}"
         f" ({item.path}; {layers.where(item.path)})"
         for item in file_system.distributions
         if item.path.rpartition("/")[0] in file_system.site_packages
-        and item.version != expectations.locked.get(canonical(item.name))
-        and canonical(item.name) not in INSTALLERS
-        and item.name not in expectations.development_only  # a finding of its own
+        and item.version != locked.get(canonicalize_name(item.name))
+        and canonicalize_name(item.name) not in INSTALLERS
+        and item.name not in expectations.development_only  # another check finds it
     ]
-    fail_if(found, fix="install with --require-hashes from the lock, and nothing else")
+    fail_if(found, fix="install only from the lock, with --require-hashes")
 
 
-def test_the_lock_is_installed(expectations: Expectations, file_system: FileSystem) -> None:
+def test_locked_distributions_are_installed(expectations: Expectations, file_system: FileSystem) -> None:
     """Each distribution of the lock is installed."""
     if not expectations.locked:
         not_applicable("no lock was given")
-    installed = {canonical(item.name) for item in file_system.distributions}
+    installed = {canonicalize_name(item.name) for item in file_system.distributions}
     fail_if(
         (f"{name} {version}" for name, version in expectations.locked.items() if name not in installed),
-        fix="install every layer's lock, with its metadata: the environment must say what it holds",
+        fix="install the lock of each layer, and keep the folders *.dist-info",
     )
 
 
-INSTALLERS = {"pip", "uv", "setuptools", "wheel", "truthgraph"}  # no dependencies, and in part findings elsewhere
-
-
-def canonical(name: str) -> str:
-    """A distribution's name as indexes compare it (PEP 503)."""
-    return name.replace("_", "-").replace(".", "-").lower()
-
-
-def test_each_distribution_is_there_once(file_system: FileSystem) -> None:
+def test_no_distribution_is_installed_twice(file_system: FileSystem) -> None:
     """No distribution is installed twice."""
     paths: dict[str, list[str]] = {}
     top = [item for item in file_system.distributions if item.path.rpartition("/")[0] in file_system.site_packages]
     for item in top:
-        paths.setdefault(canonical(item.name), []).append(f"{item.path} ({item.version})")
+        paths.setdefault(canonicalize_name(item.name), []).append(f"{item.path} ({item.version})")
     fail_if(
         (f"{name}: {', '.join(places)}" for name, places in paths.items() if len(places) > 1),
-        fix="start the environment without the system's packages, and install each distribution in one layer",
+        fix="make the virtual environment without system packages, and install each distribution in one layer only",
     )

@@ -1,84 +1,85 @@
-"""How the image is put together: no byte stored twice, and within its budgets."""
+"""Checks the layers: no file is stored twice, and all sizes are within the budgets."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from checks.verdicts import fail_if, not_applicable
+from checks.results import fail_if, not_applicable
 
 if TYPE_CHECKING:
     from checks.expectations import Expectations
     from checks.facts import FileSystem
-    from checks.layers import ImageLayers, Repeat
+    from checks.layers import ImageLayers, WastedFile
 
 
-def repeated(layers: ImageLayers, expectations: Expectations, cause: str) -> list[Repeat]:
-    """The files stored in vain for *cause*, those apart that each installation of system packages must change."""
+LARGE_BYTES = 1_000_000  # smaller duplicates are licences, fixtures and tables that distributions share by chance
+
+
+def wasted_by(cause: str, layers: ImageLayers, expectations: Expectations) -> list[WastedFile]:
+    """The files that a later layer makes useless for *cause*, largest first, except those below `base_paths`."""
     prefixes = tuple(expectations.base_paths)
-    repeats = [item for item in layers.repeats() if item.cause == cause and not item.path.startswith(prefixes)]
-    return sorted(repeats, key=lambda item: -item.size_bytes)
+    files = [file for file in layers.wasted_files() if file.cause == cause and not file.path.startswith(prefixes)]
+    return sorted(files, key=lambda file: -file.size_bytes)
 
 
-def refuse_repeats(layers: ImageLayers, expectations: Expectations, cause: str, fix: str) -> None:
-    """Fails where files stored in vain for *cause* take more than the budget."""
-    repeats = repeated(layers, expectations, cause)
-    if sum(item.size_bytes for item in repeats) > expectations.budgets.wasted_bytes:
+def fail_if_wasted(cause: str, layers: ImageLayers, expectations: Expectations, *, fix: str) -> None:
+    """Fails the check if the files that are wasted for *cause* have more bytes than the budget."""
+    files = wasted_by(cause, layers, expectations)
+    if sum(file.size_bytes for file in files) > expectations.budgets.wasted_bytes:
         fail_if(
             (
-                f"{item.path}: {item.size_bytes} bytes, {layers.name(item.first)}, {cause} in {layers.name(item.again)}"
-                for item in repeats
+                f"{file.path}: {file.size_bytes} bytes, {layers.name(file.first)}, {cause} in {layers.name(file.later)}"
+                for file in files
             ),
             fix=fix,
         )
 
 
-def test_no_file_is_stored_again(layers: ImageLayers, expectations: Expectations) -> None:
+def test_no_metadata_only_copy(layers: ImageLayers, expectations: Expectations) -> None:
     """No layer stores a file again only to change its owner, mode or time.
 
-    Taking the setuid bit from a base image's files is the exception: there is no other way.
+    Removing the setuid bit from files of the base image is allowed: there is no other way.
     """
-    fix = "set owner and mode where the file is made, or by COPY --chown and --chmod; never by RUN chown"
-    refuse_repeats(layers, expectations, "stored again unchanged", fix)
+    fix = "set owner and mode in the stage that makes the file, or by COPY --chown and --chmod, not by RUN chown"
+    fail_if_wasted("stored again unchanged", layers, expectations, fix=fix)
 
 
 def test_no_file_is_overwritten(layers: ImageLayers, expectations: Expectations) -> None:
     """No layer overwrites a file of an earlier layer."""
-    refuse_repeats(layers, expectations, "overwritten", "finish the file (strip, prune, edit) before it is copied")
+    fail_if_wasted("overwritten", layers, expectations, fix="change the file in the stage that makes it")
 
 
 def test_no_file_is_deleted(layers: ImageLayers, expectations: Expectations) -> None:
-    """No layer deletes a file that an earlier layer stores."""
-    refuse_repeats(layers, expectations, "deleted", "delete in the instruction that makes the file, or do not copy it")
+    """No layer deletes a file of an earlier layer."""
+    fix = "delete the file in the instruction that makes it, or do not copy it"
+    fail_if_wasted("deleted", layers, expectations, fix=fix)
 
 
-def test_no_copies(file_system: FileSystem, layers: ImageLayers) -> None:
-    """No large file is there twice under two names."""
+def test_no_duplicate_files(file_system: FileSystem, layers: ImageLayers) -> None:
+    """No large file is stored twice under two names."""
     fail_if(
         (
-            f"{copies.size_bytes} bytes at {', '.join(copies.paths)} ({layers.where(copies.paths[-1])})"
-            for copies in file_system.copies
-            if copies.size_bytes >= LARGE_BYTES
+            f"{same.size_bytes} bytes at {', '.join(same.paths)} ({layers.where(same.paths[-1])})"
+            for same in file_system.duplicates
+            if same.size_bytes >= LARGE_BYTES
         ),
-        fix="keep one and link the others to it",
+        fix="replace all but one by links",
     )
 
 
-LARGE_BYTES = 1_000_000  # below it are licences, fixtures and tables that distributions share by accident
-
-
 def test_size_is_within_budget(layers: ImageLayers, expectations: Expectations) -> None:
-    """The layers' files together are within the budget."""
+    """The files of all layers are within the size budget."""
     limit = expectations.budgets.unpacked_bytes
     if limit is None:
         not_applicable("docker/images.toml sets no budget for the size of this target")
     fail_if(
         [f"{layers.unpacked_bytes} bytes, the budget is {limit}"] if layers.unpacked_bytes > limit else [],
-        fix="`python -m buildkit measure` shows what is large; raise the budget only with a reason",
+        fix="find large files with `python -m buildkit measure`, or raise the budget in docker/images.toml and say why",
     )
 
 
 def test_each_layer_is_within_budget(layers: ImageLayers, expectations: Expectations) -> None:
-    """No layer's files are more than the budget of one layer."""
+    """The files of each layer are within the budget of one layer."""
     limit = expectations.budgets.largest_layer_bytes
     if limit is None:
         not_applicable("docker/images.toml sets no budget for the layers of this target")
@@ -88,16 +89,16 @@ def test_each_layer_is_within_budget(layers: ImageLayers, expectations: Expectat
             for layer in layers.layers
             if layer.unpacked_bytes > limit
         ),
-        fix="split the group in docker/images.toml",
+        fix="split the layer in docker/images.toml",
     )
 
 
-def test_number_of_layers_is_within_budget(layers: ImageLayers, expectations: Expectations) -> None:
-    """The image has no more layers than the budget."""
+def test_layer_count_is_within_budget(layers: ImageLayers, expectations: Expectations) -> None:
+    """The number of layers is within the budget."""
     limit = expectations.budgets.layers
     if limit is None:
         not_applicable("docker/images.toml sets no budget for the number of layers of this target")
     fail_if(
         [f"{len(layers.layers)} layers, the budget is {limit}"] if len(layers.layers) > limit else [],
-        fix="join groups in docker/images.toml that change together",
+        fix="merge layers in docker/images.toml that change together",
     )

@@ -1,4 +1,4 @@
-"""What must not be readable in any layer, however many later ones hide it, nor in the image's configuration."""
+"""Checks that neither a layer nor the image's configuration has a secret, even one that later layers hide."""
 
 from __future__ import annotations
 
@@ -7,57 +7,54 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from checks.verdicts import fail_if, not_verified
+from checks.results import fail_if, not_verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from checks.evidence import Observations
     from checks.expectations import Expectations, SecretFingerprint
     from checks.facts import Configuration
     from checks.layers import ImageLayers
-    from checks.secrets import Trace
+    from checks.observations import Observations
+    from checks.secrets import SecretMatch
 
 SECRET_VARIABLE = re.compile(r"(?i).*(password|passwd|secret|token|api_?key|access_?key|private_?key|credential).*")
 ASSIGNED = re.compile(r"""(?<![\w-])([A-Za-z_][A-Za-z0-9_]*)=(?!["']?\$)(?!["']*(?:\s|\Z))""")
-MOUNT = "hand it to the one instruction that needs it: RUN --mount=type=secret,id=NAME"
+MOUNT = "mount it in the instruction that needs it: RUN --mount=type=secret,id=NAME"
+BUILD_SECRET = "build secret"  # noqa: S105 - the name of a rule
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 PUBLIC_AUTHORITIES = re.compile(r"/usr/share/ca-certificates/mozilla/.*|.*/(certifi|pip/_vendor/certifi)/cacert\.pem")
 
 
-def seen(layers: ImageLayers, rule: str) -> Iterator[str]:
-    """Each find of *rule* with its layer."""
-    for trace in layers.traces:
-        if trace.rule == rule:
-            yield described(layers, trace)
+RULES = {
+    "private_key": "private key",
+    "token": "token",
+    "password_file": "password file",
+    "environment_file": "environment file",
+    "credential_in_url": "credential in a URL",
+}
 
 
-def described(layers: ImageLayers, trace: Trace) -> str:
-    """Where a find is."""
-    return f"{trace.path} holds {trace.what} ({layers.name(trace.layer)})"
+def found_in_layers(layers: ImageLayers, rule: str) -> Iterator[str]:
+    """Yields a finding for each match of *rule* in a layer."""
+    return (describe(layers, match) for match in layers.secrets if match.rule == rule)
 
 
-@pytest.mark.parametrize(
-    ("rule", "what"),
-    [
-        ("private key", "a private key"),
-        ("token", "an access token"),
-        ("password file", "a file of passwords (.netrc, .pypirc, .pgpass, credentials of tools)"),
-        ("environment file", "an .env file with settings"),
-        ("credential in an address", "a configuration file with a user and password in an address"),
-    ],
-    ids=["private_key", "token", "password_file", "environment_file", "credential_in_address"],
-)
-def test_no_secret_in_a_layer(rule: str, what: str, layers: ImageLayers) -> None:
-    """No layer holds {what}."""
-    assert what
-    fail_if(seen(layers, rule), fix=MOUNT)
+def describe(layers: ImageLayers, match: SecretMatch) -> str:
+    """The path, description and layer of a match, for a message."""
+    return f"{match.path} holds {match.description} ({layers.name(match.layer)})"
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_secret_in_a_layer(rule: str, layers: ImageLayers) -> None:
+    """No layer has a secret of the kind {rule}."""
+    fail_if(found_in_layers(layers, RULES[rule]), fix=MOUNT)
 
 
 def test_no_secret_in_the_configuration(
-    configuration: Configuration, evidence: Observations, layers: ImageLayers
+    configuration: Configuration, observations: Observations, layers: ImageLayers
 ) -> None:
-    """No secret is in the environment, labels, command or history of the image."""
+    """Environment, labels, command and history of the image have no secret."""
     fail_if(
         [
             *(
@@ -65,71 +62,82 @@ def test_no_secret_in_the_configuration(
                 for name, value in configuration.environment.items()
                 if value and SECRET_VARIABLE.fullmatch(name)
             ),
-            *(f"{trace.path}: {trace.what}" for trace in configured(evidence, layers) if trace.rule != "handed-in"),
+            *(
+                f"{match.path}: {match.description}"
+                for match in found_in_configuration(observations, layers)
+                if match.rule != BUILD_SECRET
+            ),
             *(
                 f"instruction {number} of the history gives {name} a value"
                 for number, instruction in enumerate(layers.history)
-                if not instruction.startswith("ENV ")  # a finding of its own, as a variable
+                if not instruction.startswith("ENV ")  # found above, as a variable
                 for name in ASSIGNED.findall(instruction)
                 if SECRET_VARIABLE.fullmatch(name)
             ),
         ],
-        fix="give secrets when the container is started, never by ENV, ARG or LABEL",
+        fix="pass secrets when the container starts, never in ENV, ARG or LABEL",
     )
 
 
-def configured(evidence: Observations, layers: ImageLayers) -> Iterator[Trace]:
-    """What the image's configuration betrays."""
-    configuration = evidence.configuration
+def found_in_configuration(observations: Observations, layers: ImageLayers) -> Iterator[SecretMatch]:
+    """Yields the secrets in the image's configuration and history."""
+    configuration, scanner = observations.configuration, observations.scanner
     for name, value in configuration.environment.items():
-        yield from evidence.traces.of_text(f"the variable {name}", value)
+        yield from scanner.scan_text(f"the variable {name}", value)
     for name, value in configuration.labels.items():
-        yield from evidence.traces.of_text(f"the label {name}", value)
+        yield from scanner.scan_text(f"the label {name}", value)
     for number, instruction in enumerate(layers.history):
-        yield from evidence.traces.of_text(f"instruction {number} of the history", instruction)
-    yield from evidence.traces.of_text("the command", " ".join(configuration.arguments + configuration.healthcheck))
+        yield from scanner.scan_text(f"instruction {number} of the history", instruction)
+    yield from scanner.scan_text("the command", " ".join(configuration.arguments + configuration.healthcheck))
 
 
-def test_nothing_handed_in_is_left(
-    expectations: Expectations, handed_in: tuple[SecretFingerprint, ...], evidence: Observations, layers: ImageLayers
+def test_no_build_secret_is_left(
+    expectations: Expectations,
+    build_secrets: tuple[SecretFingerprint, ...],
+    observations: Observations,
+    layers: ImageLayers,
 ) -> None:
-    """No credential, index address or proxy that was handed to the build is in a layer, the history or a label."""
-    if set(handed_in) != set(expectations.handed_in):
-        missing = sorted({item.name for item in set(expectations.handed_in) ^ set(handed_in)})
-        not_verified(f"the values of {', '.join(missing)} that the build was given are not known here")
+    """No build secret (credential, index URL, proxy) is left in a layer, the history or a label."""
+    if set(build_secrets) != set(expectations.build_secrets):
+        unknown = sorted({secret.name for secret in set(expectations.build_secrets) ^ set(build_secrets)})
+        not_verified(f"the values of the build secrets {', '.join(unknown)} are not known here")
     fail_if(
         [
-            *seen(layers, "handed-in"),
-            *(f"{trace.path}: {trace.what}" for trace in configured(evidence, layers) if trace.rule == "handed-in"),
+            *found_in_layers(layers, BUILD_SECRET),
+            *(
+                f"{match.path}: {match.description}"
+                for match in found_in_configuration(observations, layers)
+                if match.rule == BUILD_SECRET
+            ),
         ],
         fix=MOUNT,
     )
 
 
-def test_no_certificate_handed_in_is_left(expectations: Expectations, layers: ImageLayers) -> None:
-    """No certificate that was handed to the build is in a layer, in whatever file or form."""
+def test_no_build_certificate_is_left(expectations: Expectations, layers: ImageLayers) -> None:
+    """No certificate among the build secrets is left in a layer, in any file or form."""
     public = {
-        trace.fingerprint
-        for trace in layers.traces
-        if trace.rule == "certificate" and PUBLIC_AUTHORITIES.fullmatch(trace.path)
+        match.fingerprint
+        for match in layers.secrets
+        if match.rule == "certificate" and PUBLIC_AUTHORITIES.fullmatch(match.path)
     }
     private = set(expectations.certificates_sha256) - public
     fail_if(
-        (described(layers, trace) for trace in layers.traces if trace.fingerprint in private),
-        fix=f"{MOUNT}, and leave the image's own trust store as its packages make it",
+        (describe(layers, match) for match in layers.secrets if match.fingerprint in private),
+        fix=f"{MOUNT}, and do not run update-ca-certificates",
     )
 
 
-def test_no_authority_was_added(layers: ImageLayers) -> None:
-    """No certificate authority was added to the system's own."""
-    certificates = [trace for trace in layers.traces if trace.rule == "certificate"]
-    public = {trace.fingerprint for trace in certificates if PUBLIC_AUTHORITIES.fullmatch(trace.path)}
+def test_no_added_certificate_authority(layers: ImageLayers) -> None:
+    """No certificate authority was added to those of the system."""
+    certificates = [match for match in layers.secrets if match.rule == "certificate"]
+    public = {match.fingerprint for match in certificates if PUBLIC_AUTHORITIES.fullmatch(match.path)}
     fail_if(
         (
-            described(layers, trace)
-            for trace in certificates
-            if trace.path.startswith("/usr/local/share/ca-certificates/")
-            or (trace.path == SYSTEM_BUNDLE and trace.fingerprint not in public)
+            describe(layers, match)
+            for match in certificates
+            if match.path.startswith("/usr/local/share/ca-certificates/")
+            or (match.path == SYSTEM_BUNDLE and match.fingerprint not in public)
         ),
-        fix="mount the certificate as a secret during the build, and at run time where the operator needs it",
+        fix="mount the certificate as a secret during the build, and as a file at run time if the service needs it",
     )

@@ -1,7 +1,7 @@
 """Verifies an image: runs `checks/` against its digest in a process of its own, and loads the results.
 
 The two sides exchange files in the output folder: `expect.json` (expectations) goes there; `verify.json` (results),
-`verify.xml` (JUnit) and `evidence.json` (what the running image answered and logged) come back.
+`verify.xml` (JUnit) and `observations.json` (what the running image answered and logged) come back.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import IO, TYPE_CHECKING, Final
 
 from buildkit import jsonfile
 from buildkit.errors import CommandFailed, UsageError
-from checks.expectations import HANDED_IN_VARIABLE, Expectations, SecretFingerprint
-from checks.verdicts import RESULTS_VERSION, CheckResult, Results
+from checks.expectations import BUILD_SECRETS_VARIABLE, Expectations, SecretFingerprint
+from checks.results import RESULTS_VERSION, CheckResult, Results
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -76,9 +76,8 @@ def verify(
     environment: Mapping[str, str],
     engine_host: str | None = None,
     require: Collection[str] = (),
-    secrets: Mapping[str, str] | None = None,
+    build_secrets: Mapping[str, str] | None = None,
     cache: Path | None = None,
-    reuse: Path | None = None,
     progress: IO[str] = sys.stderr,
 ) -> VerifyResult:
     """Runs every check against *image* and writes the files into *output*.
@@ -92,9 +91,8 @@ def verify(
         environment: of the process that runs the checks; usually the caller's own.
         engine_host: address of the engine, as in DOCKER_HOST; None uses *environment*.
         require: the tiers, of `TIERS`, in which "not verified" is a finding.
-        secrets: name -> plain value of the build secrets; passed by the environment only, never in a file.
+        build_secrets: name -> plain value of the build secrets; passed by the environment only, never in a file.
         cache: a folder that caches the contents of layers; without it every layer is read every time.
-        reuse: an `evidence.json` of an earlier run, to use instead of running the image again.
         progress: where pytest's output goes while it runs.
 
     Raises:
@@ -105,22 +103,21 @@ def verify(
     for tier in require:
         if tier not in TIERS:
             raise UsageError("require", tier, f"expected one of {', '.join(TIERS)}")
-    given = dict(secrets or {})
+    given = dict(build_secrets or {})
     json_path, junit_path, expect_path = (output / name for name in ("verify.json", "verify.xml", "expect.json"))
     json_path.unlink(missing_ok=True)
     junit_path.unlink(missing_ok=True)
-    replace(expectations, handed_in=SecretFingerprint.of(given)).save(expect_path)
+    replace(expectations, build_secrets=SecretFingerprint.of(given)).save(expect_path)
     command = [
         *(sys.executable, "-m", "pytest", "checks", "--quiet", "--no-header", "--no-summary", "--tb=no"),
         *("-p", "no:cacheprovider", "--image", image, "--expect", str(expect_path.resolve())),
         *("--results", str(json_path.resolve()), f"--junit-xml={junit_path.resolve()}"),
-        *("--record", str((output / "evidence.json").resolve())),
+        *("--record", str((output / "observations.json").resolve())),
         *(("--layer-cache", str(cache.resolve())) if cache else ()),
-        *(("--reuse", str(reuse.resolve())) if reuse else ()),
     ]
     # The caller may run in pytest; its options and plugins are unknown to the checks.
     inherited = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
-    own = {HANDED_IN_VARIABLE: json.dumps(given), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    own = {BUILD_SECRETS_VARIABLE: json.dumps(given), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     if engine_host:
         own["DOCKER_HOST"] = engine_host
     exit_code, tail = _run(command, {**inherited, **own}, progress)

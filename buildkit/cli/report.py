@@ -80,7 +80,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         engine_host=engine.host or None,
         require=arguments.require,
         cache=folder / "cache" / "layers",
-        secrets=build_secrets.plain_values(),
+        build_secrets=build_secrets.plain_values(),
     )
     if arguments.format == "terminal":
         make_console().print(terminal.check_table(result))

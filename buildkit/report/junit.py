@@ -7,7 +7,7 @@ from typing import Final
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from buildkit.check.budget import BudgetReport
-from checks.verdicts import CheckResult, Results
+from checks.results import CheckResult, Results
 
 __all__ = ["budgets_junit", "checks_junit"]
 

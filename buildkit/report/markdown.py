@@ -12,7 +12,7 @@ from buildkit.report.format import FIGURES, format_figure, format_layers_not_sea
 from buildkit.report.tables import Cell, Styled, Table
 from buildkit.text import format_byte_change, format_bytes
 from buildkit.timing.record import Timings
-from checks.verdicts import Results
+from checks.results import Results
 
 __all__ = [
     "budgets_markdown",

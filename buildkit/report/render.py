@@ -18,7 +18,7 @@ from buildkit.report.markdown import (
     timings_markdown,
 )
 from buildkit.timing.record import Timings
-from checks.verdicts import Results
+from checks.results import Results
 
 __all__ = ["FORMATS", "Format", "render", "render_checks", "render_timings"]
 

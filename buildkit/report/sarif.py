@@ -11,7 +11,7 @@ from typing import Final, Literal
 from buildkit.check.budget import BudgetReport, BudgetResult
 from buildkit.image.model import Measurement
 from buildkit.text import format_bytes
-from checks.verdicts import CheckResult, Results
+from checks.results import CheckResult, Results
 
 __all__ = ["budgets_sarif", "checks_sarif"]
 

@@ -15,7 +15,7 @@ from buildkit.report.format import FIGURES, format_figure
 from buildkit.report.tables import Cell, Styled, Table
 from buildkit.text import format_bytes
 from buildkit.timing.record import Timings
-from checks.verdicts import CheckResult
+from checks.results import CheckResult
 
 __all__ = ["budget_table", "check_table", "comparison_tables", "measurement_tables", "timings_tables"]
 

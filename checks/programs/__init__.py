@@ -1,1 +1,1 @@
-"""Programs that run inside a checked image: the standard library only, each prints one JSON document."""
+"""Programs that run inside a checked image: they use the standard library only and print JSON."""

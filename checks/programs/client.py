@@ -1,12 +1,13 @@
-"""Talks to a service that starts, serves and stops, and prints what it said, one JSON document a line.
+"""Sends requests to a service while it starts, serves and stops, and prints the responses, a JSON document a line.
 
-Runs in a container of its own that shares the service's network, so that it outlives it:
+Uses the standard library only. Runs in a second container of the same image, which shares the network of the service's
+container and outlives it:
 
     python3 -I - '{"port": 8000, "start_seconds": 60, "paths": ["/livez"]}' < client.py
 
-Prints `{"answers": {path: [status, body]}}` once the service answers /health, then `{"half_sent": true}` once half of
-a request is on its way, and, when that request's answer is complete or the connection is gone, `{"drained": ...}`.
-The caller stops the service after the second line; the other half goes out once the service refuses new connections.
+Prints `{"responses": {path: [status, body]}}` when the service has answered, then `{"is_half_sent": true}` when half of
+a request has been sent. The caller stops the service now. When the service refuses new connections, the client sends
+the other half, and prints `{"drained": {...}}` with the response or the error.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ from typing import Any
 __all__: list[str] = []
 
 PAUSE_SECONDS = 0.1
-BODY = b'{"texts": ["a request that is under way when the service is told to stop"]}'
+BODY = b'{"texts": ["a request that is in flight when the service is stopped"]}'
 
 
-def say(**fields: object) -> None:
-    """One line of JSON, at once."""
+def send(**fields: object) -> None:
+    """Prints one line of JSON and flushes it."""
     sys.stdout.write(json.dumps(fields) + "\n")
     sys.stdout.flush()
 
 
 def get(port: int, path: str) -> list[Any]:
-    """Status and body of one GET, or 0 and why there was none."""
+    """Returns status and body of a GET request; 0 and the error if there was no response."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.request("GET", path)
-        answer = connection.getresponse()
-        return [answer.status, answer.read().decode("utf-8", "replace")]
+        response = connection.getresponse()
+        return [response.status, response.read().decode("utf-8", "replace")]
     except (OSError, http.client.HTTPException) as error:
         return [0, f"{type(error).__name__}: {error}"]
     finally:
@@ -44,7 +45,7 @@ def get(port: int, path: str) -> list[Any]:
 
 
 def accepts(port: int) -> bool:
-    """Whether a new connection is taken."""
+    """Whether the service accepts a new connection."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1):
             return True
@@ -53,45 +54,45 @@ def accepts(port: int) -> bool:
 
 
 def drain(port: int, path: str, deadline: float) -> dict[str, Any]:
-    """Sends half of a request, waits until the service takes no new ones, sends the rest and reads the answer."""
+    """Sends half of a request, waits until the service accepts no more connections, and completes the request."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         head = f"POST {path} HTTP/1.1\r\nHost: service\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(BODY)}\r\n\r\n"
         connection.sendall(head.encode() + BODY[:10])
-        say(half_sent=True)
+        send(is_half_sent=True)
         while accepts(port) and time.monotonic() < deadline:
             time.sleep(PAUSE_SECONDS)
         is_refusing = time.monotonic() < deadline
         try:
             connection.sendall(BODY[10:])
-            answer = http.client.HTTPResponse(connection)
-            answer.begin()
-            answer.read()
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            response.read()
         except (OSError, http.client.HTTPException) as error:
-            return {"status": 0, "why": f"{type(error).__name__}: {error}", "is_refusing": is_refusing}
-        return {"status": answer.status, "why": "", "is_refusing": is_refusing}
+            return {"status": 0, "error": f"{type(error).__name__}: {error}", "is_refusing": is_refusing}
+        return {"status": response.status, "error": "", "is_refusing": is_refusing}
 
 
 def main() -> None:
-    """Start, serve, stop."""
+    """Waits for the service, sends the requests and waits for its stop."""
     request = json.loads(sys.argv[1])
     port = request["port"]
-    began = time.monotonic()
-    answers = {"/health": get(port, "/health")}
-    while answers["/health"][0] == 0 and time.monotonic() < began + request["start_seconds"]:
+    started = time.monotonic()
+    responses = {"/health": get(port, "/health")}
+    while responses["/health"][0] == 0 and time.monotonic() < started + request["start_seconds"]:
         time.sleep(PAUSE_SECONDS)
-        answers = {"/health": get(port, "/health")}
-    seconds = time.monotonic() - began
+        responses = {"/health": get(port, "/health")}
+    seconds = time.monotonic() - started
     for path in request["paths"]:
-        answers[path] = get(port, path) if answers["/health"][0] else answers["/health"]
-    say(answers=answers, seconds=seconds)
-    if not answers["/health"][0]:
+        responses[path] = get(port, path) if responses["/health"][0] else responses["/health"]
+    send(responses=responses, seconds=seconds)
+    if not responses["/health"][0]:
         return
     try:
         drained = drain(port, request["post"], time.monotonic() + request["stop_seconds"])
     except OSError as error:
-        drained = {"status": 0, "why": f"{type(error).__name__}: {error}", "is_refusing": False}
-    say(drained=drained)
+        drained = {"status": 0, "error": f"{type(error).__name__}: {error}", "is_refusing": False}
+    send(drained=drained)
 
 
 main()

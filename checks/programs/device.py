@@ -1,6 +1,8 @@
-"""Runs a kernel and the embedding model on the GPU, and prints what came out beside the CPU's results, as JSON.
+"""Runs a kernel and the embedding model on the GPU, and prints the results as JSON.
 
-python3 - '{"model": "/opt/models/all-MiniLM-L6-v2", "texts": ["..."]}' < device.py
+Besides the image's torch and sentence-transformers it uses the standard library only.
+
+    python3 - '{"model": "/opt/models/all-MiniLM-L6-v2", "texts": ["..."]}' < device.py
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ __all__: list[str] = []
 
 
 def main() -> None:
-    """Prints the device's name and the results of both."""
-    import torch  # noqa: PLC0415 - what is missing is this program's finding, not its failure to start
+    """Prints the name of the GPU and the results."""
+    import torch  # noqa: PLC0415 - a failing import must show as this program's error
 
     request = json.loads(sys.argv[1])
     outcome: dict[str, Any] = {"is_available": torch.cuda.is_available(), "count": torch.cuda.device_count()}

@@ -1,8 +1,10 @@
-"""Imports the model libraries and embeds sentences with them, and prints versions, seconds and vectors as JSON.
+"""Imports the model libraries, embeds sentences with them, and prints versions, seconds and vectors as JSON.
+
+Besides these libraries it uses the standard library only.
 
     python3 - '{"model": "/opt/models/all-MiniLM-L6-v2", "texts": ["..."]}' < embedding.py
 
-Each import is reported by itself, so that one that fails does not hide what the others do.
+Each import is reported separately: one that fails does not hide the others.
 """
 
 from __future__ import annotations
@@ -20,21 +22,21 @@ from typing import Any
 __all__: list[str] = []
 
 
-def attempt(module: str, outcome: dict[str, Any]) -> Any:  # noqa: ANN401 - whatever the image has by that name
-    """The imported module, or None; how it went is noted in *outcome*."""
-    began = time.perf_counter()
+def import_module(module: str, outcome: dict[str, Any]) -> Any:  # noqa: ANN401 - any module
+    """Returns the imported module, or None; adds version, seconds or error to *outcome*."""
+    started = time.perf_counter()
     try:
         imported = importlib.import_module(module)
     except BaseException:  # noqa: BLE001 - the edge of the process: the message must reach the caller
         outcome[module] = {"error": traceback.format_exc(limit=-3)}
         return None
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     outcome[module] = {"version": str(getattr(imported, "__version__", "")), "seconds": seconds}
     return imported
 
 
 def uncompiled() -> list[str]:
-    """The installed sources that this process has imported and had to compile first."""
+    """Returns the installed sources that this process has imported and that have no bytecode."""
     specs = [getattr(module, "__spec__", None) for module in list(sys.modules.values())]
     found = {(spec.origin, spec.cached) for spec in specs if spec is not None and spec.cached}
     return sorted(
@@ -43,14 +45,14 @@ def uncompiled() -> list[str]:
 
 
 def main() -> None:
-    """Prints what the imports and the model give."""
+    """Imports, embeds and prints the results."""
     request = json.loads(sys.argv[1])
     outcome: dict[str, Any] = {"imports": {}}
-    chatter = io.StringIO()
-    with contextlib.redirect_stdout(chatter):
-        torch = attempt("torch", outcome["imports"])
-        attempt("transformers", outcome["imports"])
-        library = attempt("sentence_transformers", outcome["imports"])
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        torch = import_module("torch", outcome["imports"])
+        import_module("transformers", outcome["imports"])
+        library = import_module("sentence_transformers", outcome["imports"])
         if torch is not None:
             flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()  # noqa: SLF001 - get_arch_list needs a GPU
             outcome["torch"] = {"cuda": torch.version.cuda, "targets": sorted((flags or "").split())}

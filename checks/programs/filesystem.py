@@ -1,8 +1,8 @@
-"""Walks the image's file system once and prints what every check needs to know about it, as JSON.
+"""Walks the file system of the image and prints the facts that the checks need, as JSON.
 
-Runs inside a container of the image, as root with CAP_DAC_READ_SEARCH and nothing else, with the standard library of
-whatever Python the image carries (3.11 on). Reads the headers of shared objects, never their bodies; reads the bodies
-of executables only, which are few.
+Runs inside a container of the image, as root with no capability but CAP_DAC_READ_SEARCH, and uses the standard library
+of the image's Python only (3.11 or newer). Reads the headers of all ELF files, and the contents of executables, which
+are few.
 
     python3 -I - '{"virtual_environment": "/opt/venv", "application": "/app", "uncompiled": []}' < filesystem.py
 """
@@ -24,8 +24,8 @@ from typing import Any, BinaryIO
 
 __all__: list[str] = []
 
-DUPLICATE_MINIMUM_BYTES = 65536  # a guess: smaller copies (licences, empty modules) are noise
-PROBLEMS_MAXIMUM = 200  # compiling 13 000 files to tell which of them can be compiled takes a minute
+DUPLICATE_MINIMUM_BYTES = 65536  # a guess: smaller duplicates (licences, empty modules) do not matter
+PROBLEMS_MAXIMUM = 200  # compiling all 13 000 sources, to skip those that cannot be compiled, takes a minute
 SIGNATURE_MAXIMUM_BYTES = 512 * 1024 * 1024
 PT_DYNAMIC, PT_INTERP, PT_LOAD = 2, 3, 1  # System V ABI, chapter 5, "Program Header"
 DT_NEEDED, DT_STRTAB, DT_SONAME, DT_RPATH, DT_RUNPATH, DT_STRSZ = 1, 5, 14, 15, 29, 10  # ibid., "Dynamic Section"
@@ -34,8 +34,8 @@ FATBIN_MAGIC = 0xBA55ED50  # undocumented by its vendor; layout measured against
 FATBIN_CUBIN = 2
 LOADED_DEBUG_SECTION = ".debug_gdb_scripts"  # 34 bytes that rustc marks as loaded; strip keeps it
 
-# What only the tool itself contains: a copy under another name still has it. Measured with gcc 12 and 14, binutils 2.40
-# and 2.44, make 4.3 and 4.4, uv 0.13. Each mark of a tuple must be there.
+# Bytes that only the tool itself contains, under any name: all of its tuple. Measured with gcc 12 and 14, binutils 2.40
+# and 2.44, make 4.3 and 4.4, uv 0.13.
 SIGNATURES: dict[str, tuple[bytes, ...]] = {
     "a part of GCC (driver, cc1, collect2)": (b"COLLECT_GCC_OPTIONS",),
     "the linker ld": (b"LDEMULATION",),
@@ -48,11 +48,11 @@ SIGNATURES: dict[str, tuple[bytes, ...]] = {
 
 
 class Corrupt(Exception):
-    """The file begins like an ELF file but does not parse as one."""
+    """The file begins like an ELF file but cannot be parsed."""
 
 
 def read_at(source: BinaryIO, offset: int, size: int) -> bytes:
-    """Exactly *size* bytes from *offset*; Corrupt where the file ends before."""
+    """Returns exactly *size* bytes from *offset*; raises Corrupt if the file is too short."""
     source.seek(offset)
     data = source.read(size)
     if len(data) != size:
@@ -61,7 +61,7 @@ def read_at(source: BinaryIO, offset: int, size: int) -> bytes:
 
 
 def name_at(table: bytes, offset: int) -> str:
-    """The NUL-terminated string at *offset*."""
+    """Returns the NUL-terminated string at *offset*."""
     end = table.find(b"\0", offset)
     if end < 0:
         raise Corrupt
@@ -69,7 +69,7 @@ def name_at(table: bytes, offset: int) -> str:
 
 
 def cubin_targets(source: BinaryIO, offset: int, size: int) -> list[str]:
-    """The `sm_NN` of the device code in one section of fat binaries."""
+    """Returns the GPUs (`sm_NN`) that one section of fat binaries has code for."""
     targets: set[str] = set()
     position, end = offset, offset + size
     while position + 16 <= end:
@@ -91,7 +91,7 @@ def cubin_targets(source: BinaryIO, offset: int, size: int) -> list[str]:
 
 
 def dynamic_facts(source: BinaryIO, segments: list[tuple[int, int, int, int]], layout: str) -> dict[str, Any]:
-    """NEEDED, soname and search path from the dynamic segment."""
+    """Returns needed libraries, soname and search paths from the dynamic segment."""
     loads = [segment for segment in segments if segment[0] == PT_LOAD]
     dynamic = next((segment for segment in segments if segment[0] == PT_DYNAMIC), None)
     if dynamic is None:
@@ -121,7 +121,7 @@ def dynamic_facts(source: BinaryIO, segments: list[tuple[int, int, int, int]], l
 
 
 def elf_facts(source: BinaryIO) -> dict[str, Any]:
-    """Kind, sections of symbols and debug information, and dynamic facts of one ELF file.
+    """Returns kind, symbol sections, GPU targets and dynamic facts of one ELF file.
 
     Field offsets are those of the System V ABI, chapter 4, "ELF Header" and "Sections", for both word sizes.
     """
@@ -164,7 +164,7 @@ def elf_facts(source: BinaryIO) -> dict[str, Any]:
 
 
 def signature_of(source: BinaryIO, size_bytes: int) -> str | None:
-    """Which build tool this executable is, whatever it is called."""
+    """Returns the build tool that this executable is, whatever its name; None if it is none."""
     if not 0 < size_bytes <= SIGNATURE_MAXIMUM_BYTES:
         return None
     with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as body:
@@ -175,11 +175,11 @@ def signature_of(source: BinaryIO, size_bytes: int) -> str | None:
 
 
 def walk(root: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
-    """Each file below *root* on the same device, facts of the ELF files among them, and what other content betrays."""
+    """Returns the files below *root* on the same device, the ELF files among them, and the recognized files."""
     device = os.lstat(root).st_dev
     files: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
-    contents: list[dict[str, str]] = []
+    recognized: list[dict[str, str]] = []
     seen: set[int] = set()
     pending = [root]
     while pending:
@@ -187,7 +187,7 @@ def walk(root: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[di
         with os.scandir(folder) as entries:
             for entry in entries:
                 status = entry.stat(follow_symlinks=False)
-                is_elsewhere = status.st_dev != device  # a volume counts as a folder, what is in it does not
+                is_elsewhere = status.st_dev != device  # a volume counts as an empty folder
                 if entry.path == "/.dockerenv" or (is_elsewhere and not stat.S_ISDIR(status.st_mode)):
                     continue
                 fact = {"path": entry.path, "mode": stat.S_IMODE(status.st_mode), "uid": status.st_uid}
@@ -197,28 +197,28 @@ def walk(root: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[di
                     fact["kind"] = "folder"
                     pending += [] if is_elsewhere else [entry.path]
                 elif stat.S_ISLNK(status.st_mode):
-                    fact |= {"kind": "link", "leads_to": os.readlink(entry.path)}
+                    fact |= {"kind": "link", "link_target": os.readlink(entry.path)}
                 elif stat.S_ISREG(status.st_mode):
                     fact |= {"kind": "file", "size_bytes": status.st_size}
                     if status.st_mode & 0o111 and has_capabilities(entry.path):
                         fact["has_capabilities"] = True
                     if status.st_ino not in seen:
-                        inspect(entry.path, status.st_size, objects, contents)
+                        inspect(entry.path, status.st_size, objects, recognized)
                     if status.st_nlink > 1:
                         seen.add(status.st_ino)
-    return files, objects, contents
+    return files, objects, recognized
 
 
 def has_capabilities(path: str) -> bool:
-    """Whether the file gives capabilities to whoever runs it (capabilities(7), "File capabilities")."""
+    """Whether the file has capabilities (capabilities(7), "File capabilities")."""
     try:
         return bool(os.getxattr(path, "security.capability"))
     except OSError:
         return False
 
 
-def inspect(path: str, size_bytes: int, objects: list[dict[str, Any]], contents: list[dict[str, str]]) -> None:
-    """Adds what the first bytes of a file say that its name may hide."""
+def inspect(path: str, size_bytes: int, objects: list[dict[str, Any]], recognized: list[dict[str, str]]) -> None:
+    """Adds the file to *objects* if it is ELF, and to *recognized* if its contents show a tool, archive or cache."""
     if size_bytes < 8 or path.endswith((".py", ".pyc")):
         return
     with open(path, "rb") as source:
@@ -232,16 +232,16 @@ def inspect(path: str, size_bytes: int, objects: list[dict[str, Any]], contents:
             if fact.get("is_executable", True) or ".so" not in os.path.basename(path):
                 tool = signature_of(source, size_bytes)
                 if tool:
-                    contents.append({"path": path, "what": tool})
+                    recognized.append({"path": path, "note": tool})
         elif magic == b"!<arch>\n":
             is_package = read_at(source, 8, 13) == b"debian-binary" if size_bytes > 21 else False
-            contents.append({"path": path, "what": "a Debian package" if is_package else "a static library"})
+            recognized.append({"path": path, "note": "a Debian package" if is_package else "a static library"})
         elif magic[:4] == b"cc=4":
-            contents.append({"path": path, "what": "an entry of pip's HTTP cache"})
+            recognized.append({"path": path, "note": "an entry of pip's HTTP cache"})
 
 
 def library_folders() -> list[str]:
-    """Where ld.so looks when nothing else says: /etc/ld.so.conf with its includes, and the built-in folders."""
+    """Returns the folders that the loader searches by default: those of /etc/ld.so.conf, and the built-in ones."""
     folders: list[str] = []
 
     def read(pattern: str) -> None:
@@ -262,9 +262,9 @@ def library_folders() -> list[str]:
 
 
 def resolve(objects: list[dict[str, Any]]) -> None:
-    """Adds `unresolved` to each object: the NEEDED names that ld.so would not find (ld.so(8), search order).
+    """Adds `unresolved` to each object: the needed libraries that the loader would not find (ld.so(8), search order).
 
-    LD_LIBRARY_PATH counts, as the image sets it; RPATH only where there is no RUNPATH.
+    Uses the image's LD_LIBRARY_PATH, and RPATH only if there is no RUNPATH.
     """
     environment = [folder for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
     system = library_folders()
@@ -288,12 +288,12 @@ def resolve(objects: list[dict[str, Any]]) -> None:
 
 
 def duplicates(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Files of the same bytes under several paths; hard links have one inode and are not copies."""
+    """Returns groups of files with equal contents; hard links to one file count once."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for fact in files:
         if fact["kind"] == "file" and fact["size_bytes"] >= DUPLICATE_MINIMUM_BYTES:
             by_size[fact["size_bytes"]].append(fact["path"])
-    copies: list[dict[str, Any]] = []
+    groups: list[dict[str, Any]] = []
     for size_bytes, paths in by_size.items():
         if len(paths) > 1:
             by_content: dict[str, dict[int, str]] = defaultdict(dict)
@@ -301,23 +301,23 @@ def duplicates(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 with open(path, "rb") as source:
                     digest = hashlib.file_digest(source, "sha256").hexdigest()
                 by_content[digest].setdefault(os.stat(path).st_ino, path)
-            copies += [
+            groups += [
                 {"size_bytes": size_bytes, "paths": sorted(same.values())}
                 for same in by_content.values()
                 if len(same) > 1
             ]
-    return copies
+    return groups
 
 
 def bytecode_problems(
     files: list[dict[str, Any]], roots: list[str], uncompiled: tuple[str, ...] = ()
 ) -> list[dict[str, str]]:
-    """Each .py file below *roots* whose bytecode is missing, of another Python, or older than the source.
+    """Returns the .py files below *roots* whose bytecode is missing, of another Python, or older than the source.
 
-    In the folders *uncompiled*, by their prefixes, none need be there; what is there must be right.
+    Paths that begin like one of *uncompiled* need no bytecode, but what they have must be usable.
 
-    PEP 552 gives the 16 bytes: magic, flags, then either modification time and size of the source or its hash. A file
-    that this Python refuses to compile (a template, a test of syntax errors) needs none.
+    PEP 552 defines the first 16 bytes: magic number, flags, then either modification time and size of the source, or
+    its hash. A file that this Python cannot compile (a template, a test of syntax errors) needs no bytecode.
     """
     problems: list[dict[str, str]] = []
     prefixes = tuple(f"{root}/" for root in roots)
@@ -331,12 +331,12 @@ def bytecode_problems(
             with open(cache, "rb") as source:
                 header = source.read(16)
             if len(header) < 16 or header[:4] != importlib.util.MAGIC_NUMBER:
-                problem = "its bytecode is of another Python"
+                problem = "its bytecode is for another Python"
             elif header[4] & 1 == 0:
                 modified, size_bytes = struct.unpack_from("<II", header, 8)
                 status = os.stat(path)
                 if (modified, size_bytes) != (int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF):
-                    problem = "its bytecode is stale: the source's time or size changed after it was compiled"
+                    problem = "its bytecode is stale: the source changed after it was compiled"
         elif not path.startswith(uncompiled):
             with open(path, "rb") as source:
                 text = source.read()
@@ -346,17 +346,15 @@ def bytecode_problems(
             except (SyntaxError, ValueError):
                 continue
         if problem:
-            problems.append({"path": path, "what": problem})
+            problems.append({"path": path, "note": problem})
         if len(problems) == PROBLEMS_MAXIMUM:
-            problems.append(
-                {"path": "and perhaps more", "what": f"no file after the first {len(problems)} was looked at"}
-            )
+            problems.append({"path": "other files", "note": f"not examined after the first {len(problems)} problems"})
             break
     return problems
 
 
 def dpkg_packages() -> list[dict[str, str]]:
-    """What the package database says is unpacked or configured."""
+    """Returns the Debian packages that are installed, completely or partly."""
     packages: list[dict[str, str]] = []
     try:
         with open("/var/lib/dpkg/status", encoding="utf-8", errors="replace") as database:
@@ -364,14 +362,14 @@ def dpkg_packages() -> list[dict[str, str]]:
     except OSError:
         return packages
     for paragraph in paragraphs:
-        fields = dict(re.findall(r"^(DebianPackage|Status|Version): (.*)$", paragraph, re.MULTILINE))
+        fields = dict(re.findall(r"^(Package|Status|Version): (.*)$", paragraph, re.MULTILINE))
         if fields.get("Status", "").endswith((" installed", " unpacked", " half-configured", " half-installed")):
-            packages.append({"name": fields["DebianPackage"], "version": fields.get("Version", "")})
+            packages.append({"name": fields["Package"], "version": fields.get("Version", "")})
     return packages
 
 
 def distributions(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each Python distribution: name, version, folder, and the modules that its record or name says it brings."""
+    """Returns the installed Python distributions: name, version and metadata folder."""
     found: list[dict[str, Any]] = []
     for fact in files:
         path = PurePosixPath(fact["path"])
@@ -387,29 +385,29 @@ def distributions(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Prints the facts; the one argument says where the environment and the application lie."""
-    places = json.loads(sys.argv[1])
-    files, objects, contents = walk("/")
+    """Prints the facts; the argument has the folders of the virtual environment and of the application."""
+    arguments = json.loads(sys.argv[1])
+    files, objects, recognized = walk("/")
     resolve(objects)
     sites = sorted(
         fact["path"]
         for fact in files
         if fact["kind"] == "folder" and fact["path"].endswith(("/site-packages", "/dist-packages"))
     )
-    environment = places["virtual_environment"]
-    own = [site for site in sites if "/lib/python3/" not in site]  # what Debian's packages bring, they compile
+    environment = arguments["virtual_environment"]
+    own = [site for site in sites if "/lib/python3/" not in site]  # Debian's packages compile their own
     roots = [site for site in own if site.startswith(f"{environment}/")] if environment else own
     facts = {
         "python": {"version": sys.version.split()[0], "executable": sys.executable, "prefix": sys.prefix},
         "site_packages": sites,
         "files": files,
         "objects": objects,
-        "contents": contents,
-        "copies": duplicates(files),
+        "recognized": recognized,
+        "duplicates": duplicates(files),
         "bytecode_problems": bytecode_problems(
             files,
-            [*roots, places["application"]],
-            tuple(f"{root}/{start}" for root in roots for start in places["uncompiled"]),
+            [*roots, arguments["application"]],
+            tuple(f"{root}/{start}" for root in roots for start in arguments["uncompiled"]),
         ),
         "packages": dpkg_packages(),
         "distributions": distributions(files),

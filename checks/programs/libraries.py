@@ -1,11 +1,11 @@
-"""Loads shared objects, each in a process of its own, and prints which ones do not load.
+"""Loads shared objects, each in a separate process, and prints those that do not load. Standard library only.
 
     python3 -I - '{"/opt/venv/lib/python3.13/site-packages/torch/lib/libtorch_nvshmem.so": [".../libtorch_cuda.so"]}' \
         < libraries.py
 
-The argument gives each object the objects that need it. A child is forked from a process that has loaded nothing but
-the standard library, so nothing is found because something else came before. RTLD_NOW binds every function. An object
-that does not load by itself gets a second chance as part of the first that needs it: some libraries are halves.
+The argument maps each object to the objects that depend on it. Each child is forked from a process that has loaded
+only the standard library, so that no object profits from one that was loaded before. RTLD_NOW binds every function. An
+object that does not load alone is tried again after one of its dependents: some libraries are complete only together.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ __all__: list[str] = []
 PROCESSES = len(os.sched_getaffinity(0))
 
 
-def load(path: str, wholes: list[str], report: int) -> None:
-    """Loads *path* and leaves the process at once, with the loader's message on *report* if it failed."""
+def load(path: str, dependents: list[str], report: int) -> None:
+    """Loads *path* and exits; writes the loader's message to the file descriptor *report* if that failed."""
     try:
         ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_LOCAL)
     except OSError as error:
-        for whole in wholes:
+        for dependent in dependents:
             with contextlib.suppress(OSError):
-                ctypes.CDLL(whole, mode=os.RTLD_NOW | os.RTLD_GLOBAL)
+                ctypes.CDLL(dependent, mode=os.RTLD_NOW | os.RTLD_GLOBAL)
                 ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_LOCAL)
                 os._exit(0)
         os.write(report, str(error).encode()[:4096])
@@ -38,9 +38,9 @@ def load(path: str, wholes: list[str], report: int) -> None:
 
 
 def main() -> None:
-    """Prints `{path: why it does not load}`."""
-    wholes: dict[str, list[str]] = json.loads(sys.argv[1])
-    waiting = list(wholes)[::-1]
+    """Prints `{path: error}` of the objects that do not load."""
+    dependents: dict[str, list[str]] = json.loads(sys.argv[1])
+    waiting = list(dependents)[::-1]
     running: dict[int, tuple[str, int]] = {}
     failed: dict[str, str] = {}
     while waiting or running:
@@ -49,7 +49,7 @@ def main() -> None:
             read, write = os.pipe()
             child = os.fork()
             if child == 0:
-                load(path, wholes[path], write)
+                load(path, dependents[path], write)
             os.close(write)
             running[child] = (path, read)
         child, status = os.wait()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def engine(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerClient]:
-    """The engine that holds the stand-in, found as a run of the checks finds it."""
+    """The engine with the image of the stand-in, found through DOCKER_HOST."""
     if len(workshop.docker) > 1:
         monkeypatch.setenv("DOCKER_HOST", workshop.docker[2])
     found = DockerClient()
@@ -24,19 +24,19 @@ def engine(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> Iterator[Dock
     found.close()
 
 
-def test_store_and_stream_show_the_same_layers(engine: DockerClient, workshop: Workshop) -> None:
+def test_layers_from_store_and_stream_are_equal(engine: DockerClient, workshop: Workshop) -> None:
     digest, found = engine.inspect(workshop.without_fault)
-    store = engine.store(digest)
-    if store is None:
-        pytest.skip("this engine's own store cannot be read from here")
+    folder = engine.blob_folder(digest)
+    if folder is None:
+        pytest.skip("this process may not read the engine's folder")
     with engine.save(digest) as saving:
         assert saving.stdout
         streamed = read_stream(saving.stdout, SecretScanner({}))
-    assert streamed == read_store(store, digest, found.architecture, SecretScanner({}), None)
+    assert streamed == read_store(folder, digest, found.architecture, SecretScanner({}), None)
     assert any("VOLUME" in step for step in streamed.history)
 
 
-def test_what_was_started_is_taken_away(engine: DockerClient, workshop: Workshop) -> None:
+def test_close_removes_started_containers(engine: DockerClient, workshop: Workshop) -> None:
     name = engine.start(workshop.without_fault, "--entrypoint", "sleep", command=("60",))
     assert engine.state(name)["Running"]
     assert engine.exec(name, "id", "-u").output == "1000\n"
@@ -45,13 +45,13 @@ def test_what_was_started_is_taken_away(engine: DockerClient, workshop: Workshop
         engine.state(name)
 
 
-def test_unknown_image_is_told_from_a_failing_engine(engine: DockerClient) -> None:
+def test_unknown_image_has_its_own_error(engine: DockerClient) -> None:
     with pytest.raises(ImageUnknown):
         engine.inspect("truthgraph-nowhere:none")
 
 
-def test_configuration_of_an_image_without_any_is_empty() -> None:
-    """An imported file system has neither command nor user nor labels."""
+def test_missing_configuration_is_empty() -> None:
+    """An image made by `docker import` has neither command nor user nor labels."""
     assert configuration({"Config": None}) == configuration({})
     assert configuration({}).arguments == ()
 

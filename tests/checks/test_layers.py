@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from checks import test_layers as layer_checks
+from checks.expectations import Expectations, SizeLimits
+from checks.facts import DuplicateFiles, FileSystem, Interpreter
 from checks.layers import ImageLayers, UnreadableImage, read_store, read_stream
+from checks.results import NotApplicable
 from checks.secrets import SecretScanner
 from tests.checks.faults import TOKEN
 
@@ -22,7 +26,7 @@ Content = bytes | None  # None: a folder
 
 
 def archive(members: Mapping[str, Content], *, mode: int = 0o644) -> bytes:
-    """A layer."""
+    """A layer's tar archive."""
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w") as layer:
         for name, content in members.items():
@@ -64,8 +68,8 @@ def path(name: str) -> str:
     return f"blobs/{name.replace(':', '/')}"
 
 
-def stored(folder: Path, layers: Sequence[bytes]) -> str:
-    """Lays the blobs out as an engine does, and returns the manifest's digest."""
+def write_blobs(folder: Path, layers: Sequence[bytes]) -> str:
+    """Writes the blobs as an engine stores them; returns the manifest's digest."""
     content, manifest = blobs(layers)
     for name, blob in content.items():
         target = folder / name.replace(":", "/")
@@ -81,14 +85,14 @@ def zstd(data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress, zstd], ids=["plain", "gzip", "zstd"])
-def test_layers_are_read_however_compressed(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_layers_are_read_in_each_compression(compress: Callable[[bytes], bytes], tmp_path: Path) -> None:
     layers = [
         compress(archive({"srv": None, "srv/a": b"12345", "srv/big": b"x" * 3_000_000})),
         compress(archive({"b": b"1"})),
     ]
     streamed = read_stream(saved(layers), NOTHING)
-    kept = read_store(tmp_path, stored(tmp_path, layers), "amd64", NOTHING, None)
-    assert streamed == kept
+    from_store = read_store(tmp_path, write_blobs(tmp_path, layers), "amd64", NOTHING, None)
+    assert streamed == from_store
     assert [layer.unpacked_bytes for layer in streamed.layers] == [3_000_005, 1]
     assert streamed.unpacked_bytes == 3_000_006
     assert streamed.where("/srv/a") == "layer 0: RUN step 0"
@@ -96,63 +100,63 @@ def test_layers_are_read_however_compressed(compress: Callable[[bytes], bytes], 
     assert streamed.history == ("LABEL a=b", "RUN step 0 # buildkit", "RUN step 1 # buildkit")
 
 
-def repeats(*layers: Mapping[str, Content], modes: Sequence[int] = (0o644, 0o644)) -> dict[str, str]:
-    """Path -> cause of each file stored in vain."""
+def wasted(*layers: Mapping[str, Content], modes: Sequence[int] = (0o644, 0o644)) -> dict[str, str]:
+    """Path -> cause of each wasted file."""
     packed = [archive(layer, mode=mode) for layer, mode in zip(layers, modes, strict=False)]
-    return {item.path: item.cause for item in read_stream(saved(packed), NOTHING).repeats()}
+    return {item.path: item.cause for item in read_stream(saved(packed), NOTHING).wasted_files()}
 
 
-def test_each_cause_of_waste_is_told() -> None:
-    assert repeats({"a": b"1", "b": b"2"}, {"a": b"1", "b": b"3"}) == {
+def test_wasted_files_have_their_cause() -> None:
+    assert wasted({"a": b"1", "b": b"2"}, {"a": b"1", "b": b"3"}) == {
         "/a": "stored again unchanged",
         "/b": "overwritten",
     }
 
 
-def test_taking_the_setuid_bit_is_told_apart() -> None:
-    assert repeats({"a": b"1"}, {"a": b"1"}, modes=(0o4755, 0o755)) == {"/a": "stored again without its setuid bit"}
+def test_removed_setuid_bit_is_a_cause_of_its_own() -> None:
+    assert wasted({"a": b"1"}, {"a": b"1"}, modes=(0o4755, 0o755)) == {"/a": "stored again without its setuid bit"}
 
 
 @pytest.mark.parametrize("marker", ["d/.wh.e", ".wh.d", "d/.wh..wh..opq"])
-def test_deleting_a_folder_wastes_all_below_it(marker: str) -> None:
+def test_deleted_folder_wastes_its_files(marker: str) -> None:
     below: dict[str, Content] = {"d": None, "d/e": None, "d/e/f": None, "d/e/f/a": b"1", "d/e/b": b"2"}
-    assert repeats(below, {marker: b""}) == {"/d/e/f/a": "deleted", "/d/e/b": "deleted"}
+    assert wasted(below, {marker: b""}) == {"/d/e/f/a": "deleted", "/d/e/b": "deleted"}
 
 
-def test_what_replaces_a_deleted_folder_is_not_deleted() -> None:
-    assert repeats({"d": None, "d/a": b"1"}, {"d": None, "d/.wh..wh..opq": b"", "d/b": b"2"}) == {"/d/a": "deleted"}
+def test_files_of_a_replaced_folder_are_not_wasted() -> None:
+    assert wasted({"d": None, "d/a": b"1"}, {"d": None, "d/.wh..wh..opq": b"", "d/b": b"2"}) == {"/d/a": "deleted"}
 
 
 def test_folders_and_empty_files_waste_nothing() -> None:
-    assert repeats({"d": None, "d/a": b""}, {"d": None, "d/a": b""}) == {}
+    assert wasted({"d": None, "d/a": b""}, {"d": None, "d/a": b""}) == {}
 
 
-def test_secret_is_found_in_the_layer_that_a_later_one_hides() -> None:
+def test_secret_in_a_hidden_layer_is_found() -> None:
     layers = [archive({"a": TOKEN.encode()}), archive({".wh.a": b""})]
-    assert [(trace.path, trace.layer) for trace in read_stream(saved(layers), NOTHING).traces] == [("/a", 0)]
+    assert [(match.path, match.layer) for match in read_stream(saved(layers), NOTHING).secrets] == [("/a", 0)]
 
 
 @pytest.mark.parametrize("shift", range(1048560, 1048580))
-def test_value_handed_in_is_found_across_the_border_of_two_pieces(shift: int) -> None:
+def test_build_secret_across_two_pieces_is_found(shift: int) -> None:
     layers = [archive({"a": b"\0" * shift + b"s3cr3t-w0rd" + b"\0" * 99})]
-    assert read_stream(saved(layers), SecretScanner({"a": "s3cr3t-w0rd"})).traces
+    assert read_stream(saved(layers), SecretScanner({"a": "s3cr3t-w0rd"})).secrets
 
 
-def test_cache_gives_the_same_and_is_not_used_for_values_handed_in(tmp_path: Path) -> None:
+def test_cache_is_not_used_with_build_secrets(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
-    manifest = stored(tmp_path / "blobs", [archive({"a": TOKEN.encode()})])
+    manifest = write_blobs(tmp_path / "blobs", [archive({"a": TOKEN.encode()})])
 
-    def read(traces: SecretScanner) -> ImageLayers:
-        return read_store(tmp_path / "blobs", manifest, "amd64", traces, tmp_path / "cache")
+    def read(scanner: SecretScanner) -> ImageLayers:
+        return read_store(tmp_path / "blobs", manifest, "amd64", scanner, tmp_path / "cache")
 
     first = read(NOTHING)
     assert len(list((tmp_path / "cache").iterdir())) == 1
     assert read(NOTHING) == first
-    assert [trace.rule for trace in read(SecretScanner({"a": TOKEN})).traces] == ["handed-in", "token"]
+    assert [match.rule for match in read(SecretScanner({"a": TOKEN})).secrets] == ["build secret", "token"]
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_stream_that_breaks_off_is_refused() -> None:
+def test_truncated_stream_is_refused() -> None:
     whole = saved([archive({"a": b"1" * 100_000})]).getvalue()
     for size in (0, 700, len(whole) // 2):
         with pytest.raises(UnreadableImage):
@@ -161,14 +165,14 @@ def test_stream_that_breaks_off_is_refused() -> None:
 
 def test_missing_layer_is_refused(tmp_path: Path) -> None:
     layer = archive({"a": b"1"})
-    manifest = stored(tmp_path, [layer])
+    manifest = write_blobs(tmp_path, [layer])
     (tmp_path / digest(layer).replace(":", "/")).unlink()
-    with pytest.raises(UnreadableImage, match="does not hold"):
+    with pytest.raises(UnreadableImage, match="cannot read"):
         read_store(tmp_path, manifest, "amd64", NOTHING, None)
 
 
 def test_index_leads_to_the_manifest_of_the_platform(tmp_path: Path) -> None:
-    manifest = stored(tmp_path, [archive({"a": b"1"})])
+    manifest = write_blobs(tmp_path, [archive({"a": b"1"})])
     entries = [
         {"digest": "sha256:00", "platform": {"os": "unknown", "architecture": "unknown"}},
         {"digest": manifest, "platform": {"os": "linux", "architecture": "amd64"}},
@@ -178,3 +182,18 @@ def test_index_leads_to_the_manifest_of_the_platform(tmp_path: Path) -> None:
     assert read_store(tmp_path, digest(index), "amd64", NOTHING, None).unpacked_bytes == 1
     with pytest.raises(UnreadableImage, match="linux/arm64"):
         read_store(tmp_path, digest(index), "arm64", NOTHING, None)
+
+
+def test_small_duplicates_are_accepted() -> None:
+    python = Interpreter("3.13.5", "/opt/venv/bin/python3", "/opt/venv")
+    small = FileSystem(python, (), (), (), (), (DuplicateFiles(99_999, ("/a", "/b")),), (), (), ())
+
+    layer_checks.test_no_duplicate_files(small, ImageLayers((), (), {}))
+
+
+@pytest.mark.parametrize("check", ["size", "each_layer", "layer_count"])
+def test_missing_budget_is_not_applicable(check: str) -> None:
+    expected = Expectations(target="api", budgets=SizeLimits())
+
+    with pytest.raises(NotApplicable, match=r"images\.toml"):
+        getattr(layer_checks, f"test_{check}_is_within_budget")(ImageLayers((), (), {}), expected)

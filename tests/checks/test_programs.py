@@ -1,4 +1,4 @@
-"""The programs that run inside an image, run here: on files made for it, and on what this machine has."""
+"""Tests of the programs that run inside an image, on made files and on programs of this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from checks.facts import SharedObject
 from checks.programs import filesystem
-from tests.checks.faults import SIGNS
+from tests.checks.faults import PLACEHOLDERS
 from tests.support.elf_facts import fatbin, make_elf
 
 PROGRAMS = Path(filesystem.__file__).parent
@@ -44,18 +44,18 @@ def test_facts_of_a_shared_object_are_read(tmp_path: Path) -> None:
     }
 
 
-def test_a_sign_that_the_loader_refuses_is_told_by_what_it_needs(tmp_path: Path) -> None:
-    told = {}
-    for name, content in SIGNS.items():
+def test_unloadable_placeholder_is_recognized(tmp_path: Path) -> None:
+    recognized = {}
+    for name, content in PLACEHOLDERS.items():
         path = tmp_path / Path(name).name
         path.write_bytes(content)
         facts = facts_of(path)
-        told[path.name] = SharedObject(str(path), needed=tuple(facts["needed"])).is_refused_sign  # type: ignore[arg-type]
-    assert told == {"librefused.so": True, "libloaded.so": False}
-    assert not SharedObject("libx.so", needed=("libnowhere.so.1",)).is_refused_sign
+        recognized[path.name] = SharedObject(str(path), needed=tuple(facts["needed"])).is_unloadable_placeholder  # type: ignore[arg-type]
+    assert recognized == {"librefused.so": True, "libloaded.so": False}
+    assert not SharedObject("libx.so", needed=("libnowhere.so.1",)).is_unloadable_placeholder
 
 
-def test_file_cut_short_anywhere_is_corrupt_or_whole_and_never_a_crash(tmp_path: Path) -> None:
+def test_truncated_file_is_corrupt(tmp_path: Path) -> None:
     whole = make_elf(soname="liba.so.1", needed=["libc.so.6"], sections=[(".nv_fatbin", fatbin(90))])
     path = tmp_path / "liba.so"
     for size in range(64, len(whole)):
@@ -65,8 +65,8 @@ def test_file_cut_short_anywhere_is_corrupt_or_whole_and_never_a_crash(tmp_path:
         assert objects[0].get("is_corrupt"), f"cut at {size} of {len(whole)}"
 
 
-def test_section_that_loops_is_corrupt(tmp_path: Path) -> None:
-    """An entry of no length would be read for ever."""
+def test_fat_binary_entry_without_length_is_corrupt(tmp_path: Path) -> None:
+    """An entry without length must not end in an infinite loop."""
     container = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 64) + bytes(64)
     path = tmp_path / "liba.so"
     path.write_bytes(make_elf(sections=[(".nv_fatbin", container)]))
@@ -74,14 +74,14 @@ def test_section_that_loops_is_corrupt(tmp_path: Path) -> None:
         facts_of(path)
 
 
-def test_debugger_scripts_that_strip_keeps_are_no_symbols(tmp_path: Path) -> None:
+def test_debugger_scripts_are_not_symbols(tmp_path: Path) -> None:
     path = tmp_path / "liba.so"
     path.write_bytes(make_elf(sections=[(".debug_gdb_scripts", bytes(34))]))
     assert facts_of(path)["symbol_sections"] == []
 
 
-@pytest.mark.skipif(not shutil.which("readelf"), reason="the oracle, binutils' readelf, is not here")
-def test_needed_and_soname_equal_readelfs() -> None:
+@pytest.mark.skipif(not shutil.which("readelf"), reason="readelf is not installed")
+def test_needed_and_soname_equal_those_of_readelf() -> None:
     libraries = [path for path in Path(sysconfig.get_path("platlib")).rglob("*.so*") if path.is_file()][:40]
     assert libraries
     for path in libraries:
@@ -101,26 +101,26 @@ def test_needed_and_soname_equal_readelfs() -> None:
         ("make", "make"),
     ],
 )
-def test_tool_is_known_by_its_content(program: str, what: str) -> None:
+def test_tool_is_recognized_by_its_contents(program: str, what: str) -> None:
     found = shutil.which(program)
     if not found:
-        pytest.skip(f"{program} is not here to be looked at")
+        pytest.skip(f"{program} is not installed")
     path = Path(found).resolve()
     with path.open("rb") as source:
         assert (filesystem.signature_of(source, path.stat().st_size) or "").startswith(what)
 
 
 @pytest.mark.parametrize("program", ["python3", "bash", "ls", "tar", "perl", "git", "readelf"])
-def test_other_programs_are_not_taken_for_tools(program: str) -> None:
+def test_other_program_is_not_recognized(program: str) -> None:
     found = shutil.which(program)
     if not found:
-        pytest.skip(f"{program} is not here to be looked at")
+        pytest.skip(f"{program} is not installed")
     path = Path(found).resolve()
     with path.open("rb") as source:
         assert filesystem.signature_of(source, path.stat().st_size) is None
 
 
-def test_each_library_is_loaded_by_itself_and_as_part_of_what_needs_it(tmp_path: Path) -> None:
+def test_library_loads_alone_or_with_a_dependent(tmp_path: Path) -> None:
     contents = {
         "libgood.so": make_elf(needed=["libc.so.6"]),
         "libmissing.so": make_elf(needed=["libnowhere.so.1"]),
@@ -141,7 +141,7 @@ def test_each_library_is_loaded_by_itself_and_as_part_of_what_needs_it(tmp_path:
     assert "undefined symbol: nowhere_to_be_found" in failed["libdead.so"]
 
 
-def test_bytecode_is_told_apart(tmp_path: Path) -> None:
+def test_bytecode_problems_are_named(tmp_path: Path) -> None:
     names = ("good", "none", "stale", "foreign", "broken")
     for name in names:
         (tmp_path / f"{name}.py").write_text("A = 1\n" if name != "broken" else "class {{ name }}:\n")
@@ -151,9 +151,9 @@ def test_bytecode_is_told_apart(tmp_path: Path) -> None:
     foreign = next((tmp_path / "__pycache__").glob("foreign.*"))
     foreign.write_bytes(b"\0\0\r\n" + foreign.read_bytes()[4:])
     files = [{"path": str(tmp_path / f"{name}.py"), "kind": "file"} for name in names]
-    problems = {Path(item["path"]).stem: item["what"] for item in filesystem.bytecode_problems(files, [str(tmp_path)])}
+    problems = {Path(item["path"]).stem: item["note"] for item in filesystem.bytecode_problems(files, [str(tmp_path)])}
     assert problems.keys() == {"none", "stale", "foreign"}
     assert "stale" in problems["stale"]
     assert "another Python" in problems["foreign"]
-    spared = filesystem.bytecode_problems(files, [str(tmp_path)], (f"{tmp_path}/",))
-    assert {Path(item["path"]).stem for item in spared} == {"stale", "foreign"}
+    uncompiled = filesystem.bytecode_problems(files, [str(tmp_path)], (f"{tmp_path}/",))
+    assert {Path(item["path"]).stem for item in uncompiled} == {"stale", "foreign"}

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from buildkit import jsonfile
-from checks.verdicts import RESULTS_VERSION, Results
+from checks.results import RESULTS_VERSION, Results
 from tests.support.reports import CHECK_RESULTS
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ NOTHING = SecretScanner({})
 
 
 def rules(path: str, content: str | bytes) -> list[str]:
-    """The rules that find something in a file."""
+    """The rules that match in a file."""
     data = content if isinstance(content, bytes) else content.encode()
-    return [trace.rule for trace in NOTHING.of_file(path, data)]
+    return [match.rule for match in NOTHING.scan_file(path, data)]
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,8 @@ def rules(path: str, content: str | bytes) -> list[str]:
         ("/root/.docker/config.json", '{"auths": {}}', "password file"),
         ("/root/.netrc", "machine a login b password c", "password file"),
         ("/app/.env.production", "export A=1\n", "environment file"),
-        ("/etc/uv.toml", 'url = "https://a:bcd@mirror.invalid"', "credential in an address"),
-        ("/opt/x/direct_url.json", '{"url": "https://a:bcd@git.invalid/x"}', "credential in an address"),
+        ("/etc/uv.toml", 'url = "https://a:bcd@mirror.invalid"', "credential in a URL"),
+        ("/opt/x/direct_url.json", '{"url": "https://a:bcd@git.invalid/x"}', "credential in a URL"),
     ],
 )
 def test_secret_is_found(path: str, content: str, rule: str) -> None:
@@ -54,7 +54,7 @@ def test_secret_is_found(path: str, content: str, rule: str) -> None:
         ("/root/.pypirc", ""),
     ],
 )
-def test_what_only_looks_like_a_secret_is_not_found(path: str, content: str) -> None:
+def test_lookalike_of_a_secret_is_not_found(path: str, content: str) -> None:
     assert rules(path, content) == []
 
 
@@ -67,19 +67,21 @@ def test_what_only_looks_like_a_secret_is_not_found(path: str, content: str) -> 
         "Authorization: Basic " + base64.b64encode(b"robot:s3cr3t/w0rd").decode(),
     ],
 )
-def test_value_handed_in_is_found_in_every_form(text: str) -> None:
-    traces = SecretScanner({"index": "https://robot:s3cr3t%2Fw0rd@packages.invalid/simple"})
-    assert [trace.rule for trace in traces.of_piece("/srv/a", text.encode())][:1] == ["handed-in"]
+def test_build_secret_is_found_in_every_form(text: str) -> None:
+    scanner = SecretScanner({"index": "https://robot:s3cr3t%2Fw0rd@packages.invalid/simple"})
+    assert [match.rule for match in scanner.scan_piece("/srv/a", text.encode())][:1] == ["build secret"]
 
 
-def test_the_secret_is_not_repeated_in_the_finding() -> None:
-    found = list(SecretScanner({"index": "https://a:s3cr3t-w0rd@b.invalid"}).of_text("a label", "s3cr3t-w0rd " + TOKEN))
+def test_finding_does_not_repeat_the_secret() -> None:
+    found = list(
+        SecretScanner({"index": "https://a:s3cr3t-w0rd@b.invalid"}).scan_text("a label", "s3cr3t-w0rd " + TOKEN)
+    )
     assert found
-    assert not any("s3cr3t" in str(trace) or TOKEN in str(trace) for trace in found)
+    assert not any("s3cr3t" in str(match) or TOKEN in str(match) for match in found)
 
 
 @pytest.mark.parametrize("value", ["", "on", f"https://{PyPI.netloc}/simple"])
-def test_value_that_is_no_secret_is_not_looked_for(value: str) -> None:
+def test_public_value_is_no_build_secret(value: str) -> None:
     assert SecretScanner({"index": value}).patterns == []
 
 
@@ -91,5 +93,5 @@ def test_certificate_has_one_fingerprint_in_every_form() -> None:
         assert certificate_fingerprints(form.encode()) == expected
 
 
-def test_broken_certificate_has_none() -> None:
+def test_broken_certificate_has_no_fingerprint() -> None:
     assert certificate_fingerprints(b"-----BEGIN CERTIFICATE-----\nnot base64!\n-----END CERTIFICATE-----") == []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from buildkit.check.budget import BudgetReport, BudgetResult
-from checks.verdicts import CheckResult, Results
+from checks.results import CheckResult, Results
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from buildkit import jsonfile
 from buildkit.build.record import load_record
 from buildkit.errors import CommandFailed, ReleaseFailed
-from checks.verdicts import RESULTS_VERSION, Results
+from checks.results import RESULTS_VERSION, Results
 
 if TYPE_CHECKING:
     from pathlib import Path

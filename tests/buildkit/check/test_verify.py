@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from checks.verdicts import CheckResult
+    from checks.results import CheckResult
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_missing_image_is_a_usage_error(
 
 def test_build_secrets_are_in_no_file(verify_without_engine: Callable[..., VerifyResult], tmp_path: Path) -> None:
     with pytest.raises(CommandFailed):
-        verify_without_engine(secrets={"index": "https://a:s3cr3t@b.invalid"})
+        verify_without_engine(build_secrets={"index": "https://a:s3cr3t@b.invalid"})
 
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files

@@ -3,6 +3,6 @@
 import os
 import sys
 
-if os.environ.get("STANDIN_FAULT") == "migration":
+if "migration" in os.environ.get("STANDIN_FAULTS", "").split(","):
     sys.exit("No 'script_location' key found in configuration")
 sys.stdout.write("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL);\n")

@@ -1,11 +1,11 @@
-"""Stands in for sentence-transformers: knows the vectors of the golden sentences by heart."""
+"""Stands in for sentence-transformers: knows the vectors of the golden sentences ."""
 
 import json
 import os
 from pathlib import Path
 
-FAULT = os.environ.get("STANDIN_FAULT", "")
-if FAULT == "sentence_transformers import":
+FAULTS = os.environ.get("STANDIN_FAULTS", "").split(",")
+if "import sentence_transformers" in FAULTS:
     raise ImportError("No module named 'transformers.models'")
 __version__ = "6.1.0"
 
@@ -20,5 +20,5 @@ class SentenceTransformer:
     def encode(self, texts: list[str]) -> list[list[float]]:
         """The vectors, whatever the texts."""
         del texts
-        shift = 0.01 if FAULT == "embedding" else 0.0
+        shift = 0.01 if "embedding" in FAULTS else 0.0
         return [[value + shift for value in vector] for vector in self.vectors]

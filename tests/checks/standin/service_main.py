@@ -1,4 +1,4 @@
-"""A service that starts at once, with the surface that the checks look at; STANDIN_FAULT makes one part wrong."""
+"""A service that starts at once, with the surface that the checks look at; STANDIN_FAULTS makes one part wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-FAULT = os.environ.get("STANDIN_FAULT", "")
+FAULTS = os.environ.get("STANDIN_FAULTS", "").split(",")
 DECLARED = [["GET", path] for path in ("/health", "/livez", "/readyz", "/metrics", "/openapi.json")]
 DECLARED.append(["POST", "/api/v1/embed"])
 
@@ -19,13 +19,13 @@ DECLARED.append(["POST", "/api/v1/embed"])
 def answers() -> dict[str, tuple[int, Any]]:
     """What each path answers."""
     described: dict[str, Any] = {path: {method.lower(): {}} for method, path in DECLARED if path != "/openapi.json"}
-    if FAULT == "openapi":
+    if "openapi" in FAULTS:
         del described["/metrics"]
     return {
-        "/health": (500 if FAULT == "health" else 200, {"status": "degraded"}),
-        "/livez": (503 if FAULT == "livez" else 200, {"is_alive": True}),
-        "/readyz": (503, {"is_ready": False, "reasons": {} if FAULT == "readyz" else {"store": "no database"}}),
-        "/metrics": (200, "none" if FAULT == "metrics" else "# TYPE requests counter\n"),
+        "/health": (500 if "health" in FAULTS else 200, {"status": "degraded"}),
+        "/livez": (503 if "livez" in FAULTS else 200, {"is_alive": True}),
+        "/readyz": (503, {"is_ready": False, "reasons": {} if "readyz" in FAULTS else {"store": "no database"}}),
+        "/metrics": (200, "none" if "metrics" in FAULTS else "# TYPE requests counter\n"),
         "/openapi.json": (200, {"paths": described}),
     }
 
@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Look up the path."""
-        if FAULT == "crash" and self.path == "/openapi.json":
+        if "crash" in FAULTS and self.path == "/openapi.json":
             threading.Timer(0.5, os._exit, [1]).start()
         self.reply(*answers().get(self.path, (404, {})))
 
@@ -55,17 +55,17 @@ class Handler(BaseHTTPRequestHandler):
 
 def serve() -> int:
     """Answer until told to stop."""
-    if FAULT == "start":
+    if "start" in FAULTS:
         return 1
     server = ThreadingHTTPServer(("0.0.0.0", 8000), Handler)  # noqa: S104 - in a container without a network
     server.daemon_threads = False
 
     def stop(_number: int, _frame: object) -> None:
-        if FAULT == "drain":
+        if "drain" in FAULTS:
             os._exit(0)
         threading.Thread(target=server.shutdown).start()
 
-    if FAULT != "stop":
+    if "stop" not in FAULTS:
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
     server.serve_forever(poll_interval=0.05)
@@ -79,11 +79,11 @@ def main() -> int:
     if command == "serve":
         return serve()
     if command == "routes":
-        registered = [*DECLARED, *([["GET", "/debug"]] if FAULT == "routes" else [])]
+        registered = [*DECLARED, *([["GET", "/debug"]] if "routes" in FAULTS else [])]
         sys.stdout.write(json.dumps({"declared": DECLARED, "registered": registered}))
         return int(registered != DECLARED)
     vectors = json.loads(Path("/opt/models/all-MiniLM-L6-v2/vectors.json").read_text())
-    shift = 0.01 if FAULT == "embed command" else 0.0
+    shift = 0.01 if "embed command" in FAULTS else 0.0
     sys.stdout.write(json.dumps([[value + shift for value in vector] for vector in vectors]))
     return 0
 

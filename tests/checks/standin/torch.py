@@ -1,17 +1,17 @@
-"""Stands in for torch: version, build and device targets, each of which STANDIN_FAULT can make wrong."""
+"""Stands in for torch: version, build and device targets, each of which STANDIN_FAULTS can make wrong."""
 
 import os
 
-FAULT = os.environ.get("STANDIN_FAULT", "")
-if FAULT == "torch import":
+FAULTS = os.environ.get("STANDIN_FAULTS", "").split(",")
+if "import torch" in FAULTS:
     raise ImportError("libtorch_cpu.so: cannot open shared object file")
-__version__ = "2.12.0+cu130" if FAULT == "torch version" else "2.13.0+cu130"
+__version__ = "2.12.0+cu130" if "torch version" in FAULTS else "2.13.0+cu130"
 
 
 class version:  # noqa: N801 - as torch calls it
     """The build."""
 
-    cuda = None if FAULT == "torch build" else "13.0"
+    cuda = None if "torch build" in FAULTS else "13.0"
 
 
 class cuda:  # noqa: N801 - as torch calls it
@@ -33,4 +33,4 @@ class _C:
 
     @staticmethod
     def _cuda_getArchFlags() -> str:  # noqa: N802 - as torch calls it
-        return "sm_80" if FAULT == "torch targets" else "sm_80 sm_90"
+        return "sm_80" if "torch targets" in FAULTS else "sm_80 sm_90"

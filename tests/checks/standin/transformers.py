@@ -2,6 +2,6 @@
 
 import os
 
-if os.environ.get("STANDIN_FAULT") == "transformers import":
+if "import transformers" in os.environ.get("STANDIN_FAULTS", "").split(","):
     raise ImportError("cannot import name 'AutoModel'")
 __version__ = "5.20.0"

@@ -1,4 +1,4 @@
-"""How a check says what it found: by finding nothing, by findings with their fix, or by not being able to tell."""
+"""Defines how a check reports: findings with their fix, "not applicable", or "not verified"; and the results file."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ __all__ = [
     "not_verified",
 ]
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 SHOWN_FINDINGS = 20
 
 Outcome = Literal["pass", "fail", "not verified", "not applicable", "error"]
 
 
 class Findings(Exception):
-    """The image is at fault: `found` says what and where, `fix` says what to do about it."""
+    """The check failed: `found` has a line for each finding, `fix` says how to repair the image."""
 
     def __init__(self, found: list[str], fix: str) -> None:
         shown = [f"  {line}" for line in found[:SHOWN_FINDINGS]]
@@ -43,11 +43,11 @@ class Findings(Exception):
 
 
 class NotApplicable(Exception):
-    """The check says nothing about this kind of image."""
+    """The check does not apply to this kind of image."""
 
 
 class NotVerified(Exception):
-    """The check could not be made here; that is no pass."""
+    """The check could not be made here. It counts as neither pass nor failure."""
 
 
 def fail_if(found: Iterable[str], *, fix: str) -> None:
@@ -69,14 +69,15 @@ def not_verified(reason: str) -> NoReturn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """What one check came to.
+    """The result of one check.
 
     Attributes:
         name: stable across versions, as `absent::tool_is_absent[gcc]`.
-        title: the claim, as a sentence.
+        title: what the check requires, as a sentence.
         tier: `static` needs no GPU, `device` does.
-        reason: why it was not verified or not applicable, or what went wrong.
+        reason: why it was not verified or not applicable, or the error that broke it.
         found: one line per finding.
+        fix: how to repair the image.
     """
 
     name: str
@@ -92,12 +93,18 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """All results of one image; what `build/verify.json` holds. Times are in seconds."""
+    """All results of one image, as `build/verify.json` holds them.
+
+    Attributes:
+        image: the digest.
+        seconds: the duration of the whole run.
+        observation_seconds: observation -> the seconds that it took; they overlap.
+    """
 
     image: str
     target: str
     seconds: float
-    facts_seconds: dict[str, float] = field(default_factory=dict)
+    observation_seconds: dict[str, float] = field(default_factory=dict)
     checks: tuple[CheckResult, ...] = ()
     schema_version: int = RESULTS_VERSION
 

@@ -1,20 +1,20 @@
-"""What the checks of the device tier make of what ran on a GPU; no GPU is needed to tell."""
+"""Tests of the GPU checks in checks/test_models.py, on invented results: no GPU is needed."""
 
 from __future__ import annotations
 
 import pytest
 
 from checks import test_models
-from checks.evidence import DeviceRun
 from checks.expectations import Expectations
 from checks.golden import DEVICE_TOLERANCE, VECTORS
-from checks.verdicts import Findings
+from checks.observations import DeviceRun
+from checks.results import Findings
 
 EXPECTED = Expectations(target="api", cuda_targets=("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"))
 
 
 def ran(*, capability: str = "sm_90", shift: float = 0.0, is_product_equal: bool = True, error: str = "") -> DeviceRun:
-    """A run on a GPU, right unless told otherwise."""
+    """A run on a GPU, correct by default."""
     vectors = [[value + shift for value in vector] for vector in VECTORS]
     return DeviceRun(
         is_available=True,
@@ -30,28 +30,28 @@ def ran(*, capability: str = "sm_90", shift: float = 0.0, is_product_equal: bool
 @pytest.mark.parametrize(
     "capability", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121"]
 )
-def test_device_that_runs_one_of_the_targets_is_let_pass(capability: str) -> None:
-    test_models.test_the_device_is_a_target(ran(capability=capability), EXPECTED)
+def test_gpu_that_runs_a_target_is_accepted(capability: str) -> None:
+    test_models.test_gpu_is_a_target(ran(capability=capability), EXPECTED)
 
 
 @pytest.mark.parametrize("capability", ["sm_61", "sm_70", "sm_72", "sm_110"])
-def test_device_that_runs_none_of_the_targets_is_found(capability: str) -> None:
+def test_gpu_that_runs_no_target_is_found(capability: str) -> None:
     with pytest.raises(Findings, match=capability):
-        test_models.test_the_device_is_a_target(ran(capability=capability), EXPECTED)
+        test_models.test_gpu_is_a_target(ran(capability=capability), EXPECTED)
 
 
 def test_kernel_with_a_wrong_result_is_found() -> None:
-    test_models.test_a_kernel_runs(ran())
+    test_models.test_gpu_kernel_runs(ran())
     with pytest.raises(Findings, match="a matrix product on a GPU differs"):
-        test_models.test_a_kernel_runs(ran(is_product_equal=False))
+        test_models.test_gpu_kernel_runs(ran(is_product_equal=False))
 
 
-def test_kernel_that_does_not_run_is_found_with_its_message() -> None:
+def test_kernel_error_is_in_the_finding() -> None:
     with pytest.raises(Findings, match="no kernel image is available"):
-        test_models.test_a_kernel_runs(ran(is_product_equal=False, error="CUDA error: no kernel image is available"))
+        test_models.test_gpu_kernel_runs(ran(is_product_equal=False, error="CUDA error: no kernel image is available"))
 
 
-def test_embedding_is_held_to_its_tolerance() -> None:
-    test_models.test_embedding_on_the_device_is_right(ran(shift=DEVICE_TOLERANCE / 2))
+def test_embedding_beyond_its_tolerance_is_found() -> None:
+    test_models.test_gpu_embedding_is_correct(ran(shift=DEVICE_TOLERANCE / 2))
     with pytest.raises(Findings, match="from the CPU's vectors"):
-        test_models.test_embedding_on_the_device_is_right(ran(shift=DEVICE_TOLERANCE * 2))
+        test_models.test_gpu_embedding_is_correct(ran(shift=DEVICE_TOLERANCE * 2))
