@@ -72,7 +72,9 @@ def test_port_is_exposed(configuration: Configuration, expectations: Expectation
 
 
 @pytest.mark.needs("application")
-def test_working_directory_is_set(configuration: Configuration, expectations: Expectations, file_system: FileSystem) -> None:
+def test_working_directory_is_set(
+    configuration: Configuration, expectations: Expectations, file_system: FileSystem
+) -> None:
     """The working directory is the application's, and exists."""
     folder = configuration.working_directory
     fail_if(

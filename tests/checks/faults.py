@@ -251,7 +251,12 @@ SECRETS = [
         BUILD_SECRET,
         files={"/srv/big-file": b"\0" * 1048570 + b"s3cr3t-w0rd" + bytes(range(256)) * 99},
     ),
-    Fault("build secret in a label", BUILD_SECRET, "the label a:", instructions="LABEL a=s3cr3t-w0rd"),
+    Fault(
+        "build secret in a label",
+        BUILD_SECRET,
+        "the label a:|of the history: the value of the build secret",
+        instructions="LABEL a=s3cr3t-w0rd",
+    ),
     Fault(
         "build certificate",
         "secrets::no_build_certificate_is_left",
