@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from buildkit.build.record import SCHEMA_VERSION
+from checks.results import RESULTS_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +44,13 @@ def write_records(
         "seconds": 1.0,
         "steps": [],
     }
-    results = {"image": verified or built, "target": "api", "seconds": 1.0, "checks": checks, "schema_version": 1}
+    results = {
+        "image": verified or built,
+        "target": "api",
+        "seconds": 1.0,
+        "checks": checks,
+        "schema_version": RESULTS_VERSION,
+    }
     (folder / "image.json").write_text(json.dumps(build))
     (folder / "verify.json").write_text(json.dumps(results))
     return folder / "image.json", folder / "verify.json"

@@ -134,7 +134,7 @@ def make(docker: Sequence[str], name: str, *, base: str, build_record: Path, fol
     revision = f"{len(name):02x}{name.encode().hex():0<38.38}"
     (target / "image.json").write_text(json.dumps({**record, "digest": digest, "revision": revision}))
     check = {"name": "made", "title": "Made.", "group": "made", "tier": "static", "outcome": "pass", "seconds": 0.0}
-    results = {"image": digest, "target": "api", "seconds": 0.0, "checks": [check], "schema_version": 1}
+    results = {"image": digest, "target": "api", "seconds": 0.0, "checks": [check], "schema_version": RESULTS_VERSION}
     (target / "verify.json").write_text(json.dumps(results))
     return target
 

@@ -64,8 +64,8 @@ def test_other_image_is_refused(engine: FakeEngine, tmp_path: Path, changes: dic
         ("verify.json", None, "nox -s verify-image"),
         ("verify.json", "{", "not a verification record"),
         ("verify.json", "[]", "not a verification record"),
-        ("verify.json", '{"schema_version": 9}', "reads version 1"),
-        ("verify.json", '{"schema_version": 1}', "not a verification record"),
+        ("verify.json", '{"schema_version": 9}', "reads version 2"),
+        ("verify.json", '{"schema_version": 2}', "not a verification record"),
     ],
 )
 def test_unreadable_record_says_what_to_run(
