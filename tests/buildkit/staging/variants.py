@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from checks.results import RESULTS_VERSION
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
