@@ -17,7 +17,7 @@ The first group is defined here. The others are defined in the module that raise
     │
     ├── InvalidFile                 2   a saved file is missing, of another version, or something else (jsonfile)
     ├── PlotlyMissing               3   plotly, which the HTML page needs, is not installed (report.html)
-    ├── RequestTimedOut             3   a service did not answer in time (staging.probes.client)
+    ├── RequestTimedOut             1   a service did not answer in time (staging.probes.client)
     ├── ImageError                  3   an image cannot be read (image.errors)
     │   ├── ImageNotFound               no file, image, tag or platform of this name
     │   ├── AmbiguousImage              several images match

@@ -57,6 +57,8 @@ class RequestTimedOut(BuildkitError):
         retries: attempts after the first.
     """
 
+    exit_code = 1
+
     def __init__(self, request: str, reason: str, retries: int) -> None:
         super().__init__(f"{request}: {reason}")
         self.reason = reason
