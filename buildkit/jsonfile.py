@@ -30,7 +30,7 @@ class InvalidFile(BuildkitError):
 
 
 def save(value: object, path: Path, *, indent: int | None = None) -> None:
-    """Writes *value* as JSON: makes the folders, and replaces the file only once the new one is on the disk."""
+    """Writes *value* as JSON: makes the folders, and replaces the file only after the new one is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     encoded = msgspec.json.encode(value)
@@ -42,17 +42,17 @@ def save(value: object, path: Path, *, indent: int | None = None) -> None:
 
 
 def load(path: Path, kind: type[_T], *, version: int, what: str, fix: str = "write it again with this version") -> _T:
-    """Reads a *kind* that `save` wrote, with its `schema_version`.
+    """Reads a value that `save` wrote.
 
     Args:
         path: the file.
-        kind: the struct or dataclass to decode.
+        kind: the struct or dataclass to decode; it has a field `schema_version`.
         version: the schema version that this program reads.
         what: the value in words, for the error message: "a measurement".
         fix: the advice in the error message: "run `nox -s build-image` again".
 
     Raises:
-        InvalidFile: the file is missing, of another version, or something else.
+        InvalidFile: the file is missing or incomplete, has another version, or holds another value.
     """
     try:
         content = path.read_bytes()
@@ -67,14 +67,14 @@ def load(path: Path, kind: type[_T], *, version: int, what: str, fix: str = "wri
 
 
 def schema_of(kind: type, title: str) -> dict[str, object]:
-    """The JSON Schema (2020-12) of *kind*; the same text on every Python (3.13 dedents docstrings itself)."""
+    """Returns the JSON Schema (2020-12) of *kind*; the text does not depend on the version of Python."""
     described: dict[str, object] = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": title,
         **msgspec.json.schema(kind),
     }
     for definition in described.get("$defs", {}).values():  # type: ignore[attr-defined] # a mapping, by the standard
-        if "description" in definition:
+        if "description" in definition:  # which Python 3.13 dedents, and earlier versions do not
             definition["description"] = inspect.cleandoc(definition["description"])
     return described
 

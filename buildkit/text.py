@@ -19,12 +19,20 @@ _UNITS: Final = {
 
 
 def canonical_name(distribution: str) -> str:
-    """The name of a Python distribution in its canonical form: `Foo._Bar` is `foo-bar` (PyPA, "Names")."""
+    """Returns the canonical name of a Python distribution (PyPA specification "Names and normalization").
+
+    >>> canonical_name("Foo._Bar")
+    'foo-bar'
+    """
     return canonicalize_name(distribution)
 
 
 def format_bytes(size_bytes: float) -> str:
-    """A size for people, in decimal units: 7.93 GB, 53.6 MB, 1.1 kB, 12 B. 1 GB is 10^9 bytes."""
+    """Returns a size in decimal units: 1 GB is 10^9 bytes.
+
+    >>> [format_bytes(size) for size in (7_930_000_000, 53_600_000, 1_100, 12)]
+    ['7.93 GB', '53.6 MB', '1.1 kB', '12 B']
+    """
     for unit, factor, digits in _SHOWN_UNITS:
         if abs(size_bytes) >= factor:
             return f"{size_bytes / factor:.{digits}f} {unit}"
@@ -32,17 +40,24 @@ def format_bytes(size_bytes: float) -> str:
 
 
 def format_byte_change(before_bytes: float, after_bytes: float) -> str:
-    """The difference of two sizes with its sign: "+1.5 MB", "-53.6 MB", "0 B"."""
+    """Returns the difference of two sizes with its sign.
+
+    >>> [format_byte_change(1_000_000, after) for after in (2_500_000, 400_000, 1_000_000)]
+    ['+1.5 MB', '-600.0 kB', '0 B']
+    """
     if before_bytes == after_bytes:
         return "0 B"
     return ("+" if after_bytes > before_bytes else "-") + format_bytes(abs(after_bytes - before_bytes))
 
 
 def parse_bytes(text: str) -> int:
-    """The bytes that *text* names, in decimal units ("5.5 GB", "1.2kB") or binary ones ("5.5 GiB"); "12" is 12 bytes.
+    """Returns the bytes of a size in decimal units ("5.5 GB", "1.2kB"), binary units ("5.5 GiB"), or bytes ("12").
+
+    >>> [parse_bytes(size) for size in ("1.5 kB", "1.5 KiB", "12")]
+    [1500, 1536, 12]
 
     Raises:
-        ValueError: it is no number with such a unit.
+        ValueError: it is not a number with such a unit.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].lower() not in _UNITS:

@@ -21,14 +21,13 @@ from buildkit.errors import BuildkitError, UsageError
 from buildkit.image import history, model
 from buildkit.image.analyze import analyze
 from buildkit.image.layer_stream import Limits
-from buildkit.image.read import read_image
+from buildkit.image.read import ReadOptions, read_image
 from buildkit.report import builds, render, terminal
 from buildkit.timing import builder, record, run
 from buildkit.timing.record import SCENARIOS
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
     from rich.console import Group
 
@@ -202,23 +201,17 @@ def _report_timings(arguments: argparse.Namespace, timings: Timings, budgets: Bu
     return _finish(arguments, tables, report) or (_NOT_TIMED if timings.not_run else 0)
 
 
-def load_measurement(
-    name: str,
-    *,
-    cache: Path | None = None,
-    platform: str | None = None,
-    tag: str | None = None,
-    limits: Limits | None = None,
-    docker: Sequence[str] = ("docker",),
-) -> Measurement:
-    """Loads a saved measurement if *name* is a file that ends in .json; else reads and analyzes the image *name*.
+def load_measurement(name: str, options: ReadOptions | None = None) -> Measurement:
+    """Loads a saved measurement if *name* is a file that ends in .json; otherwise reads and analyzes the image *name*.
 
-    The other arguments and the errors are those of `image.read_image`.
+    Raises:
+        InvalidFile: the file is not a measurement of this version.
+        ImageError, LayerError, CommandFailed: as `read_image` does.
     """
     path = Path(name)
     if path.suffix == ".json" and path.is_file():
         return model.load(path)
-    return analyze(read_image(name, cache=cache, platform=platform, tag=tag, limits=limits, docker=docker))
+    return analyze(read_image(name, options or ReadOptions()))
 
 
 def _measure(name: str, arguments: argparse.Namespace) -> Measurement:
@@ -228,14 +221,14 @@ def _measure(name: str, arguments: argparse.Namespace) -> Measurement:
         host = daemon.find(os.environ, daemon.ManagedDaemon()).host
     except BuildkitError:
         host = ""
-    return load_measurement(
-        name,
+    options = ReadOptions(
         cache=arguments.project / FOLDER / "cache" / "layers",
         platform=arguments.platform,
         tag=arguments.tag,
         limits=_limits(arguments),
-        docker=("docker", "--host", host) if host else ("docker",),
+        engine_host=host,
     )
+    return load_measurement(name, options)
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:

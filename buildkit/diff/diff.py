@@ -1,7 +1,9 @@
-"""What changed between two measured images: per layer, part, package and file, and what a node must fetch again.
+"""Compares two measurements of images: layers, parts, packages, files, and the bytes that a node must fetch.
 
-Identical images give a comparison without a change. Times are not compared: two builds of the same input are the same
-image here, and their layers' digests say whether they are the same to a registry.
+Identical images give an empty comparison. Times of files are not compared, so two builds of the same input count as the
+same content; the digests of their layers show whether a registry stores them twice.
+
+The JSON Schema of a comparison is `comparison.schema.json` in this folder.
 """
 
 import hashlib
@@ -14,11 +16,10 @@ import msgspec
 
 from buildkit.diff.matching import FilePair, match_files, match_layers
 from buildkit.diff.removed import CONCERNS, RemovedComponent, concern_bytes, removed_components
-from buildkit.image.model import FileRecord, ImageDescription, Measurement
+from buildkit.image.model import BASE_LAYERS_LABEL, FileRecord, ImageDescription, Measurement
 from buildkit.jsonfile import schema_of
 
 __all__ = [
-    "BASE_LAYERS_LABEL",
     "ChangeKind",
     "Comparison",
     "FigureChange",
@@ -32,7 +33,6 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = 2
-BASE_LAYERS_LABEL: Final = "io.truthgraph.base.layers"
 
 ChangeKind = Literal["same", "added", "removed", "grown", "shrunk", "changed", "moved", "metadata only"]
 LayerCause = Literal["base", "instruction", "input", "metadata only"]
@@ -40,7 +40,7 @@ LayerCause = Literal["base", "instruction", "input", "metadata only"]
 
 @dataclass(frozen=True, slots=True)
 class FigureChange:
-    """One of the totals, before and after."""
+    """One of the totals before and after, as `Totals` names it."""
 
     name: str
     before: float
@@ -49,11 +49,18 @@ class FigureChange:
 
 @dataclass(frozen=True, slots=True)
 class LayerChange:
-    """A layer of either image, paired with the one that took its place.
+    """A layer of either image, with its counterpart in the other if there is one.
 
-    `cause`: "base" for the lowest layers, "instruction" where the text of the instruction differs, "metadata only"
-    where it holds the same files with the same content, "input" where they differ. `fetch_bytes` is what a node that
-    holds the image before has to fetch for this layer.
+    Attributes:
+        kind: how its size or content changed.
+        cause: why. "base": a layer of the base image; "instruction": the instruction has another text; "metadata only":
+            the same files with the same content; "input": other content. None if it is equal, added or removed.
+        before: its position in the image before, None if it was added.
+        after: its position in the image after, None if it was removed.
+        instruction: the instruction of the image after, or that of the image before if it was removed.
+        before_bytes: unpacked.
+        after_bytes: unpacked.
+        fetch_bytes: what a node with the image before has to fetch for this layer, as stored.
     """
 
     kind: ChangeKind
@@ -68,7 +75,7 @@ class LayerChange:
 
 @dataclass(frozen=True, slots=True)
 class PartChange:
-    """A row of the tree, before and after, unchanged ones too."""
+    """A part of the directory tree before and after, in bytes."""
 
     label: str
     parent: str | None
@@ -78,7 +85,7 @@ class PartChange:
 
 @dataclass(frozen=True, slots=True)
 class PackageChange:
-    """A package that differs; `versions` are empty where it is not there. "changed": same size, other content."""
+    """A package that differs; a version is empty if the image does not have it. "changed": same size, other content."""
 
     manager: str
     name: str
@@ -91,10 +98,10 @@ class PackageChange:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """A name that differs. "changed": same size, other content; "metadata only": mode, owner, kind or link target.
+    """A path that differs. "changed": same size, other content; "metadata only": mode, owner, kind or link target.
 
-    `moved_from` is where the file was before, for one that has the same place in its package or the same name and
-    content; "moved" is one that is otherwise the same.
+    `moved_from` is the path before, for a file with the same place in its package, or the same name and content; the
+    kind "moved" means that nothing else changed.
     """
 
     path: str
@@ -107,13 +114,15 @@ class FileChange:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Everything that differs between two images.
+    """The differences between two images.
 
     Attributes:
-        figures: all totals, the equal ones too.
-        transfer_bytes: blobs of the image after that a node holding the image before lacks, compressed as they are.
-        concerns: what a runtime image should not hold (build tools, caches), before and after; needs files too.
-        files: None where a measurement was kept in its short form, so that files could not be compared.
+        figures: all totals, equal ones too.
+        transfer_bytes: blobs of the image after that a node with the image before lacks, as stored.
+        tree: all parts of the directory tree, equal ones too.
+        files: None if a measurement has no list of files.
+        concerns: files that a runtime image should not have (build tools, caches); empty without lists of files.
+        removed: packages and folders that only the image before has.
     """
 
     schema_version: int
@@ -130,7 +139,7 @@ class Comparison:
 
     @property
     def is_empty(self) -> bool:
-        """Whether both are the same image, metadata of its files and its configuration included."""
+        """Whether both are the same image, with the same configuration and the same metadata of files."""
         return (
             all(layer.kind == "same" for layer in self.layers)
             and not self.packages
@@ -139,19 +148,23 @@ class Comparison:
         )
 
     def figure(self, name: str) -> FigureChange:
-        """Return one of the totals by its name in `Totals`."""
+        """Returns one of the totals by its name in `Totals`."""
         return next(figure for figure in self.figures if figure.name == name)
 
 
 def schema() -> dict[str, object]:
-    """Return the JSON Schema (2020-12) of a comparison."""
+    """Returns the JSON Schema (2020-12) of a comparison."""
     return schema_of(Comparison, f"Image comparison, version {SCHEMA_VERSION}")
 
 
 def compare(before: Measurement, after: Measurement, *, base_layers: int | None = None) -> Comparison:
-    """Compare two images; *base_layers* says how many of the lowest layers belong to the base image.
+    """Compares two images.
 
-    Without it the images' own labels say so (`BASE_LAYERS_LABEL`), the larger of two; without a label it is one.
+    Args:
+        before: the earlier image.
+        after: the later image.
+        base_layers: the number of lowest layers that belong to the base image. By default the larger of the numbers
+            in the images' labels (`BASE_LAYERS_LABEL`), or one without labels.
     """
     if base_layers is None:
         base_layers = max(_base_layers(before), _base_layers(after))
@@ -277,9 +290,10 @@ class _PackageState:
 
 
 def _by_package(measurement: Measurement, *, has_files: bool) -> dict[tuple[str, str], _PackageState]:
-    """Sum up packages by name; several of one name, in several places, are one with all their versions.
+    """Sums packages by name; installations of one name in several places count as one, with all versions.
 
-    The content is a digest over names below the package's location and contents, so that a moved environment is equal.
+    The content is a digest of contents and of paths relative to the package's location, so that an environment that was
+    moved is equal.
     """
     hashes = [hashlib.sha256() for _ in measurement.packages]
     for record in (measurement.files or ()) if has_files else ():

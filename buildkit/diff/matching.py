@@ -1,4 +1,4 @@
-"""Which layer and which file of one image took the place of which of another."""
+"""Matches the layers and the files of two images."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -12,20 +12,20 @@ __all__ = ["FilePair", "LayerPair", "match_files", "match_layers"]
 LayerPair = tuple[LayerMeasurement | None, LayerMeasurement | None]
 FilePair = tuple[FileRecord | None, FileRecord | None]
 
-_LETTERS: Final = 300  # what comes later is seldom what tells two instructions apart
-_ALIKE: Final = 0.6  # difflib's own bound for close matches (get_close_matches)
+_MAX_LETTERS: Final = 300  # later differences seldom tell two instructions apart
+_MIN_SIMILARITY: Final = 0.6  # the bound of difflib.get_close_matches
 
 
 def match_layers(before: Measurement, after: Measurement, *, base_layers: int = 1) -> Iterator[LayerPair]:
-    """Pair equal layers; between them those of the same instruction; between those of one that is alike.
+    """Matches equal layers; between them layers of the same instruction; between those layers of similar instructions.
 
-    What is left came or went, except in the lowest *base_layers*, where the one is the other's successor. The order is
-    that of both images.
+    The lowest *base_layers* of both images match in any case. All other layers were added or removed. The order is that
+    of both images.
     """
 
     def between(old: Sequence[LayerMeasurement], new: Sequence[LayerMeasurement], step: int) -> Iterator[LayerPair]:
         if step == len(keys):
-            yield from _alike(old, new, base_layers)
+            yield from _match_similar(old, new, base_layers)
             return
         key = keys[step]
         matcher = SequenceMatcher(None, [key(each) for each in old], [key(each) for each in new], autojunk=False)
@@ -42,7 +42,9 @@ def match_layers(before: Measurement, after: Measurement, *, base_layers: int = 
     yield from between(before.layers, after.layers, 0)
 
 
-def _alike(old: Sequence[LayerMeasurement], new: Sequence[LayerMeasurement], base_layers: int) -> Iterator[LayerPair]:
+def _match_similar(
+    old: Sequence[LayerMeasurement], new: Sequence[LayerMeasurement], base_layers: int
+) -> Iterator[LayerPair]:
     rest = list(new)
     for layer in old:
         found = next((place for place, other in enumerate(rest) if _is_successor(layer, other, base_layers)), None)
@@ -60,14 +62,16 @@ def _is_successor(old: LayerMeasurement, new: LayerMeasurement, base_layers: int
         return True
     if old.instruction is None or new.instruction is None:
         return old.instruction == new.instruction
-    matcher = SequenceMatcher(None, old.instruction[:_LETTERS], new.instruction[:_LETTERS])
-    return matcher.quick_ratio() >= _ALIKE and matcher.ratio() >= _ALIKE  # the first is an upper bound, and quick
+    matcher = SequenceMatcher(None, old.instruction[:_MAX_LETTERS], new.instruction[:_MAX_LETTERS])
+    return (
+        matcher.quick_ratio() >= _MIN_SIMILARITY and matcher.ratio() >= _MIN_SIMILARITY
+    )  # the first is a fast upper bound
 
 
 def match_files(before: Measurement, after: Measurement) -> Iterator[FilePair]:
-    """Pair names of the same path; of the rest, files of the same package and place in it; then of name and content.
+    """Matches equal paths; then files with the same place in their package; then files of the same name and content.
 
-    So an environment that moved to another folder is compared file by file.
+    So an environment that was moved to another folder is compared file by file.
     """
     new = {record.path: record for record in after.files or ()}
     left_old = []

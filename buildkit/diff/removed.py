@@ -1,4 +1,4 @@
-"""What an image no longer holds, in the words of the before/after report: build tools, caches, tests, symbols."""
+"""Groups the files that an image no longer has: build tools, caches, tests, symbols of libraries."""
 
 import re
 from collections import defaultdict
@@ -13,16 +13,16 @@ __all__ = ["CONCERNS", "RemovedComponent", "concern_bytes", "removed_components"
 
 CONCERNS: Final = (
     "build tool",
-    "headers to build against",
+    "development headers",
     "package manager",
     "package index",
-    "development",
-    "not for production",
+    "development tool",
+    "tests and examples",
 )
-"""What a runtime image should have nothing of, as far as names and places tell."""
+"""Kinds of files that a runtime image should not have, judged by package names and paths."""
 
 _OTHER: Final = "not needed"
-# Debian and PyPI names by what they are for; the first that matches counts.
+# Debian and PyPI packages by purpose; the first match counts.
 _PACKAGE_REASONS: Final = (
     (
         re.compile(
@@ -32,18 +32,18 @@ _PACKAGE_REASONS: Final = (
         ),
         "build tool",
     ),
-    (re.compile(r".*-dev|linux-libc-dev|rpcsvc-proto"), "headers to build against"),
+    (re.compile(r".*-dev|linux-libc-dev|rpcsvc-proto"), "development headers"),
     (
         re.compile(r"(pytest|coverage|ruff|mypy|hypothesis|black|isort|pluggy|iniconfig)(-.*)?"),
-        "development",
+        "development tool",
     ),
     (re.compile(r"uv|pip|pipx|poetry|conda"), "package manager"),
 )
-# Files of no package, by where they are; the group is what is named.
+# Files without package, by path; the group is the name of the component.
 _PLACES: Final = (
     (re.compile(r"((?:root|home/[^/]+)/\.cache/[^/]+|(?:root|home/[^/]+)/\.local)/"), "package manager"),
     (re.compile(r"(var/lib/apt/lists|var/cache/apt)/"), "package index"),
-    (re.compile(r"((?:.*/)?(?:tests?|scripts|examples|benchmarks))/"), "not for production"),
+    (re.compile(r"((?:.*/)?(?:tests?|scripts|examples|benchmarks))/"), "tests and examples"),
     (re.compile(r"((?:.*/)?include|usr/share/(?:doc|man|locale))/"), "headers and documentation"),
     (re.compile(r"((?:[^/]+/){1,3})"), _OTHER),
 )
@@ -53,7 +53,7 @@ _SHARED_OBJECT: Final = re.compile(r".*\.so(\.[0-9.]+)?")
 
 @dataclass(frozen=True, slots=True)
 class RemovedComponent:
-    """Something that the image before holds and the one after does not; `reason` is why one would not want it."""
+    """A package or folder that only the image before has; `reason` says why a runtime image does not need it."""
 
     name: str
     reason: str
@@ -64,9 +64,9 @@ class RemovedComponent:
 def removed_components(
     pairs: Iterable[FilePair], before: Measurement, after: Measurement
 ) -> tuple[RemovedComponent, ...]:
-    """Group what is gone: whole packages by name, other files by place, and what libraries lost in size.
+    """Returns the removed components, the largest first: packages by name, other files by path, parts of libraries.
 
-    *pairs* are the files of both images; what only moved is not gone.
+    *pairs* are the files of both images as `match_files` yields them, so a moved file does not count as removed.
     """
     packages_left = {(str(package.manager), package.name) for package in after.packages}
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -83,7 +83,7 @@ def removed_components(
 
 
 def concern_bytes(measurement: Measurement) -> dict[str, int]:
-    """Return the bytes that an image holds of each concern; nothing where it was kept without its files."""
+    """Returns the bytes of each of `CONCERNS` in an image; all zero without a list of files."""
     sizes = dict.fromkeys(CONCERNS, 0)
     for record in measurement.files or ():
         if record.kind == "file":
@@ -100,7 +100,7 @@ def _component(record: FileRecord, before: Measurement, packages_left: Collectio
             return f"{package.name} ({package.manager})", _reason(package.name)
         return f"parts of {package.name} ({package.manager})", _part_reason(record.path)
     if _BYTECODE.fullmatch(record.path):
-        return "bytecode of no package", "made again from its source"
+        return "bytecode of no package", "compiled again from its source"
     for pattern, reason in _PLACES:
         match = pattern.match(record.path)
         if match:

@@ -1,1 +1,1 @@
-"""An image, from whatever holds it to a merged file system: sources, blobs, layers, entries, packages, GPU code."""
+"""Reads images from engines, layouts and archives, and analyzes them: layers, files, packages, waste, GPU code."""

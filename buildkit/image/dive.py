@@ -1,15 +1,15 @@
-"""Efficiency as dive reports it, so that its users can hold our figures against theirs.
+"""Computes the efficiency figures of dive, so that its users can compare them with ours.
 
-dive (wagoodman/dive, dive/filetree/efficiency.go and dive/image/analysis.go) looks at every leaf of every layer's tree.
-For each path it takes the sizes that the layers have for it: a whiteout counts as nothing where it hides a file, and as
-all that is below where it hides a directory that some layer names. Then
+dive (wagoodman/dive, dive/filetree/efficiency.go and dive/image/analysis.go) visits every leaf of every layer's tree.
+For each path it collects the sizes that layers have for it. A whiteout has size 0 if it hides a file; if it hides a
+directory that some layer has an entry for, it has the size of everything below. Then
 
     efficiency_fraction  = sum over paths of the least size / sum over paths of all sizes
     wasted_bytes         = sum of all sizes of the paths that more than one layer has
     wasted_user_fraction = wasted_bytes / bytes of all layers but the lowest
 
-The files below a deleted directory are no leaves of the layer that deletes it, so they stay in the first sum: the score
-is too good wherever directories were deleted. Opaque directories are not looked at.
+The files below a deleted directory are not leaves of the layer that deletes it, so they stay in the first sum: the
+score is too high if directories were deleted. Opaque directories are ignored.
 """
 
 from bisect import bisect_left
@@ -23,7 +23,7 @@ __all__ = ["DiveEfficiency", "dive_efficiency"]
 
 @dataclass(frozen=True, slots=True)
 class DiveEfficiency:
-    """dive's three figures; its CI rules are `lowestEfficiency`, `highestWastedBytes`, `highestUserWastedPercent`."""
+    """The three figures of dive's CI rules: `lowestEfficiency`, `highestWastedBytes`, `highestUserWastedPercent`."""
 
     efficiency_fraction: float
     wasted_bytes: int
@@ -31,7 +31,7 @@ class DiveEfficiency:
 
 
 def dive_efficiency(layers: Sequence[LayerContents]) -> DiveEfficiency:
-    """Compute dive's figures; 1, 0 and 0 for an image without files."""
+    """Computes the figures of dive; 1, 0 and 0 for an image without files."""
     stacked: dict[str, int] = {}
     directories: set[str] = set()
     sizes: dict[str, list[int]] = {}
@@ -61,7 +61,7 @@ def dive_efficiency(layers: Sequence[LayerContents]) -> DiveEfficiency:
 
 
 def _folders(paths: Iterable[str]) -> set[str]:
-    """Return every folder on the way to the paths: what is no leaf."""
+    """Returns all folders above *paths*."""
     folders: set[str] = set()
     for path in paths:
         folder = path.rpartition("/")[0]
@@ -72,7 +72,7 @@ def _folders(paths: Iterable[str]) -> set[str]:
 
 
 def _below(stacked: dict[str, int], hidden: Sequence[str]) -> dict[str, int]:
-    """Add up what is below each hidden directory, and take it out of *stacked*."""
+    """Returns the bytes below each hidden directory, and removes those files from *stacked*."""
     if not hidden:
         return {}
     names = sorted(stacked)
@@ -85,7 +85,7 @@ def _below(stacked: dict[str, int], hidden: Sequence[str]) -> dict[str, int]:
 
 
 def _target(path: str) -> str:
-    """Return the path that a whiteout hides, any other path as it is."""
+    """Returns the path that a whiteout hides; any other path is returned unchanged."""
     folder, _, name = path.rpartition("/")
     name = name.removeprefix(".wh.")
     return f"{folder}/{name}" if folder else name

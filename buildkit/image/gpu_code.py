@@ -1,7 +1,7 @@
-"""Kernels for GPUs in the shared objects of a layer: how many bytes for which architecture, library by library.
+"""Finds GPU code in the shared objects of an image: bytes by library and architecture.
 
-The code is found where the linker puts it, in the sections that `buildkit.slim` prunes, so a layer's content has to be
-at hand: uncompressed, in a file. What `buildkit.binary.fatbin` does not know is counted as unknown, never left out.
+The search reads the ELF sections for fat binaries, so it needs the layer's tar archive uncompressed and in a file. Code
+that `buildkit.binary.fatbin` does not understand counts as "unknown"; it is never left out.
 """
 
 from collections import defaultdict
@@ -18,15 +18,15 @@ from buildkit.image.merge import MergedFileSystem
 __all__ = ["UNKNOWN", "GpuArchitecture", "GpuCodeMeasurement", "GpuLibrary", "find_gpu_code", "measure_gpu_code"]
 
 UNKNOWN: Final = "unknown"
-"""The architecture of what could not be read."""
+"""The architecture of code that could not be decoded."""
 
-_FORGET_BYTES: Final = 64 << 20
-_LEAST_BYTES: Final = 4096  # a shared object with a kernel in it is larger
+_RELEASE_BYTES: Final = 64 << 20
+_MIN_LIBRARY_BYTES: Final = 4096  # any shared object with a kernel is larger
 
 
 @dataclass(frozen=True, slots=True)
 class GpuArchitecture:
-    """What all libraries that a container sees hold for one architecture."""
+    """The code of all visible libraries for one architecture."""
 
     architecture: str
     code_bytes: int
@@ -35,7 +35,7 @@ class GpuArchitecture:
 
 @dataclass(frozen=True, slots=True)
 class GpuLibrary:
-    """A shared object with GPU code; `architectures` are its bytes for each."""
+    """A shared object with GPU code; `architectures` has its bytes by architecture."""
 
     path: str
     layer: int
@@ -46,9 +46,9 @@ class GpuLibrary:
 
 @dataclass(frozen=True, slots=True)
 class GpuCodeMeasurement:
-    """GPU code in the merged file system, the largest first.
+    """The GPU code of the merged file system, the largest first.
 
-    `layers_not_searched` are those whose content was compressed or came in a stream: their code is not in the figures.
+    `layers_not_searched` are layers that were compressed or came through a pipe: their code is not in the figures.
     """
 
     architectures: tuple[GpuArchitecture, ...]
@@ -59,7 +59,7 @@ class GpuCodeMeasurement:
 def measure_gpu_code(
     layers: Sequence[LayerContents], file_system: MergedFileSystem, package_of: Callable[[str], str | None]
 ) -> GpuCodeMeasurement:
-    """Add up the code of the files that a container sees; a hard-linked library counts at its first name."""
+    """Sums the code of the visible files; a hard-linked library counts at its first name."""
     codes: dict[tuple[int, str], dict[str, int]] = defaultdict(dict)
     for position, layer in enumerate(layers):
         for code in layer.gpu_code or ():
@@ -83,38 +83,38 @@ def measure_gpu_code(
     )
 
 
-def find_gpu_code(entries: Sequence[LayerEntry], tar: memoryview, forget: Callable[[], None]) -> tuple[GpuCode, ...]:
-    """Find the GPU code in the regular files of *entries*, whose contents are at their offsets in *tar*.
+def find_gpu_code(entries: Sequence[LayerEntry], tar: memoryview, release: Callable[[], None]) -> tuple[GpuCode, ...]:
+    """Returns the GPU code in the shared objects among *entries*, whose contents are at their offsets in *tar*.
 
-    *forget* is called now and then, so that a mapped *tar* does not pile up in memory.
+    *release* is called from time to time, so that a mapped *tar* does not fill the memory.
     """
     found = []
     for entry in entries:
-        is_candidate = entry.content_offset >= 0 and entry.size_bytes >= _LEAST_BYTES
+        is_candidate = entry.content_offset >= 0 and entry.size_bytes >= _MIN_LIBRARY_BYTES
         if is_candidate and ".so" in entry.path.rpartition("/")[2]:
             content = tar[entry.content_offset : entry.content_offset + entry.size_bytes]
-            sizes = _code_of(content, forget)
+            sizes = _code_of(content, release)
             found += [GpuCode(entry.path, architecture, size_bytes) for architecture, size_bytes in sizes]
     return tuple(found)
 
 
-def _code_of(content: memoryview, forget: Callable[[], None]) -> list[tuple[str, int]]:
+def _code_of(content: memoryview, release: Callable[[], None]) -> list[tuple[str, int]]:
     if bytes(content[:4]) != elf.MAGIC:
         return []
     try:
         sections = elf.parse(content).sections
     except UnsupportedBinary:
-        return []  # no object for a host with CUDA: another class, order or machine
+        return []  # not for a host with CUDA: another class, byte order or machine
     sizes: dict[str, int] = defaultdict(int)
     for section in sections:
         if section.name in FATBIN_SECTIONS and section.stored_bytes:
-            for architecture, size_bytes in _code_of_section(content[section.file_offset : section.file_end], forget):
+            for architecture, size_bytes in _code_of_section(content[section.file_offset : section.file_end], release):
                 sizes[architecture] += size_bytes
     return sorted(sizes.items())
 
 
-def _code_of_section(section: memoryview, forget: Callable[[], None]) -> Iterator[tuple[str, int]]:
-    """Go through a section container by container; from the first that is not understood on all is unknown."""
+def _code_of_section(section: memoryview, release: Callable[[], None]) -> Iterator[tuple[str, int]]:
+    """Yields architecture and bytes of each entry; unknown from the first that is not understood on."""
     offset = read_bytes = 0
     while offset < len(section):
         stated_bytes = int.from_bytes(section[offset + 8 : offset + 16], "little")  # the header's last field
@@ -129,7 +129,7 @@ def _code_of_section(section: memoryview, forget: Callable[[], None]) -> Iterato
                 yield entry.name, entry.size_bytes
         read_bytes += end - offset
         offset = end
-        if read_bytes > _FORGET_BYTES:
-            forget()
+        if read_bytes > _RELEASE_BYTES:
+            release()
             read_bytes = 0
-    forget()
+    release()

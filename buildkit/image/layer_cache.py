@@ -1,4 +1,4 @@
-"""Layers that were measured before, by diff id: the same layer is never read twice."""
+"""Caches the contents of layers by digest, so that the same layer is never read twice."""
 
 import os
 from contextlib import suppress
@@ -15,10 +15,10 @@ _CACHE_BYTES: Final = 1 << 30  # a layer of 50,000 files takes 8 MB
 
 
 class LayerCache:
-    """Layers by diff id, and what was learned of an engine's images, in one folder that may be deleted at any time.
+    """Contents of layers by diff ID, and notes about images, in a folder that may be deleted at any time.
 
-    Without a folder nothing is kept. Files appear whole or not at all; one that cannot be used is read as absent. What
-    was used longest ago goes once the folder holds more than 1 GiB.
+    Without a folder it is always empty. Files are replaced atomically; an unreadable one counts as absent. If the
+    folder exceeds 1 GiB, the least recently used files are removed.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -27,12 +27,12 @@ class LayerCache:
             folder.mkdir(parents=True, exist_ok=True)
 
     def has(self, diff_id: str) -> bool:
-        """Say whether a file for this layer is here; `load` may still find it unusable."""
+        """Returns whether there is a file for this layer; `load` may still find it unreadable."""
         path = self._path("layer", diff_id)
         return path is not None and path.exists()
 
     def load(self, diff_id: str) -> LayerContents | None:
-        """Return the layer of this diff id."""
+        """Returns the layer with this diff ID."""
         try:
             contents = msgspec.msgpack.decode(self._read("layer", diff_id), type=LayerContents)
         except msgspec.DecodeError:
@@ -41,23 +41,23 @@ class LayerCache:
             return None
         return contents
 
-    def keep(self, contents: LayerContents) -> None:
-        """Put a layer here, under its diff id and under the digest that its blob has."""
+    def save(self, contents: LayerContents) -> None:
+        """Saves a layer, under its diff ID and under the digest of its blob."""
         self._write("layer", contents.diff_id, msgspec.msgpack.encode(contents))
         if contents.blob_digest != contents.diff_id:
             self._write("blob", contents.blob_digest, contents.diff_id.encode())
         self._prune()
 
     def load_blob(self, digest: str) -> LayerContents | None:
-        """Return the layer that a blob of this digest holds."""
+        """Returns the layer whose blob, or whose tar archive, has this digest."""
         return self.load(digest) or self.load(self._read("blob", digest).decode(errors="replace"))
 
     def load_note(self, kind: str, digest: str) -> bytes:
-        """Return what `keep_note` was given, nothing where it was given nothing."""
+        """Returns the bytes that `save_note` saved, empty if there are none."""
         return self._read(kind, digest)
 
-    def keep_note(self, kind: str, digest: str, content: bytes) -> None:
-        """Put a few bytes here about the thing with this digest."""
+    def save_note(self, kind: str, digest: str, content: bytes) -> None:
+        """Saves a few bytes of one *kind* about the image with this digest."""
         self._write(kind, digest, content)
 
     def _path(self, kind: str, digest: str) -> Path | None:
@@ -89,7 +89,7 @@ class LayerCache:
             return
         files = []
         for path in self._folder.iterdir():
-            with suppress(OSError):  # another run may remove it first
+            with suppress(OSError):  # another process may remove it first
                 files.append((path.stat().st_mtime, path.stat().st_size, path))
         total_bytes = sum(size_bytes for _, size_bytes, _ in files)
         for _, size_bytes, path in sorted(files):

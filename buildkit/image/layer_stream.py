@@ -1,7 +1,7 @@
-"""A layer's blob as the bytes of its tar: inflated, counted and hashed by a thread of its own.
+"""Streams the tar archive of a layer's blob: a thread reads, decompresses, counts and hashes it.
 
-The reading thread spends its time in calls that release the interpreter lock (reading, hashing, inflating), so the
-thread that takes the bytes has the other core for itself.
+That thread spends its time in calls that release the interpreter lock (reading, hashing, inflating), so the thread that
+takes the bytes has another core to itself.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import IO, Final, Literal, Protocol, cast
 
-from buildkit.image.tar_format import CorruptLayer, LayerTooLarge
+from buildkit.image.errors import CorruptLayer, LayerTooLarge
 
 __all__ = ["ByteSource", "Compression", "LayerStream", "Limits", "check_expansion", "is_compressed"]
 
 _CHUNK_BYTES: Final = 1 << 20  # fits a core's second-level cache; 256 kB and 4 MB were measured slower
 _CHUNKS_IN_FLIGHT: Final = 8
-# The reference decoder's own default limit (zstd.h, ZSTD_WINDOWLOG_LIMIT_DEFAULT); more would break the memory promise.
+# The default limit of the reference decoder (zstd.h, ZSTD_WINDOWLOG_LIMIT_DEFAULT); a larger window takes more memory.
 _ZSTD_WINDOW_LOG: Final = 27
 _GZIP_MAGIC: Final = b"\x1f\x8b"  # RFC 1952, 2.3.1
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"  # RFC 8878, 3.1.1
@@ -29,12 +29,16 @@ Compression = Literal["none", "gzip", "zstd"]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one layer may hold before it is refused; `entries` holds for an image's layers together, too.
+    """The largest layer that is read; larger ones are refused.
 
-    400,000 entries take 460 MB to measure (measured, with paths of 95 letters); the largest CUDA images
-    known have half as many.
-    `expansion_ratio` applies past `expansion_free_bytes`: deflate cannot pass 1032 to 1, zstd and holes can, and no
-    layer of real files comes near 500.
+    Attributes:
+        unpacked_bytes: regular files of one layer.
+        entries: entries of one layer, and of all layers of an image together. 400,000 entries take 460 MB to analyze
+            (measured, with paths of 95 letters); the largest CUDA images known have half as many.
+        captured_bytes: lists of package files of one layer.
+        expansion_ratio: unpacked to stored bytes, past `expansion_free_bytes`. Deflate cannot exceed 1032, zstd and
+            holes can; no layer of real files comes near 500.
+        expansion_free_bytes: unpacked bytes up to which any ratio is accepted.
     """
 
     unpacked_bytes: int = 256 << 30
@@ -45,22 +49,22 @@ class Limits:
 
 
 def is_compressed(prefix: bytes) -> bool:
-    """Recognise gzip and zstd by the first four bytes of a blob."""
+    """Returns whether a blob that starts with *prefix* is gzip or zstd; four bytes suffice."""
     is_skippable = prefix[1:4] == _ZSTD_SKIPPABLE_MAGIC and prefix[0] in range(0x50, 0x60)
     return prefix[:2] == _GZIP_MAGIC or prefix[:4] == _ZSTD_MAGIC or is_skippable
 
 
 class ByteSource(Protocol):
-    """Anything that fills a buffer and says how many bytes it put there, 0 at the end."""
+    """A source of bytes, such as an unbuffered file."""
 
     def readinto(self, buffer: memoryview, /) -> int | None:
-        """Fill `buffer` from its start."""
+        """Fills *buffer* from its start and returns the number of bytes, 0 at the end."""
 
 
 class LayerStream:
-    """The reading thread and its queue: hands out the tar's bytes in chunks, in order, each to be given back.
+    """The tar archive of a blob, in chunks; a thread reads ahead into a fixed set of buffers.
 
-    The digests are right once the stream has been drained.
+    The digests are complete once the stream was drained.
     """
 
     def __init__(self, source: ByteSource, *, limits: Limits) -> None:
@@ -93,11 +97,11 @@ class LayerStream:
                     return
                 inflated_bytes += filled
                 check_expansion(inflated_bytes, self._hashed.count_bytes, self._limits)
-        except BaseException as error:  # noqa: BLE001 (a thread's edge: raised again in the waiting caller)
+        except BaseException as error:  # noqa: BLE001 (the edge of the thread: raised again in the caller)
             self._full.put(error)
 
     def next_chunk(self) -> memoryview:
-        """Return the next bytes of the tar, empty at its end. The chunk before is no longer valid."""
+        """Returns the next bytes of the archive, empty at its end; the previous chunk becomes invalid."""
         if self._is_at_end:
             return memoryview(b"")
         if self._current is not None:
@@ -115,35 +119,35 @@ class LayerStream:
         return view
 
     def drain(self) -> None:
-        """Read what follows the archive's end, which engines ignore, so that the digests cover the whole blob."""
+        """Reads the bytes after the end of the archive, which engines ignore, for digests of the complete blob."""
         while self.next_chunk():
             pass
         self._thread.join()
 
     def close(self) -> None:
-        """Stop the reading thread; the source is the caller's to close."""
+        """Stops the reading thread; does not close the source."""
         self._is_at_end = True
         self._free.put(None)
         self._thread.join()
 
     @property
     def blob_digest(self) -> str:
-        """Digest of the bytes as stored."""
+        """The digest of the bytes as stored."""
         return self._hashed.digest()
 
     @property
     def blob_bytes(self) -> int:
-        """How many bytes were read, as stored."""
+        """The number of bytes read so far, as stored."""
         return self._hashed.count_bytes
 
     @property
     def diff_id(self) -> str:
-        """Digest of the tar: the one that the configuration names."""
+        """The digest of the tar archive, which the image's configuration names."""
         return self.blob_digest if self._tar_hash is None else f"sha256:{self._tar_hash.hexdigest()}"
 
 
 class _HashedSource:
-    """The blob's bytes, hashed and counted on their way."""
+    """A source that hashes and counts the bytes that are read from it."""
 
     def __init__(self, source: ByteSource) -> None:
         self._source = source
@@ -152,7 +156,7 @@ class _HashedSource:
         self.count_bytes = 0
 
     def peek(self, count: int) -> bytes:
-        """Return the first bytes without using them up; only before the first read."""
+        """Returns the first bytes and leaves them to be read; only before the first read."""
         buffer = memoryview(bytearray(count))
         filled = self._fill(buffer)
         self._prefix = bytes(buffer[:filled])
@@ -168,7 +172,7 @@ class _HashedSource:
         return filled
 
     def readinto(self, buffer: memoryview, /) -> int:
-        """Fill the whole of `buffer` unless the source ends first."""
+        """Fills all of *buffer*, unless the source ends first."""
         start = min(len(self._prefix), len(buffer))
         buffer[:start] = self._prefix[:start]
         self._prefix = self._prefix[start:]
@@ -178,12 +182,12 @@ class _HashedSource:
         return filled
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return up to `size` bytes: what decompressors ask for."""
+        """Returns up to *size* bytes, for decompressors."""
         buffer = bytearray(size if size >= 0 else _CHUNK_BYTES)
         return bytes(buffer[: self.readinto(memoryview(buffer))])
 
     def readable(self) -> bool:
-        """Files are asked this before they are read."""
+        """Returns True, as the protocol of files wants it."""
         return True
 
     def digest(self) -> str:
@@ -191,7 +195,7 @@ class _HashedSource:
 
 
 class _Inflater(Protocol):
-    """What `zlib.decompressobj` returns, as far as it is used here."""
+    """The part of `zlib.decompressobj` that is used here."""
 
     @property
     def eof(self) -> bool: ...
@@ -203,16 +207,16 @@ class _Inflater(Protocol):
 
 
 def _inflater() -> tuple[Callable[[], _Inflater], type[Exception]]:
-    """Return what inflates gzip and what it raises: ISA-L, at 1.8 times zlib's speed (measured), where it is there."""
+    """Returns a factory of inflaters and their error: ISA-L if installed, at 1.8 times the speed of zlib (measured)."""
     try:
-        from isal import isal_zlib  # noqa: PLC0415 (only where it was installed)
+        from isal import isal_zlib  # noqa: PLC0415 (an optional dependency)
     except ImportError:
         return lambda: zlib.decompressobj(wbits=31), zlib.error
     return lambda: isal_zlib.decompressobj(wbits=31), cast("type[Exception]", isal_zlib.error)
 
 
 class _GzipReader:
-    """Inflates a gzip file of one or more members (RFC 1952), refusing one that ends early or has a tail."""
+    """Inflates a gzip file of one or more members (RFC 1952); refuses one that ends early or goes on."""
 
     _READ_BYTES: Final = 1 << 18
 
@@ -246,27 +250,27 @@ class _GzipReader:
     def _require_only_zeros(self) -> None:
         while rest := self._source.read(self._READ_BYTES):
             if rest.strip(b"\0"):
-                raise CorruptLayer("bytes that are not gzip follow the gzip stream")
+                raise CorruptLayer("other bytes follow the gzip stream")
 
 
 class _ZstdReader:
     """Decodes zstd frames (RFC 8878), skippable ones included, with a window of at most 128 MiB.
 
-    Before Python 3.14 a frame that is cut short reads as its end; the tar inside and the digests tell.
+    Before Python 3.14 a truncated frame reads as if it ended; the archive in it and the digests show the damage.
     """
 
     def __init__(self, source: _HashedSource) -> None:
         self._reader: ByteSource
         self._errors: tuple[type[Exception], ...]
-        file = cast("IO[bytes]", source)  # both ask for a whole file object and call only its `read`
+        file = cast("IO[bytes]", source)  # both decoders take a file object and call only its `read`
         if sys.version_info >= (3, 14):
-            from compression import zstd  # noqa: PLC0415 (not in older ones)
+            from compression import zstd  # noqa: PLC0415 (new in 3.14)
 
             options = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
             self._reader = zstd.ZstdFile(file, options=options)
             self._errors = (zstd.ZstdError, EOFError)
         else:
-            import zstandard  # noqa: PLC0415 (not needed by newer ones)
+            import zstandard  # noqa: PLC0415 (not needed since 3.14)
 
             decoder = zstandard.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW_LOG)
             self._reader = decoder.stream_reader(file, read_across_frames=True, read_size=_CHUNK_BYTES)
@@ -280,10 +284,10 @@ class _ZstdReader:
 
 
 def check_expansion(unpacked_bytes: int, stored_bytes: int, limits: Limits) -> None:
-    """Raise LayerTooLarge where *limits* do not allow so much to come from so little."""
+    """Raises LayerTooLarge if *unpacked_bytes* exceed the limits, alone or in relation to *stored_bytes*."""
     if unpacked_bytes > limits.unpacked_bytes:
         raise LayerTooLarge(f"more than {limits.unpacked_bytes} bytes unpacked, the limit")
     if unpacked_bytes > limits.expansion_free_bytes and unpacked_bytes > stored_bytes * limits.expansion_ratio:
         raise LayerTooLarge(
-            f"{stored_bytes} stored bytes become {unpacked_bytes}: more than {limits.expansion_ratio} times as many"
+            f"{stored_bytes} stored bytes unpack to {unpacked_bytes}, more than {limits.expansion_ratio} times as many"
         )

@@ -1,4 +1,4 @@
-"""The documents that make blobs an image: indexes, manifests and configurations, as far as they are needed here.
+"""Decodes the JSON documents of an image: indexes, manifests and configurations, with the fields that are used here.
 
 Formats: OCI image specification 1.1 (descriptor.md, image-index.md, manifest.md, config.md), Docker's image manifest v2
 schema 2, and manifest.json of `docker image save`.
@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from buildkit.image.blobs import CorruptImage
+from buildkit.image.errors import CorruptImage
 
 __all__ = [
     "ATTESTATION",
@@ -17,16 +17,16 @@ __all__ = [
     "INDEX_TYPES",
     "LAYER_TYPE",
     "MANIFEST_TYPES",
+    "ArchivedImage",
     "Descriptor",
-    "DockerManifest",
     "ImageConfig",
+    "ImageIndex",
     "ImageManifest",
-    "Index",
     "MediaType",
     "Platform",
     "RunConfig",
     "decode_json",
-    "instructions_of",
+    "layer_instructions",
 ]
 
 _T = TypeVar("_T")
@@ -48,7 +48,7 @@ LAYER_TYPE: Final = re.compile(
 
 
 class Platform(msgspec.Struct, frozen=True):
-    """What an image runs on, as "linux/arm64/v8"."""
+    """The platform of an image; its text is "linux/arm64/v8"."""
 
     os: str = ""
     architecture: str = ""
@@ -59,7 +59,7 @@ class Platform(msgspec.Struct, frozen=True):
 
 
 class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
-    """A reference to a blob: its digest, size and kind."""
+    """A reference to a blob: digest, size in bytes and media type."""
 
     digest: str
     size: int
@@ -69,26 +69,26 @@ class Descriptor(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """References that its annotations give it."""
+        """The image names among the annotations."""
         return tuple((self.annotations or {})[key] for key in _NAME_ANNOTATIONS if key in (self.annotations or {}))
 
 
-class Index(msgspec.Struct, frozen=True):
-    """A list of manifests, one for each platform, with attestations among them."""
+class ImageIndex(msgspec.Struct, frozen=True):
+    """A list of manifests: one for each platform, and attestations."""
 
     manifests: tuple[Descriptor, ...]
 
 
 class ImageManifest(msgspec.Struct, frozen=True, rename="camel"):
-    """One image: its configuration and its layers, the lowest first."""
+    """The manifest of one image: its configuration and its layers, the lowest first."""
 
     config: Descriptor
     layers: tuple[Descriptor, ...] | None
     artifact_type: str | None = None
 
 
-class DockerManifest(msgspec.Struct, frozen=True, rename="pascal"):
-    """One image of an archive of `docker image save`: names of files in the archive."""
+class ArchivedImage(msgspec.Struct, frozen=True, rename="pascal"):
+    """An entry of the manifest.json of `docker image save`; `config` and `layers` are names of files in the archive."""
 
     config: str
     layers: tuple[str, ...] | None
@@ -97,7 +97,7 @@ class DockerManifest(msgspec.Struct, frozen=True, rename="pascal"):
 
 class _RootFileSystem(msgspec.Struct, frozen=True):
     type: str
-    diff_ids: tuple[str, ...] | None = None  # null where there is none: so Go writes an empty list
+    diff_ids: tuple[str, ...] | None = None  # Go writes an empty list as null
 
 
 class _History(msgspec.Struct, frozen=True):
@@ -107,7 +107,7 @@ class _History(msgspec.Struct, frozen=True):
 
 
 class RunConfig(msgspec.Struct, frozen=True, rename="pascal"):
-    """What a container of the image is run with."""
+    """The settings of a container that is started from the image."""
 
     working_dir: str = ""
     user: str = ""
@@ -115,7 +115,7 @@ class RunConfig(msgspec.Struct, frozen=True, rename="pascal"):
 
 
 class ImageConfig(msgspec.Struct, frozen=True):
-    """An image's configuration: its layers as unpacked, and what made them."""
+    """The configuration of an image: digests of the unpacked layers, and the instructions that made them."""
 
     rootfs: _RootFileSystem
     architecture: str = ""
@@ -127,25 +127,30 @@ class ImageConfig(msgspec.Struct, frozen=True):
 
 
 class MediaType(msgspec.Struct, frozen=True, rename="camel"):
-    """The kind that a document says it is of."""
+    """The media type that a document states."""
 
     media_type: str = ""
 
 
 def decode_json(content: bytes, kind: type[_T], image: str, what: str) -> _T:
-    """Read a document; CorruptImage names the *image* and *what* was to be read."""
+    """Decodes a document.
+
+    Raises:
+        CorruptImage: it is not a *kind*; the message names the *image* and *what* the document is.
+    """
     try:
         return msgspec.json.decode(content, type=kind)
     except msgspec.DecodeError as error:
         raise CorruptImage(image, f"{what}: {error}") from error
 
 
-def instructions_of(config: ImageConfig, layers: int) -> tuple[str | None, ...]:
-    """Return what made each layer, from the history's entries that made one; all None where they do not add up."""
-    made = [step for step in config.history or () if not step.empty_layer]
-    if len(made) != layers:
+def layer_instructions(config: ImageConfig) -> tuple[str | None, ...]:
+    """Returns the instruction of each layer, from the history; all None if the history has another number of layers."""
+    layers = len(config.rootfs.diff_ids or ())
+    steps = [step for step in config.history or () if not step.empty_layer]
+    if len(steps) != layers:
         return (None,) * layers
-    return tuple(_instruction(step.created_by or step.comment) or None for step in made)
+    return tuple(_instruction(step.created_by or step.comment) or None for step in steps)
 
 
 def _instruction(created_by: str) -> str:

@@ -1,11 +1,12 @@
-"""Layers applied one upon the other: the file system that a container sees, and what each layer stores in vain.
+"""Merges layers into the file system that a container sees, and lists the bytes that layers store in vain.
 
-The rules are those of the OCI image specification 1.1, layer.md, and where it leaves a choice those of containerd's
-overlay snapshotter (archive/tar.go), against which the tests check them: a layer is unpacked into a directory of its
-own, so a name below a symbolic link follows the link if the same layer made it and replaces it by a directory if a
-lower layer did; whiteouts hide only what lower layers hold. There is one difference: in the lowest layer, where a
-whiteout means nothing and no builder writes one, containerd removes what stands before it in the same archive, against
-the specification; here it hides nothing.
+The rules are those of the OCI image specification 1.1, layer.md, and for what it leaves open those of containerd's
+overlay snapshotter (archive/tar.go), which the tests compare with. Each layer is unpacked into a separate directory, so
+a name below a symbolic link follows the link if the same layer made it, and replaces it by a directory if a lower layer
+did. Whiteouts hide only the files of lower layers.
+
+There is one difference. In the lowest layer a whiteout has no meaning, and no builder writes one. containerd removes
+the files that precede it in the same archive, against the specification; here it hides nothing.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,18 +15,18 @@ from typing import Final, Literal
 
 import msgspec
 
+from buildkit.image.errors import CorruptLayer, UnsafePath
 from buildkit.image.layer_tar import LayerContents, LayerEntry
-from buildkit.image.tar_format import CorruptLayer, UnsafePath
 
 __all__ = ["Cause", "MergedFileSystem", "Node", "StoredFile", "Waste", "merge"]
 
 Cause = Literal["overwritten", "deleted", "metadata only"]
 
-_LINK_HOPS: Final = 255  # as containerd's continuity, fs/path.go
+_LINK_HOPS: Final = 255  # as in containerd's continuity, fs/path.go
 
 
 class StoredFile(msgspec.Struct, eq=False, gc=False):
-    """The content of one regular file where a layer stores it; `names` counts the paths that lead to it now."""
+    """The content of one regular file in one layer; `names` counts the visible paths that lead to it."""
 
     layer: int
     entry: LayerEntry
@@ -34,9 +35,9 @@ class StoredFile(msgspec.Struct, eq=False, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """Bytes that layer `stored_by` holds and no container sees, because of what layer `caused_by` did to `path`.
+    """Bytes that layer `stored_by` holds and no container sees, because layer `caused_by` changed `path`.
 
-    "metadata only": the same content was stored again, for another owner, mode or time, or for nothing at all.
+    The cause "metadata only" means that the same content was stored again, perhaps with another owner, mode or time.
     """
 
     path: str
@@ -47,9 +48,9 @@ class Waste:
 
 
 class Node(msgspec.Struct, eq=False, gc=False):
-    """One name in the merged file system; `file` is set for regular files, `children` for directories.
+    """A name in the merged file system; `file` is set for regular files, `children` for directories.
 
-    `entry` is None for a directory that no layer names.
+    `entry` is None for a directory that no layer has an entry for.
     """
 
     layer: int
@@ -60,14 +61,14 @@ class Node(msgspec.Struct, eq=False, gc=False):
 
 @dataclass(slots=True, eq=False)
 class MergedFileSystem:
-    """The merged file system. Every regular file is in `stored`, the ones that nothing leads to any more included."""
+    """The merged file system. `stored` has every regular file of every layer, hidden ones too."""
 
     root: Node = field(default_factory=lambda: Node(layer=0, children={}))
     stored: list[StoredFile] = field(default_factory=list)
     waste: list[Waste] = field(default_factory=list)
 
     def walk(self) -> Iterator[tuple[str, Node]]:
-        """Go through every name below the root in order, directories before what they hold."""
+        """Yields every name below the root in order, directories before their contents."""
         stack: list[tuple[str, Node]] = [("", self.root)]
         while stack:
             path, node = stack.pop()
@@ -78,7 +79,7 @@ class MergedFileSystem:
                 stack.extend((prefix + name, node.children[name]) for name in sorted(node.children, reverse=True))
 
     def real_path(self, path: str) -> str | None:
-        """Follow the symbolic links on the way to *path*, a final one too; None where it leads nowhere."""
+        """Returns *path* with all symbolic links followed, the last part too; None if it leads nowhere."""
         parts, node, hops = _parts(path), self.root, 0
         real: list[str] = []
         while parts:
@@ -110,30 +111,30 @@ class MergedFileSystem:
 
 
 def merge(layers: Sequence[LayerContents]) -> MergedFileSystem:
-    """Apply *layers*, the lowest first.
+    """Applies *layers*, the lowest first.
 
     Raises:
-        CorruptLayer: a hard link to what is not there, or a file where a directory has to be.
-        UnsafePath: symbolic links that lead in a circle on the way to an entry.
+        CorruptLayer: a hard link without target, or a file in the place of a directory.
+        UnsafePath: a cycle of symbolic links on the way to an entry.
     """
     file_system = MergedFileSystem()
     for position, layer in enumerate(layers):
-        _Application(file_system, position).apply(layer)
+        _LayerApplier(file_system, position).apply(layer)
     return file_system
 
 
-class _Application:
-    """One layer on its way into the file system."""
+class _LayerApplier:
+    """Applies one layer to the file system."""
 
     def __init__(self, file_system: MergedFileSystem, layer: int) -> None:
         self._fs = file_system
         self._layer = layer
-        self._hidden: dict[str, tuple[int, StoredFile]] = {}  # what whiteouts wasted: place in `waste` and content
+        self._hidden: dict[str, tuple[int, StoredFile]] = {}  # files hidden by whiteouts: index in `waste`, content
         self._is_hiding = False
-        self._last: tuple[str, Node] | None = None  # archives go folder by folder
+        self._last: tuple[str, Node] | None = None  # the folder of the last entry: archives go folder by folder
 
     def apply(self, layer: LayerContents) -> None:
-        """Hide first what the whiteouts name, for they never hide what their own layer holds; then add the entries."""
+        """Applies all whiteouts first, since they never hide files of their own layer; then adds the entries."""
         self._is_hiding = True
         for entry in layer.entries:
             if entry.kind not in {"whiteout", "opaque"}:
@@ -174,7 +175,7 @@ class _Application:
             stored = StoredFile(self._layer, entry, names=1)
             self._fs.stored.append(stored)
             new = Node(self._layer, entry, file=stored)
-            self._reconsider(path, stored)
+            self._correct_cause(path, stored)
         else:
             new = Node(self._layer, entry, children={} if entry.kind == "directory" else None)
         if old is not None:
@@ -182,18 +183,18 @@ class _Application:
         parent.children[name] = new
 
     def _linked(self, entry: LayerEntry) -> Node:
-        """Make a hard link: another name for a file of this or, as some builders write it, of a lower layer."""
+        """Makes a hard link: another name for a file of this layer or, as some builders write it, of a lower one."""
         folder, _, name = entry.link.rpartition("/")
         parent = self._find(self._resolved(folder))
         target = None if parent is None else (parent.children or {}).get(name)
         if target is None or target.children is not None:
-            raise CorruptLayer(f"hard link to {entry.link!r}, which is no file", path=entry.path)
+            raise CorruptLayer(f"a hard link to {entry.link!r}, which is not a file", path=entry.path)
         if target.file is not None:
             target.file.names += 1
         return Node(self._layer, target.entry, file=target.file)
 
     def _resolved(self, folder: str) -> str:
-        """Follow the links that this layer made, without making anything."""
+        """Returns *folder* with the links followed that this layer made."""
         parts, real, hops = _parts(folder), list[str](), 0
         while parts:
             name = parts.pop(0)
@@ -211,7 +212,7 @@ class _Application:
         return "/".join(real)
 
     def _parent(self, path: str) -> tuple[Node, str]:
-        """Return the directory that holds *path*, made where it is missing, and the path with links followed."""
+        """Returns the directory of *path*, made if it is missing, and *path* with links followed."""
         folder, _, name = path.rpartition("/")
         if self._last is not None and self._last[0] == folder:
             return self._last[1], path
@@ -227,11 +228,11 @@ class _Application:
                 continue
             children = node.children
             if children is None:
-                raise CorruptLayer("below a file", path=path)
+                raise CorruptLayer("it is below a file", path=path)
             child = children.get(part)
             if child is not None and child.children is None and child.layer == self._layer:
                 if child.entry is None or child.entry.kind != "symlink":
-                    raise CorruptLayer("below a file of the same layer", path=path)
+                    raise CorruptLayer("it is below a file of the same layer", path=path)
                 hops = _next_hop(hops, path)
                 is_straight = False
                 parts = _parts(child.entry.link) + parts
@@ -250,13 +251,13 @@ class _Application:
         return node, path if is_straight else "/".join([*real, name])
 
     def _remove(self, siblings: dict[str, Node], name: str, folder: str) -> None:
-        """Hide a name of a lower layer."""
+        """Hides a name of a lower layer."""
         child = siblings.pop(name, None)
         if child is not None:
             self._drop(child, f"{folder}/{name}" if folder else name, None, is_deleted=True)
 
     def _drop(self, node: Node, path: str, successor: StoredFile | None, *, is_deleted: bool = False) -> None:
-        """Take a name away, and all below it; content that loses its last name is waste."""
+        """Removes a name and everything below it; content that loses its last name is waste."""
         self._last = None
         stack = [(path, node, is_deleted)]
         while stack:
@@ -272,8 +273,8 @@ class _Application:
                 cause: Cause = "deleted" if is_gone else _replaced(stored, successor)
                 self._fs.waste.append(Waste(at, stored.entry.size_bytes, cause, stored.layer, self._layer))
 
-    def _reconsider(self, path: str, successor: StoredFile) -> None:
-        """What a whiteout hides and the same layer writes anew is not deleted but replaced."""
+    def _correct_cause(self, path: str, successor: StoredFile) -> None:
+        """Corrects "deleted" to the cause of a replacement, if the layer writes a path again that its whiteout hid."""
         hidden = self._hidden.pop(path, None)
         if hidden is not None:
             place, stored = hidden
@@ -287,7 +288,7 @@ def _replaced(stored: StoredFile, successor: StoredFile | None) -> Cause:
 
 def _next_hop(hops: int, path: str) -> int:
     if hops >= _LINK_HOPS:
-        raise UnsafePath("symbolic links in a circle", path=path)
+        raise UnsafePath("a cycle of symbolic links", path=path)
     return hops + 1
 
 

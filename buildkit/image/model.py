@@ -1,18 +1,18 @@
-"""What is in an image, as one value that is saved and loaded: every byte once, with its layer and its package.
+"""Defines the values of an image: `Image` as it was read, and `Measurement`, its analysis, which is saved as JSON.
 
 Sizes, in bytes:
-    unpacked_bytes  regular files in the layers' tars, added up; a sparse file with its holes, a hard link as nothing.
-    blob_bytes      what a registry or the engine stores for the layers, compressed as they are.
+    unpacked_bytes  regular files in the layers' tar archives; a sparse file with its holes, a hard link as nothing.
+    blob_bytes      layers as a registry or the engine stores them, compressed or not.
     final_bytes     regular files of the merged file system, hard-linked content once.
-    wasted_bytes    unpacked_bytes - final_bytes: stored by a layer and hidden by the same or a later one.
-    efficiency_fraction = final_bytes / unpacked_bytes, and 1 for an image without files.
+    wasted_bytes    unpacked_bytes - final_bytes: stored by a layer, hidden by the same or a later one.
+    efficiency_fraction  final_bytes / unpacked_bytes; 1 for an image without files.
 
-The published schema of the saved form is `measurement.schema.json` beside this module.
+The JSON Schema of a saved measurement is `measurement.schema.json` in this folder.
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -20,21 +20,25 @@ from buildkit import jsonfile
 from buildkit.image.dive import DiveEfficiency
 from buildkit.image.gpu_code import GpuCodeMeasurement
 from buildkit.image.layer_stream import Compression
+from buildkit.image.layer_tar import LayerContents
 from buildkit.image.merge import Cause
 from buildkit.image.packages import Package
-from buildkit.image.read import Source
-from buildkit.image.tar_format import Kind
+from buildkit.image.tar_format import EntryKind
 
 __all__ = [
+    "BASE_LAYERS_LABEL",
     "SCHEMA_VERSION",
     "DuplicateContent",
     "DuplicateLibrary",
     "FileRecord",
     "FolderSize",
+    "Image",
     "ImageDescription",
+    "ImageLayer",
     "LayerMeasurement",
     "LibraryCopy",
     "Measurement",
+    "Source",
     "StoredCopy",
     "Totals",
     "TreeRow",
@@ -46,17 +50,21 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = 2
+BASE_LAYERS_LABEL: Final = "io.truthgraph.base.layers"
+"""The image label with the number of lowest layers that belong to the base image."""
+
+Source = Literal["engine", "oci-layout", "archive"]
 
 
 class FileRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One name of the merged file system; written as an array to keep the file small.
 
-    `sha256` is set for regular files, `link` for symbolic links and device nodes. `layer` is where it is stored and
-    `package` a position in the measurement's packages, each -1 for nothing.
+    `sha256` is set for regular files, `link` for symbolic links and device nodes. `layer` is the position of the layer
+    that stores it, and `package` its position in the measurement's packages; each is -1 for none.
     """
 
     path: str
-    kind: Kind
+    kind: EntryKind
     size_bytes: int
     mode: int
     uid: int
@@ -69,7 +77,10 @@ class FileRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class ImageDescription:
-    """Which image was measured; the digests are those of what was read."""
+    """The name, digests and settings of an image.
+
+    `manifest_digest` is None for an archive without OCI manifest.
+    """
 
     name: str
     source: Source
@@ -83,8 +94,27 @@ class ImageDescription:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageLayer:
+    """One layer, stored and unpacked; `instruction` made it, None if the image has no history."""
+
+    diff_id: str
+    blob_digest: str
+    blob_bytes: int
+    instruction: str | None
+    contents: LayerContents
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image with all of its layers, the lowest first, every digest verified when its bytes were read."""
+
+    description: ImageDescription
+    layers: tuple[ImageLayer, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
-    """The image as a whole. `executables` are regular files that anyone may execute, shared objects left out."""
+    """The figures of the image. `executables` are regular files with an execute bit, without shared objects."""
 
     unpacked_bytes: int
     blob_bytes: int
@@ -101,10 +131,10 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class LayerMeasurement:
-    """One layer, the lowest being position 0.
+    """One layer; the lowest has position 0.
 
-    `wasted_bytes` are stored here and hidden, `caused_waste_bytes` are stored here or below and hidden by this layer.
-    `packages` counts those whose list of files is stored here.
+    `wasted_bytes` are stored in this layer and hidden by any, `caused_waste_bytes` are hidden by this layer.
+    `packages` counts the packages whose list of files is stored in this layer.
     """
 
     position: int
@@ -125,7 +155,7 @@ class LayerMeasurement:
 
 @dataclass(frozen=True, slots=True)
 class TreeRow:
-    """A part of the merged file system; top-level rows add up to the image, the rows below one to that one."""
+    """A part of the merged file system; rows without parent add up to the image, children to their parent."""
 
     label: str
     parent: str | None
@@ -136,7 +166,7 @@ class TreeRow:
 
 @dataclass(frozen=True, slots=True)
 class FolderSize:
-    """A folder of the merged file system with all that is below it."""
+    """A folder of the merged file system, its subfolders included."""
 
     path: str
     final_bytes: int
@@ -145,7 +175,7 @@ class FolderSize:
 
 @dataclass(frozen=True, slots=True)
 class WastedFile:
-    """One file that is stored and never seen."""
+    """A file that a layer stores and no container sees."""
 
     path: str
     wasted_bytes: int
@@ -153,7 +183,7 @@ class WastedFile:
 
 @dataclass(frozen=True, slots=True)
 class WasteGroup:
-    """All that one layer hides of another for one cause; `instruction` is the one that did it."""
+    """The files of layer `stored_by` that layer `caused_by` hides, for one cause; `instruction` made `caused_by`."""
 
     cause: Cause
     stored_by: int
@@ -166,7 +196,7 @@ class WasteGroup:
 
 @dataclass(frozen=True, slots=True)
 class StoredCopy:
-    """Where a content is stored; `is_visible` says whether a container sees it there."""
+    """One of the places that store a content; `is_visible` says whether a container sees it there."""
 
     layer: int
     path: str
@@ -175,7 +205,7 @@ class StoredCopy:
 
 @dataclass(frozen=True, slots=True)
 class DuplicateContent:
-    """The same bytes more than once, in several layers or at several paths; `extra_bytes` is all but one of them."""
+    """A content that is stored more than once; `extra_bytes` are all copies but one."""
 
     sha256: str
     size_bytes: int
@@ -186,7 +216,7 @@ class DuplicateContent:
 
 @dataclass(frozen=True, slots=True)
 class LibraryCopy:
-    """One of the places of a shared library."""
+    """One copy of a shared library; `package` is None if no package owns it."""
 
     path: str
     size_bytes: int
@@ -196,9 +226,9 @@ class LibraryCopy:
 
 @dataclass(frozen=True, slots=True)
 class DuplicateLibrary:
-    """A shared library that the merged file system holds more than once under one soname, judged by file names.
+    """A shared library that the merged file system holds more than once, by the soname that file names tell.
 
-    For libraries of CUDA the major version is left out: two generations of one are two CUDAs.
+    The sonames of CUDA libraries have no version here, so two major versions of one count as duplicates.
     """
 
     soname: str
@@ -238,20 +268,20 @@ class Measurement:
         return replace(self, image=replace(self.image, name=name))
 
     def without_files(self) -> "Measurement":
-        """Return the short form."""
+        """Returns the short form."""
         return replace(self, files=None)
 
 
 def save(measurement: Measurement, path: Path) -> None:
-    """Write as JSON; folders are made, a file is replaced whole."""
+    """Writes *measurement* as JSON; makes the folders, and replaces an existing file."""
     jsonfile.save(measurement, path)
 
 
 def load(path: Path) -> Measurement:
-    """Read what `save` wrote; InvalidFile where it is anything else."""
+    """Reads a saved measurement; raises InvalidFile if the file holds anything else."""
     return jsonfile.load(path, Measurement, version=SCHEMA_VERSION, what="a measurement", fix="measure the image again")
 
 
 def schema() -> dict[str, object]:
-    """Return the JSON Schema (2020-12) of a saved measurement."""
+    """Returns the JSON Schema (2020-12) of a saved measurement."""
     return jsonfile.schema_of(Measurement, f"Image measurement, version {SCHEMA_VERSION}")

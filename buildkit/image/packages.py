@@ -1,6 +1,6 @@
-"""Which package each file of an image belongs to: Python distributions by their RECORD, Debian's by their file lists.
+"""Finds the package that owns each file of an image: Python distributions by RECORD, Debian packages by file lists.
 
-Python: the PyPA specification "Recording installed projects". Debian: dpkg's `status` and `info/*.list`, and for
+Python: the PyPA specification "Recording installed projects". Debian: dpkg's `status` and `info/*.list`, and in
 distroless images `status.d/` with its md5sums.
 """
 
@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from buildkit.image.errors import CorruptLayer
 from buildkit.image.merge import MergedFileSystem, StoredFile
-from buildkit.image.tar_format import CorruptLayer
 from buildkit.text import canonical_name
 
-__all__ = ["Manager", "Ownership", "Package", "attribute"]
+__all__ = ["Ownership", "Package", "PackageManager", "find_owners"]
 
-Manager = Literal["python", "debian"]
+PackageManager = Literal["python", "debian"]
 
 _DPKG: Final = "var/lib/dpkg"
 _BYTECODE: Final = re.compile(r"(?P<folder>.*/)?__pycache__/(?P<name>[^/]+?)\.[a-z]+-[0-9a-z]+(\.opt-[0-9a-z]+)?\.pyc")
@@ -25,13 +25,13 @@ _BYTECODE: Final = re.compile(r"(?P<folder>.*/)?__pycache__/(?P<name>[^/]+?)\.[a
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One installed package and what its files take up in the merged file system.
+    """One installed package, and number and size of its files in the merged file system.
 
-    `location` is the folder that a Python distribution is installed in, empty for Debian's. `layer` is where its list
-    of files is stored. A file that several packages claim counts for the first by name.
+    `location` is the folder of a Python distribution, empty for a Debian package. `layer` is the position of the layer
+    with its list of files. A file that several packages list counts for the first by name.
     """
 
-    manager: Manager
+    manager: PackageManager
     name: str
     version: str
     location: str
@@ -42,24 +42,27 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """Every package, and for each owned path the position of its package in `packages`."""
+    """All packages, and for each owned path the position of its package in `packages`."""
 
     packages: tuple[Package, ...]
     owner_of: Mapping[str, int]
 
     def name_of(self, path: str) -> str | None:
-        """Return the name of the package that a path belongs to."""
+        """Returns the name of the package that owns *path*, None if none does."""
         owner = self.owner_of.get(path)
         return None if owner is None else self.packages[owner].name
 
 
-def attribute(file_system: MergedFileSystem, captured: Sequence[Mapping[str, bytes]]) -> Ownership:
-    """Read the package lists that are in force, from what each layer captured, and share out the files.
+def find_owners(file_system: MergedFileSystem, captured: Sequence[Mapping[str, bytes]]) -> Ownership:
+    """Finds the owner of each file by the package lists that a container sees; *captured* has their content by layer.
 
-    Bytecode belongs to the package of its source, listed or not. A name of hard-linked content counts once.
+    Bytecode belongs to the package of its source, listed or not. Hard-linked content counts once.
+
+    Raises:
+        CorruptLayer: a RECORD is not a list of files.
     """
     files = {path: node.file for path, node in file_system.walk() if node.file is not None}
-    lists = [*_python(files, captured), *_debian(files, captured)]
+    lists = [*_python_lists(files, captured), *_debian_lists(files, captured)]
     owner_of: dict[str, int] = {}
     counts = [0] * len(lists)
     sizes = [0] * len(lists)
@@ -92,8 +95,8 @@ def attribute(file_system: MergedFileSystem, captured: Sequence[Mapping[str, byt
 
 
 @dataclass(frozen=True, slots=True)
-class _Listed:
-    manager: Manager
+class _FileList:
+    manager: PackageManager
     name: str
     version: str
     location: str
@@ -102,7 +105,7 @@ class _Listed:
 
 
 class _Resolver:
-    """Finds listed names also where a symbolic link leads to them, as /lib does to usr/lib."""
+    """Resolves listed names to files, also through symbolic links such as /lib to usr/lib."""
 
     def __init__(self, file_system: MergedFileSystem, files: Mapping[str, StoredFile]) -> None:
         self._file_system = file_system
@@ -120,7 +123,7 @@ class _Resolver:
         return path if path in self._files else None
 
 
-def _python(files: Mapping[str, StoredFile], captured: Sequence[Mapping[str, bytes]]) -> Iterator[_Listed]:
+def _python_lists(files: Mapping[str, StoredFile], captured: Sequence[Mapping[str, bytes]]) -> Iterator[_FileList]:
     for path in sorted(path for path in files if path.endswith(".dist-info/RECORD")):
         record = _content(path, files, captured)
         location, _, folder = path.removesuffix("/RECORD").rpartition("/")
@@ -130,11 +133,10 @@ def _python(files: Mapping[str, StoredFile], captured: Sequence[Mapping[str, byt
         except csv.Error as error:
             raise CorruptLayer(f"not a list of files ({error})", path=path) from error
         paths = [posixpath.normpath(posixpath.join(location, row[0])).lstrip("/") for row in rows]
-        normal = canonical_name(name)  # PyPA specification "Names and normalization"
-        yield _Listed("python", normal, version, location, files[path].layer, paths)
+        yield _FileList("python", canonical_name(name), version, location, files[path].layer, paths)
 
 
-def _debian(files: Mapping[str, StoredFile], captured: Sequence[Mapping[str, bytes]]) -> Iterator[_Listed]:
+def _debian_lists(files: Mapping[str, StoredFile], captured: Sequence[Mapping[str, bytes]]) -> Iterator[_FileList]:
     status = _content(f"{_DPKG}/status", files, captured).decode("utf-8", "replace")
     for fields in sorted(_paragraphs(status), key=lambda each: (each.get("Package", ""), each.get("Architecture", ""))):
         if not fields.get("Status", "").endswith(" installed"):
@@ -145,11 +147,11 @@ def _debian(files: Mapping[str, StoredFile], captured: Sequence[Mapping[str, byt
             if path in files:
                 listed = _content(path, files, captured).decode("utf-8", "backslashreplace").splitlines()
                 paths = [line.lstrip("/") for line in listed]
-                yield _Listed("debian", name, fields.get("Version", ""), "", files[path].layer, paths)
+                yield _FileList("debian", name, fields.get("Version", ""), "", files[path].layer, paths)
                 break
         else:
             layer = files[f"{_DPKG}/status"].layer
-            yield _Listed("debian", name, fields.get("Version", ""), "", layer, ())
+            yield _FileList("debian", name, fields.get("Version", ""), "", layer, ())
     for path in sorted(path for path in files if path.startswith(f"{_DPKG}/status.d/")):
         if path.endswith(".md5sums"):
             continue
@@ -157,7 +159,7 @@ def _debian(files: Mapping[str, StoredFile], captured: Sequence[Mapping[str, byt
             sums = _content(f"{path}.md5sums", files, captured).decode("utf-8", "backslashreplace").splitlines()
             paths = [line.partition(" ")[2].strip().removeprefix("./").lstrip("/") for line in sums]
             version = fields.get("Version", "")
-            yield _Listed("debian", fields.get("Package", ""), version, "", files[path].layer, paths)
+            yield _FileList("debian", fields.get("Package", ""), version, "", files[path].layer, paths)
 
 
 def _content(path: str, files: Mapping[str, StoredFile], captured: Sequence[Mapping[str, bytes]]) -> bytes:
@@ -166,7 +168,7 @@ def _content(path: str, files: Mapping[str, StoredFile], captured: Sequence[Mapp
 
 
 def _paragraphs(text: str) -> Iterator[dict[str, str]]:
-    """Split a file of Debian's control format into its paragraphs, folded lines left out."""
+    """Yields the fields of each paragraph of a Debian control file, without continuation lines."""
     for paragraph in re.split(r"\n\s*\n", text):
         fields = dict(re.findall(r"^([!-9;-~]+):[ \t]*(.*)$", paragraph, flags=re.MULTILINE))
         if "Package" in fields:

@@ -1,8 +1,7 @@
-"""What the blocks of a tar archive mean: headers, extended headers, numbers, names and sparse maps, without any input.
+"""Decodes the blocks of a tar archive: headers, extended headers, numbers and names. Reads no input itself.
 
-Formats: POSIX.1-1988 (ustar), POSIX.1-2001 (pax) and GNU headers as in GNU tar's manual, "Basic Tar Format"; sparse
-files as in its "Storing Sparse Files"; whiteouts as in the OCI image specification 1.1, layer.md. What is not in them
-is refused and named, never skipped.
+Formats: POSIX.1-1988 (ustar), POSIX.1-2001 (pax) and GNU headers as in GNU tar's manual, "Basic Tar Format"; whiteouts
+as in the OCI image specification 1.1, layer.md. An unknown header is refused by name, never skipped.
 """
 
 import hashlib
@@ -10,64 +9,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from buildkit.errors import BuildkitError
+from buildkit.image.errors import CorruptLayer, LayerTooLarge, UnsafePath, UnsupportedEntry
 
 __all__ = [
     "BLOCK_BYTES",
     "HEADER_ONLY",
     "HEADER_TEXT_BYTES",
-    "CorruptLayer",
-    "Kind",
-    "LayerError",
-    "LayerTooLarge",
-    "SparseMap",
+    "EntryKind",
     "TarHeader",
-    "UnsafePath",
-    "UnsupportedEntry",
-    "decimal",
-    "kind_of",
-    "normalise",
-    "number",
-    "padded",
+    "decode_name",
+    "entry_kind",
+    "normalize_path",
+    "padded_bytes",
+    "parse_decimal",
+    "parse_number",
     "parse_pax",
-    "seconds",
-    "text_of",
+    "parse_seconds",
     "xattrs_sha256",
 ]
 
 BLOCK_BYTES: Final = 512
-HEADER_TEXT_BYTES: Final = 1 << 20  # of one pax header or GNU long name: Go's archive/tar takes as much
-_PATH_BYTES: Final = 4096  # PATH_MAX of Linux, limits.h: no engine could unpack a longer one
+HEADER_TEXT_BYTES: Final = 1 << 20  # of one pax header or GNU long name: the limit of Go's archive/tar
+_PATH_BYTES: Final = 4096  # PATH_MAX of Linux, limits.h: no engine can unpack a longer path
 _LONGEST_DECIMAL: Final = 40
-Kind = Literal["file", "hardlink", "symlink", "directory", "character", "block", "fifo", "whiteout", "opaque"]
-
-
-class LayerError(BuildkitError):
-    """A layer that cannot be measured: `layer` names its blob, `reason` says what is wrong with it."""
-
-    exit_code = 3
-
-    def __init__(self, reason: str, *, layer: str = "layer", path: str | None = None) -> None:
-        super().__init__(f"{layer}: {reason}" if path is None else f"{layer}: {path!r}: {reason}")
-        self.reason = reason
-        self.layer = layer
-        self.path = path
-
-
-class CorruptLayer(LayerError):
-    """The bytes are not a whole, well-formed tar stream in a known compression."""
-
-
-class UnsafePath(LayerError):
-    """An entry or a link points outside of the image's root."""
-
-
-class UnsupportedEntry(LayerError):
-    """A well-formed entry of a kind that no container engine unpacks."""
-
-
-class LayerTooLarge(LayerError):
-    """More bytes, entries or text than `Limits` allows: an archive made to exhaust its reader, or a limit to raise."""
+EntryKind = Literal["file", "hardlink", "symlink", "directory", "character", "block", "fifo", "whiteout", "opaque"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +52,24 @@ class TarHeader:
 
     @classmethod
     def parse(cls, block: bytes) -> "TarHeader":
-        """Read one block of 512 bytes; CorruptLayer where its checksum or a number is wrong."""
-        if number(block[148:156]) != sum(block) - sum(block[148:156]) + 256:
-            raise CorruptLayer("a header's checksum is wrong, or this is no tar archive")
+        """Decodes one block of 512 bytes; raises CorruptLayer if its checksum or a number is wrong."""
+        if parse_number(block[148:156]) != sum(block) - sum(block[148:156]) + 256:
+            raise CorruptLayer("a header has a wrong checksum, or this is not a tar archive")
         name = block[:100].split(b"\0", 1)[0]
         is_ustar = block[257:263] == b"ustar\0"
         if is_ustar and block[345]:
             name = block[345:500].split(b"\0", 1)[0] + b"/" + name
-        size_bytes = number(block[124:136])
+        size_bytes = parse_number(block[124:136])
         if size_bytes < 0:
             raise CorruptLayer("an entry of negative size")
         return cls(
             block=block,
             name=name,
-            mode=number(block[100:108]),
-            uid=number(block[108:116]),
-            gid=number(block[116:124]),
+            mode=parse_number(block[100:108]),
+            uid=parse_number(block[108:116]),
+            gid=parse_number(block[116:124]),
             size_bytes=size_bytes,
-            mtime_seconds=number(block[136:148]),
+            mtime_seconds=parse_number(block[136:148]),
             type_flag=block[156:157],
             link_name=block[157:257].split(b"\0", 1)[0],
             is_ustar=is_ustar,
@@ -113,40 +78,17 @@ class TarHeader:
     @property
     def device_major(self) -> int:
         """Major number of a device node."""
-        return number(self.block[329:337])
+        return parse_number(self.block[329:337])
 
     @property
     def device_minor(self) -> int:
         """Minor number of a device node."""
-        return number(self.block[337:345])
+        return parse_number(self.block[337:345])
 
 
-@dataclass(frozen=True, slots=True)
-class SparseMap:
-    """Where the stored bytes of a sparse file go; everything else up to `real_bytes` is zero."""
-
-    segments: tuple[tuple[int, int], ...]
-    real_bytes: int
-    data_bytes: int
-    map_bytes: int
-
-    @classmethod
-    def of(cls, numbers: list[int], real_bytes: int, *, map_bytes: int = 0) -> "SparseMap":
-        """Pair up offsets and lengths, which must ascend without overlap and stay inside of the file."""
-        if len(numbers) % 2:
-            raise CorruptLayer("sparse map with an offset that has no length")
-        segments = tuple(zip(numbers[::2], numbers[1::2], strict=True))
-        position = 0
-        for offset, length in segments:
-            if offset < position or offset + length > real_bytes:
-                raise CorruptLayer("sparse map that overlaps or leaves the file")
-            position = offset + length
-        return cls(segments, real_bytes, sum(length for _, length in segments), map_bytes)
-
-
-# These have no content, whatever size they state: so Go's archive/tar, and every engine with it, reads them.
+# Entries of these types have no content, whatever size they state: Go's archive/tar, and so every engine, agrees.
 HEADER_ONLY: Final = frozenset({b"1", b"2", b"3", b"4", b"5", b"6"})
-_KINDS: Final[Mapping[bytes, Kind]] = {
+_KINDS: Final[Mapping[bytes, EntryKind]] = {
     b"0": "file",
     b"\0": "file",
     b"7": "file",
@@ -160,32 +102,42 @@ _KINDS: Final[Mapping[bytes, Kind]] = {
 }
 
 
-def kind_of(header: TarHeader, raw_path: bytes, path: str) -> Kind:
-    """Return what an entry is; whiteouts by their name, refusing types that no engine unpacks."""
+def entry_kind(header: TarHeader, raw_path: bytes, path: str) -> EntryKind:
+    """Returns the kind of an entry; a whiteout is known by its name.
+
+    Raises:
+        UnsupportedEntry: no engine unpacks an entry of this type.
+        UnsafePath: a whiteout of its own directory or of the parent.
+    """
     kind = _KINDS.get(header.type_flag)
     if kind is None:
         raise UnsupportedEntry(f"unknown entry type {header.type_flag!r}", path=path)
     if header.type_flag == b"\0" and raw_path.endswith(b"/"):
-        return "directory"  # how archives before POSIX.1-1988 wrote them
+        return "directory"  # as archives before POSIX.1-1988 wrote directories
     base = path.rpartition("/")[2]
     if not base.startswith(".wh."):
         return kind
     if kind not in {"file", "hardlink"}:
-        raise UnsupportedEntry(f"whiteout that is a {kind}", path=path)
+        raise UnsupportedEntry(f"a whiteout that is a {kind}", path=path)
     if base == ".wh..wh..opq":
         return "opaque"
     if base.startswith(".wh..wh."):
-        raise UnsupportedEntry("bookkeeping of AUFS", path=path)
+        raise UnsupportedEntry("metadata of AUFS", path=path)
     if base in {".wh.", ".wh..", ".wh..."}:
-        raise UnsafePath("whiteout of a directory itself or of its parent", path=path)
+        raise UnsafePath("a whiteout of its own directory or of the parent", path=path)
     return "whiteout"
 
 
-def normalise(raw: bytes) -> str:
-    """Return the path below the root that engines would create; raise where they would leave it."""
+def normalize_path(raw: bytes) -> str:
+    """Returns the path below the root that engines create for this name.
+
+    Raises:
+        UnsafePath: it leads out of the root.
+        CorruptLayer, LayerTooLarge: it has a zero byte, or is longer than any path can be.
+    """
     if len(raw) > _PATH_BYTES:
         raise LayerTooLarge(f"a name of {len(raw)} bytes, the longest path is {_PATH_BYTES}")
-    path = text_of(raw)
+    path = decode_name(raw)
     if "\0" in path:
         raise CorruptLayer("a name with a zero byte", path=path)
     if "//" not in path and "./" not in path and path[:1] not in {"/", "."} and path[-2:] not in {"..", "/."}:
@@ -201,18 +153,18 @@ def normalise(raw: bytes) -> str:
     return "/".join(parts)
 
 
-def text_of(raw: bytes) -> str:
-    """Decode a name; bytes that are not UTF-8 are escaped with a backslash, so that any name can be written as JSON."""
+def decode_name(raw: bytes) -> str:
+    """Decodes a name; bytes that are not UTF-8 become backslash escapes, so that every name fits into JSON."""
     return raw.decode("utf-8", "backslashreplace")
 
 
-def padded(count: int) -> int:
-    """Return the bytes that content of this length takes up: whole blocks."""
+def padded_bytes(count: int) -> int:
+    """Returns the bytes that content of this length takes in an archive: a multiple of the block size."""
     return count + -count % BLOCK_BYTES
 
 
-def number(field: bytes) -> int:
-    """Read a header's number: octal text, or base 256 where the first bit is set (GNU)."""
+def parse_number(field: bytes) -> int:
+    """Parses a number of a header: octal text, or base 256 if the first bit is set (GNU)."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big") & ~(0x80 << 8 * (len(field) - 1))
         return value - (1 << 8 * len(field) - 1) if field[0] & 0x40 else value
@@ -220,40 +172,40 @@ def number(field: bytes) -> int:
     try:
         return int(text, 8) if text else 0
     except ValueError as error:
-        raise CorruptLayer(f"a header's number reads {text!r}") from error
+        raise CorruptLayer(f"a header has {text!r} for a number") from error
 
 
-def decimal(text: bytes, what: str) -> int:
-    """Read a number of an extended header."""
+def parse_decimal(text: bytes, what: str) -> int:
+    """Parses a number of an extended header; *what* names it in the error message."""
     if not text.isdigit() or len(text) > _LONGEST_DECIMAL:
-        raise CorruptLayer(f"{what} reads {text[:40]!r}")
+        raise CorruptLayer(f"{what} is {text[:40]!r}, not a number")
     return int(text)
 
 
-def seconds(text: bytes) -> float:
-    """Read a time of an extended header, with its fraction."""
+def parse_seconds(text: bytes) -> float:
+    """Parses a time of an extended header, with its fraction of a second."""
     if not text.lstrip(b"-").replace(b".", b"", 1).isdigit() or len(text) > _LONGEST_DECIMAL:
-        raise CorruptLayer(f"mtime reads {text[:40]!r}")
+        raise CorruptLayer(f"mtime is {text[:40]!r}, not a number")
     return float(text)
 
 
 def parse_pax(text: bytes) -> dict[str, bytes]:
-    """Split `length key=value` records; GNU's repeated 0.0 sparse records become one map in the 0.1 form."""
+    """Splits `length key=value` records; GNU's sparse records of version 0.0 become one map of version 0.1."""
     records: dict[str, bytes] = {}
     sparse: list[bytes] = []
     position = 0
     while position < len(text):
         space = text.find(b" ", position, position + 21)
-        length = decimal(text[position:space], "record length") if space > 0 else 0
+        length = parse_decimal(text[position:space], "record length") if space > 0 else 0
         end = position + length
         record = text[space + 1 : end - 1]
         key, equals, value = record.partition(b"=")
         if end > len(text) or not equals or text[end - 1 : end] != b"\n":
-            raise CorruptLayer("malformed record in an extended header")
+            raise CorruptLayer("a malformed record in an extended header")
         if key in {b"GNU.sparse.offset", b"GNU.sparse.numbytes"}:
             sparse.append(value)
         else:
-            records[text_of(key)] = value
+            records[decode_name(key)] = value
         position = end
     if sparse:
         records["GNU.sparse.map"] = b",".join(sparse)
@@ -261,6 +213,6 @@ def parse_pax(text: bytes) -> dict[str, bytes]:
 
 
 def xattrs_sha256(pax: Mapping[str, bytes]) -> bytes:
-    """Digest the extended attributes, empty where there are none: enough to see that they differ."""
+    """Returns a digest of the extended attributes, to see whether they differ; empty if there are none."""
     found = sorted((key, value) for key, value in pax.items() if key.startswith(("SCHILY.xattr.", "LIBARCHIVE.xattr.")))
     return hashlib.sha256(repr(found).encode()).digest() if found else b""

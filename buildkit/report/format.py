@@ -42,11 +42,11 @@ FIGURES: Final = {
 
 CONCERNS: Final = {
     "build tool": "Build tools in the image",
-    "headers to build against": "Headers to build against",
+    "development headers": "Development headers",
     "package manager": "Package managers and their caches",
     "package index": "Package index and its cache",
-    "development": "Development packages",
-    "not for production": "Tests, scripts and examples",
+    "development tool": "Development tools",
+    "tests and examples": "Tests, scripts and examples",
 }
 """The label of each kind of content that a runtime image should not have."""
 

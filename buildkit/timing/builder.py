@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from buildkit.engine import client, daemon
 from buildkit.engine.daemon import ManagedDaemon
 from buildkit.errors import CommandFailed, EngineUnavailable, UsageError
-from buildkit.image.read import layer_blobs
+from buildkit.image.read import ReadOptions, layer_blobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -104,8 +104,7 @@ class CacheScope:
 
     def blobs(self, digest: str) -> dict[str, int]:
         """Return digest and bytes of each layer of an image as the engine stores it."""
-        host = ("--host", self.engine.host) if self.engine.host else ()
-        return layer_blobs(digest, docker=("docker", *host))
+        return layer_blobs(digest, ReadOptions(engine_host=self.engine.host))
 
     def free_bytes(self) -> int | None:
         """Return the room where the engine stores, None for another machine's."""

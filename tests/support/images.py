@@ -1,11 +1,11 @@
-"""Makes layers and images out of a few lines, as every builder writes them and as none should."""
+"""Makes layers and images from a few lines: well-formed ones as builders write them, and malformed ones."""
 
 import gzip
 import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,15 +13,17 @@ from typing import Literal
 import zstandard
 
 from buildkit.image.analyze import analyze
+from buildkit.image.layer_stream import Limits
+from buildkit.image.layer_tar import LayerContents, read_layer
 from buildkit.image.model import Measurement
-from buildkit.image.read import read_image
+from buildkit.image.read import ReadOptions, read_image
 
 Compression = Literal["none", "gzip", "zstd"]
 
 
 @dataclass
 class LayerMaker:
-    """Collects the entries of one layer; each method adds one and returns the maker."""
+    """Collects the entries of one layer; each method adds an entry and returns the maker."""
 
     format: int = tarfile.PAX_FORMAT
     _entries: list[tuple[tarfile.TarInfo, bytes]] = field(default_factory=list)
@@ -76,8 +78,15 @@ def compress(tar: bytes, compression: Compression) -> bytes:
             return tar
 
 
+def read_blob(
+    blob: bytes, *, limits: Limits | None = None, captures: Callable[[str], bool] = lambda _path: False
+) -> LayerContents:
+    """Reads a layer, which is called "x" in error messages."""
+    return read_layer(io.BytesIO(blob), name="x", captures=captures, limits=limits)
+
+
 def raw_header(name: bytes, kind: bytes, size: bytes, *, link: bytes = b"", magic: bytes = b"ustar\x0000") -> bytes:
-    """One header block with any field as wrong as a test wants it, and a right checksum."""
+    """Returns a header block with these fields, right or wrong, and a correct checksum."""
     block = bytearray(512)
     block[0 : len(name)] = name
     block[100:108], block[108:116], block[116:124] = b"0000644\0", b"0000000\0", b"0000000\0"
@@ -92,7 +101,7 @@ def raw_header(name: bytes, kind: bytes, size: bytes, *, link: bytes = b"", magi
 
 @dataclass(frozen=True)
 class MadeImage:
-    """An image as bytes by name, ready to be laid out as a folder or an archive."""
+    """An image as blobs by name, to write as a folder or an archive."""
 
     blobs: Mapping[str, bytes]
     layers: Sequence[bytes]
@@ -141,7 +150,7 @@ def descriptor(content: bytes, media_type: str, **more: object) -> dict[str, obj
 
 
 def oci_files(image: MadeImage, *, tag: str = "example:1", attested: bool = False) -> dict[str, bytes]:
-    """The files of an OCI layout; attested as BuildKit does it, in an index with an attestation manifest."""
+    """Returns the files of an OCI layout; *attested* adds an index with an attestation manifest, as BuildKit does."""
     root = descriptor(image.manifest, "application/vnd.oci.image.manifest.v1+json")
     files = dict(image.blobs)
     if attested:
@@ -174,7 +183,7 @@ def oci_files(image: MadeImage, *, tag: str = "example:1", attested: bool = Fals
 
 
 def docker_files(image: MadeImage, *, tag: str = "example:1") -> dict[str, bytes]:
-    """The files of `docker image save` before 25.0, layers first as it wrote them."""
+    """Returns the files of `docker image save` before 25.0, layers first as it wrote them."""
     names = [f"{number:064x}/layer.tar" for number in range(len(image.layers))]
     config_name = f"{digest(image.config).removeprefix('sha256:')}.json"
     manifest = [{"Config": config_name, "RepoTags": [tag], "Layers": names}]
@@ -212,7 +221,8 @@ def measure_layers(
 ) -> Measurement:
     """Measures an image of *layers*, the lowest first, which it writes below *folder* as an OCI layout."""
     made = make_image([layer.tar() for layer in layers], compression=compression, instructions=instructions, run=run)
-    return analyze(read_image(str(write_layout(oci_files(made), folder / "image", form)), cache=cache))
+    path = write_layout(oci_files(made), folder / "image", form)
+    return analyze(read_image(str(path), ReadOptions(cache=cache)))
 
 
 def write_layout(files: Mapping[str, bytes], path: Path, form: Literal["folder", "archive"]) -> Path:

@@ -1,7 +1,7 @@
-"""The engine as the oracle: it unpacks images that are made here, and every file has to be where we say it is.
+"""Compares our merged file system with the files that a real engine unpacks.
 
-Images are loaded as archives, so no base image and no registry is needed; `docker export` of a container that never ran
-is what the engine made of the layers.
+Images are loaded from archives, so the tests need neither a base image nor a registry. `docker export` of a container
+that never ran gives the files of the image.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ import pytest
 
 from buildkit.image.analyze import analyze
 from buildkit.image.model import FileRecord, Measurement
-from buildkit.image.read import read_image
+from buildkit.image.read import ReadOptions, read_image
 from tests.support.images import LayerMaker, MadeImage, digest, docker_files, make_image, oci_files, write_archive
 
-# what the engine puts into every container (moby, daemon/initlayer/setup_unix.go)
+# files that the engine adds to every container (moby, daemon/initlayer/setup_unix.go)
 INITIAL = {".dockerenv", "dev", "dev/console", "dev/pts", "dev/shm", "etc", "etc/hostname", "etc/hosts", "etc/mtab"}
 INITIAL |= {"etc/resolv.conf", "proc", "sys"}
 
@@ -65,7 +65,7 @@ IMAGES: dict[str, list[LayerMaker]] = {
     ],
     "links and kinds that change": [
         BASE,
-        LayerMaker().file("lib/b", "below a link of the layer below").file("opt/tree", "a file now"),
+        LayerMaker().file("lib/b", "below a link of a lower layer").file("opt/tree", "a file now"),
         LayerMaker().directory("etc/motd").file("etc/motd/x", "1").symlink("etc/big", "motd/x"),
         LayerMaker()
         .symlink("new", "usr/lib")
@@ -90,9 +90,15 @@ IMAGES: dict[str, list[LayerMaker]] = {
 
 
 @dataclass(frozen=True)
-class Engine:
+class LoadedImage:
+    """The image *tag* in an engine, whose client is the command *docker*."""
+
     docker: Sequence[str]
     tag: str
+
+    def measure(self) -> Measurement:
+        host = self.docker[2] if len(self.docker) > 1 else ""
+        return analyze(read_image(self.tag, ReadOptions(engine_host=host)))
 
     def run(self, *arguments: str, **options: bytes) -> bytes:
         return subprocess.run(
@@ -104,7 +110,7 @@ class Engine:
             subprocess.run([*self.docker, "load"], stdin=file, check=True, capture_output=True)
 
     def unpacked(self) -> dict[str, tuple[str, int, str]]:
-        """What the engine made of the image: kind, size and content or target by path."""
+        """Returns kind, size, and digest or target of each file that the engine unpacked, by path."""
         container = self.run("create", self.tag, "never-run").decode().strip()
         try:
             exported = self.run("export", container)
@@ -131,10 +137,10 @@ def tar_contents(archive_bytes: bytes) -> Iterator[tuple[str, tuple[str, int, st
 
 
 @pytest.fixture
-def loaded(docker: Sequence[str], request: pytest.FixtureRequest) -> Iterator[Engine]:
+def loaded(docker: Sequence[str], request: pytest.FixtureRequest) -> Iterator[LoadedImage]:
     tag = f"truthgraph-test-oracle:{hashlib.sha256(request.node.name.encode()).hexdigest()[:12]}"
-    engine = Engine(docker, tag)
-    yield engine
+    image = LoadedImage(docker, tag)
+    yield image
     subprocess.run([*docker, "image", "rm", "--force", tag], capture_output=True, check=False)
 
 
@@ -144,28 +150,28 @@ def as_seen(record: FileRecord, files: dict[str, FileRecord]) -> tuple[str, int,
     return {"directory": "directory", "symlink": "symlink"}.get(record.kind, "other"), 0, record.link
 
 
-def compare_with_engine(measurement: Measurement, engine: Engine) -> None:
+def assert_matches_engine(measurement: Measurement, image: LoadedImage) -> None:
     records = {record.path: record for record in measurement.files or ()}
     ours = {path: as_seen(record, records) for path, record in records.items() if path not in INITIAL}
-    theirs = {path: value for path, value in engine.unpacked().items() if path and path not in INITIAL}
+    theirs = {path: value for path, value in image.unpacked().items() if path and path not in INITIAL}
     assert ours == theirs
     assert measurement.totals.final_bytes == sum(record.size_bytes for record in records.values())
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 @pytest.mark.parametrize("name", IMAGES)
-def test_every_file_is_where_the_engine_unpacks_it(loaded: Engine, tmp_path: Path, name: str, compression: str) -> None:
+def test_files_are_those_of_the_engine(loaded: LoadedImage, tmp_path: Path, name: str, compression: str) -> None:
     layers = [maker.tar() for maker in IMAGES[name]]
     made = make_image(layers, compression="gzip" if compression == "gzip" else "none")
     archive = write_archive(
         oci_files(made, tag=f"docker.io/library/{loaded.tag}") | docker_manifest(made, loaded.tag), tmp_path / "i.tar"
     )
     loaded.load(archive)
-    from_engine = analyze(read_image(loaded.tag, docker=loaded.docker))
-    compare_with_engine(from_engine, loaded)
-    # the layers' own bytes, with the standard library's tar reader as the oracle
+    from_engine = loaded.measure()
+    assert_matches_engine(from_engine, loaded)
+    # sizes of the layers by the standard library's tar reader
     assert [layer.unpacked_bytes for layer in from_engine.layers] == [regular_bytes(layer) for layer in layers]
-    # the engine's export, read as a stream and as a file, says the same
+    # the engine's export, read as a file, is the same as its stream
     (tmp_path / "saved.tar").write_bytes(loaded.run("save", loaded.tag))
     saved = analyze(read_image(str(tmp_path / "saved.tar")))
     assert (saved.totals, saved.layers, saved.files) == (from_engine.totals, from_engine.layers, from_engine.files)
@@ -177,29 +183,29 @@ def regular_bytes(layer: bytes) -> int:
 
 
 def docker_manifest(made: MadeImage, tag: str) -> dict[str, bytes]:
-    """What `docker load` reads of an archive."""
+    """Returns the manifest.json that `docker load` needs."""
     names = [f"blobs/sha256/{digest(layer).removeprefix('sha256:')}" for layer in made.layers]
     config = f"blobs/sha256/{digest(made.config).removeprefix('sha256:')}"
     return {"manifest.json": json.dumps([{"Config": config, "RepoTags": [tag], "Layers": names}]).encode()}
 
 
-def test_an_archive_of_the_older_form_is_the_same_to_the_engine_and_to_us(loaded: Engine, tmp_path: Path) -> None:
+def test_older_archive_has_the_files_of_the_engine(loaded: LoadedImage, tmp_path: Path) -> None:
     made = make_image([maker.tar() for maker in IMAGES["whiteouts"]])
     archive = write_archive(docker_files(made, tag=loaded.tag), tmp_path / "old.tar")
     loaded.load(archive)
-    compare_with_engine(analyze(read_image(str(archive))), loaded)
-    assert analyze(read_image(loaded.tag, docker=loaded.docker)).files == analyze(read_image(str(archive))).files
+    assert_matches_engine(analyze(read_image(str(archive))), loaded)
+    assert loaded.measure().files == analyze(read_image(str(archive))).files
 
 
-def test_a_dockerfile_with_copy_chown_and_link_is_read_as_built(loaded: Engine, tmp_path: Path) -> None:
+def test_copy_chown_and_copy_link_are_read_as_built(loaded: LoadedImage, tmp_path: Path) -> None:
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").write_text("x" * 1234)
     (tmp_path / "Dockerfile").write_text(
         "FROM scratch\nCOPY tree /srv/tree\nCOPY --chown=1000:1000 tree /srv/tree\nCOPY --link tree /other\n"
     )
     loaded.run("buildx", "build", "--load", "--provenance=true", "--tag", loaded.tag, str(tmp_path))
-    measurement = analyze(read_image(loaded.tag, docker=loaded.docker))
-    compare_with_engine(measurement, loaded)
+    measurement = loaded.measure()
+    assert_matches_engine(measurement, loaded)
     assert [layer.instruction for layer in measurement.layers] == [
         "COPY tree /srv/tree",
         "COPY --chown=1000:1000 tree /srv/tree",
@@ -220,20 +226,20 @@ def test_a_dockerfile_with_copy_chown_and_link_is_read_as_built(loaded: Engine, 
         "type=docker,tar=true",
     ],
 )
-def test_what_buildx_writes_is_what_the_engine_holds(loaded: Engine, tmp_path: Path, output: str) -> None:
-    """Also in an index with provenance, which `type=oci` writes."""
+def test_output_of_buildx_equals_the_engines_image(loaded: LoadedImage, tmp_path: Path, output: str) -> None:
+    """Also in an index with provenance, as `type=oci` writes it."""
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "file").write_text("x" * 1234)
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY tree /srv/tree\nCOPY tree /other\n")
     build = ["buildx", "build", "--provenance=mode=max", "--tag", loaded.tag, str(tmp_path)]
     if "type=docker" in output:
-        build.remove("--provenance=mode=max")  # this exporter takes no attestation
+        build.remove("--provenance=mode=max")  # this exporter does not support attestations
     loaded.run(*build, "--load")
     loaded.run(*build, "--output", f"{output},dest={tmp_path / 'out'}")
     found = analyze(read_image(str(tmp_path / "out")))
-    held = analyze(read_image(loaded.tag, docker=loaded.docker))
+    held = loaded.measure()
     is_estargz = "estargz" in output
-    if not is_estargz:  # which adds files of its own to every layer
+    if not is_estargz:  # which adds files to every layer
         assert found.files == held.files
         assert found.totals.unpacked_bytes == held.totals.unpacked_bytes == 2 * 1234
     assert [layer.instruction for layer in found.layers] == ["COPY tree /srv/tree", "COPY tree /other"]

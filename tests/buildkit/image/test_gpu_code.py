@@ -1,4 +1,4 @@
-"""GPU code by architecture, from shared objects made by the byte."""
+"""Finds GPU code by architecture in shared objects that the tests make."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,8 +6,6 @@ from typing import Literal
 import pytest
 
 from buildkit.image.gpu_code import UNKNOWN, GpuCodeMeasurement
-from buildkit.report.html import measurement_page
-from buildkit.report.markdown import measurement_markdown
 from tests.support.elf import EntrySpec, Library, container
 from tests.support.images import LayerMaker, measure_layers
 
@@ -36,7 +34,7 @@ def sizes(gpu_code: GpuCodeMeasurement) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("form", ["folder", "archive"])
-def test_code_is_added_up_by_architecture_and_library(tmp_path: Path, form: Literal["folder", "archive"]) -> None:
+def test_code_is_summed_by_architecture_and_library(tmp_path: Path, form: Literal["folder", "archive"]) -> None:
     gpu_code = measure_layers(tmp_path, *layers(), form=form).gpu_code
     assert sizes(gpu_code) == {"sm_90": (4 * ENTRY_BYTES, 2), "compute_120": (ENTRY_BYTES, 1)}
     assert [(each.path, each.layer, each.code_bytes) for each in gpu_code.libraries] == [
@@ -46,30 +44,23 @@ def test_code_is_added_up_by_architecture_and_library(tmp_path: Path, form: Lite
     assert gpu_code.layers_not_searched == ()
 
 
-def test_the_cache_keeps_what_was_found(tmp_path: Path) -> None:
+def test_cache_holds_the_code(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     first = measure_layers(tmp_path, *layers(), cache=cache)
     assert measure_layers(tmp_path, *layers(), cache=cache) == first
 
 
-def test_compressed_layers_are_said_not_to_be_searched(tmp_path: Path) -> None:
+def test_compressed_layer_is_reported_as_not_searched(tmp_path: Path) -> None:
     gpu_code = measure_layers(tmp_path, *layers(), compression="zstd").gpu_code
     assert (gpu_code.architectures, gpu_code.layers_not_searched) == ((), (0, 1))
 
 
-def test_code_of_an_unknown_form_counts_as_unknown(tmp_path: Path) -> None:
+def test_unknown_code_counts_as_unknown(tmp_path: Path) -> None:
     strange = Library(fatbin=[container(EntrySpec()), container(EntrySpec(kind=77, payload=bytes(800)))]).build()
     gpu_code = measure_layers(tmp_path, LayerMaker().file("lib/liba.so", strange)).gpu_code
     assert sizes(gpu_code) == {"sm_90": (64 + 64, 1), UNKNOWN: (16 + 64 + 800, 1)}
 
 
-def test_broken_shared_objects_do_no_harm(tmp_path: Path) -> None:
+def test_broken_shared_object_has_no_code(tmp_path: Path) -> None:
     maker = LayerMaker().file("lib/cut.so", FIRST[: len(FIRST) // 2]).file("lib/elf.so", b"\x7fELF" + bytes(9000))
     assert measure_layers(tmp_path, maker).gpu_code.architectures == ()
-
-
-def test_reports_show_it(tmp_path: Path) -> None:
-    measurement = measure_layers(tmp_path, *layers())
-    assert "| sm\\_90 | 3.5 kB | 2 |" in measurement_markdown(measurement)
-    assert "Libraries with GPU code" in measurement_page(measurement)
-    assert "### GPU code" not in measurement_markdown(measure_layers(tmp_path / "none", LayerMaker().file("a", "1")))

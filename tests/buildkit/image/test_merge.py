@@ -1,6 +1,5 @@
-"""Layers upon layers: what a container sees, and who wasted what. The engine is the oracle in test_engine_oracle.py."""
+"""Merges layers: visible files, and waste with its cause. test_engine_oracle.py compares with a real engine."""
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 
@@ -8,18 +7,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from buildkit.image.layer_tar import LayerContents, read_layer
-from buildkit.image.merge import MergedFileSystem, Waste, merge
-from buildkit.image.tar_format import CorruptLayer, LayerError, UnsafePath
-from tests.support.images import LayerMaker
-
-
-def contents(*makers: LayerMaker) -> list[LayerContents]:
-    return [read_layer(io.BytesIO(maker.tar()), name="x") for maker in makers]
+from buildkit.image.errors import CorruptLayer, LayerError, UnsafePath
+from buildkit.image.merge import MergedFileSystem, merge
+from tests.support.images import LayerMaker, read_blob
 
 
 def merged(*makers: LayerMaker) -> MergedFileSystem:
-    return merge(contents(*makers))
+    return merge([read_blob(maker.tar()) for maker in makers])
 
 
 def names(file_system: MergedFileSystem) -> list[str]:
@@ -27,16 +21,11 @@ def names(file_system: MergedFileSystem) -> list[str]:
 
 
 def waste(file_system: MergedFileSystem) -> Sequence[tuple[str, int, str, int, int]]:
-    return [
-        (each.path, each.wasted_bytes, each.cause, each.stored_by, each.caused_by) for each in sorted_waste(file_system)
-    ]
+    ordered = sorted(file_system.waste, key=lambda each: (each.path, each.stored_by))
+    return [(each.path, each.wasted_bytes, each.cause, each.stored_by, each.caused_by) for each in ordered]
 
 
-def sorted_waste(file_system: MergedFileSystem) -> Sequence[Waste]:
-    return sorted(file_system.waste, key=lambda each: (each.path, each.stored_by))
-
-
-def test_whiteouts_delete_files_and_whole_directories() -> None:
+def test_whiteout_deletes_a_file_or_a_directory() -> None:
     lower = LayerMaker().file("a/one", "11").file("a/two", "222").file("b/c/three", "3").file("keep", "4")
     upper = LayerMaker().whiteout("a/one").whiteout("b").whiteout("never/there")
     result = merged(lower, upper)
@@ -44,7 +33,7 @@ def test_whiteouts_delete_files_and_whole_directories() -> None:
     assert waste(result) == [("a/one", 2, "deleted", 0, 1), ("b/c/three", 1, "deleted", 0, 1)]
 
 
-def test_a_whiteout_hides_nothing_of_its_own_layer_in_either_order() -> None:
+def test_whiteout_hides_nothing_of_its_own_layer() -> None:
     lower = LayerMaker().file("a", "old")
     for upper in (LayerMaker().whiteout("a").file("a", "newer"), LayerMaker().file("a", "newer").whiteout("a")):
         result = merged(lower, upper)
@@ -52,7 +41,7 @@ def test_a_whiteout_hides_nothing_of_its_own_layer_in_either_order() -> None:
         assert waste(result) == [("a", 3, "overwritten", 0, 1)]
 
 
-def test_opaque_directories_hide_all_that_lower_layers_hold() -> None:
+def test_opaque_directory_hides_all_lower_files() -> None:
     lower = LayerMaker().file("d/old", "1").file("d/same", "22").file("d/changed", "333").file("d/sub/deep", "4444")
     upper = LayerMaker().directory("d").file("d/same", "22").file("d/changed", "xxx").opaque("d").file("d/new", "5")
     result = merged(lower, upper)
@@ -65,14 +54,14 @@ def test_opaque_directories_hide_all_that_lower_layers_hold() -> None:
     ]
 
 
-def test_a_chown_layer_is_metadata_only() -> None:
+def test_chown_layer_is_metadata_only() -> None:
     lower = LayerMaker().file("app/a", "x" * 1000).file("app/b", "y" * 500)
     upper = LayerMaker().file("app/a", "x" * 1000, uid=1000).file("app/b", "z" * 500, uid=1000)
     result = merged(lower, upper)
     assert waste(result) == [("app/a", 1000, "metadata only", 0, 1), ("app/b", 500, "overwritten", 0, 1)]
 
 
-def test_content_is_not_wasted_while_another_name_leads_to_it() -> None:
+def test_content_with_another_name_is_not_wasted() -> None:
     lower = LayerMaker().file("a", "12345").hardlink("b", "a")
     assert waste(merged(lower, LayerMaker().whiteout("a"))) == []
     assert waste(merged(lower, LayerMaker().whiteout("a"), LayerMaker().file("b", "1"))) == [
@@ -82,7 +71,7 @@ def test_content_is_not_wasted_while_another_name_leads_to_it() -> None:
     assert waste(merged(lower, chown)) == [("b", 5, "metadata only", 0, 1)]
 
 
-def test_a_name_twice_in_one_layer_counts_once() -> None:
+def test_name_twice_in_one_layer_is_overwritten() -> None:
     result = merged(LayerMaker().file("a", "old").file("a", "newer"))
     assert names(result) == ["a"]
     assert waste(result) == [("a", 3, "overwritten", 0, 0)]
@@ -96,7 +85,7 @@ def test_files_directories_and_links_replace_one_another() -> None:
     assert waste(result) == [("d/in", 2, "deleted", 0, 1), ("f", 1, "overwritten", 0, 1)]
 
 
-def test_a_directory_that_is_named_again_keeps_its_files() -> None:
+def test_directory_named_again_keeps_its_files() -> None:
     result = merged(LayerMaker().file("d/f", "1"), LayerMaker().directory("d", mode=0o700))
     assert names(result) == ["d", "d/f"]
     (node,) = [node for path, node in result.walk() if path == "d"]
@@ -104,33 +93,33 @@ def test_a_directory_that_is_named_again_keeps_its_files() -> None:
     assert node.entry.mode == 0o700
 
 
-def test_below_a_link_of_a_lower_layer_a_directory_takes_its_place() -> None:
-    """As overlay engines unpack it, and as COPY --link is documented to work."""
+def test_link_of_a_lower_layer_becomes_a_directory() -> None:
+    """As overlay engines unpack it, and as the documentation of COPY --link says."""
     lower = LayerMaker().file("usr/lib/a", "1").symlink("lib", "usr/lib")
     result = merged(lower, LayerMaker().file("lib/b", "2"))
     assert names(result) == ["lib", "lib/b", "usr", "usr/lib", "usr/lib/a"]
 
 
-def test_below_a_link_of_the_same_layer_the_link_is_followed_inside_of_the_root() -> None:
+def test_link_of_the_same_layer_is_followed_inside_the_root() -> None:
     maker = LayerMaker().symlink("lib", "usr/lib").file("lib/a", "1")
     maker.symlink("etc/up", "../../../..").file("etc/up/b", "2").symlink("abs", "/usr").file("abs/c", "3")
     assert names(merged(maker)) == ["abs", "b", "etc", "etc/up", "lib", "usr", "usr/c", "usr/lib", "usr/lib/a"]
 
 
-def test_links_in_a_circle_and_paths_below_files_are_refused() -> None:
-    with pytest.raises(UnsafePath, match="circle"):
+def test_cycle_of_links_and_path_below_a_file_are_refused() -> None:
+    with pytest.raises(UnsafePath, match="cycle"):
         merged(LayerMaker().symlink("a", "b").symlink("b", "a").file("a/c", "1"))
     with pytest.raises(CorruptLayer, match="below a file"):
         merged(LayerMaker().file("a", "1").file("a/b", "1"))
 
 
-def test_hard_links_to_nothing_are_refused() -> None:
+def test_hard_link_without_target_is_refused() -> None:
     for maker in (LayerMaker().hardlink("a", "b"), LayerMaker().directory("d").hardlink("a", "d")):
         with pytest.raises(CorruptLayer, match="hard link"):
             merged(maker)
 
 
-def test_real_paths_follow_links() -> None:
+def test_real_path_follows_links() -> None:
     lower = LayerMaker().file("usr/lib/a", "1").symlink("lib", "usr/lib").symlink("usr/lib/b", "../../lib/a")
     result = merged(lower.symlink("loop", "loop"))
     assert result.real_path("lib/b") == "usr/lib/a"
@@ -152,8 +141,8 @@ OPERATIONS = st.one_of(
 
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(OPERATIONS, max_size=7), min_size=1, max_size=4))
-def test_whatever_the_layers_hold_stored_is_seen_plus_wasted(layers: list[list[tuple[str, str, str]]]) -> None:
-    """Any layers are refused by name or add up, and every visible file is reached by exactly its names."""
+def test_stored_bytes_are_visible_or_wasted(layers: list[list[tuple[str, str, str]]]) -> None:
+    """Layers of any entries are refused or add up, and `names` counts the visible paths of each file."""
     makers = []
     for operations in layers:
         maker = LayerMaker()

@@ -1,21 +1,18 @@
-"""Files and the packages that they belong to."""
-
-import io
+"""Finds the owners of files, by the package lists of Python and Debian."""
 
 import pytest
 
-from buildkit.image.layer_tar import read_layer
+from buildkit.image.errors import CorruptLayer
 from buildkit.image.merge import merge
-from buildkit.image.packages import Ownership, attribute
-from buildkit.image.tar_format import CorruptLayer
-from tests.support.images import LayerMaker
+from buildkit.image.packages import Ownership, find_owners
+from tests.support.images import LayerMaker, read_blob
 
 SITE = "opt/venv/lib/python3.13/site-packages"
 
 
 def owned(*makers: LayerMaker) -> Ownership:
-    layers = [read_layer(io.BytesIO(maker.tar()), name="x", captures=lambda _: True) for maker in makers]
-    return attribute(merge(layers), [layer.captured for layer in layers])
+    layers = [read_blob(maker.tar(), captures=lambda _: True) for maker in makers]
+    return find_owners(merge(layers), [layer.captured for layer in layers])
 
 
 def sizes(ownership: Ownership) -> dict[str, tuple[str, int, int]]:
@@ -26,7 +23,7 @@ def distribution(name: str, version: str, record: str) -> LayerMaker:
     return LayerMaker().file(f"{SITE}/{name}-{version}.dist-info/RECORD", record)
 
 
-def test_python_distributions_own_what_their_record_lists_and_the_bytecode_of_it() -> None:
+def test_distribution_owns_its_record_and_its_bytecode() -> None:
     record = (
         'Some_Pkg/__init__.py,sha256=x,3\n"Some_Pkg/odd,name.py",,\n../../../bin/tool,,\ngone.py,,\n'
         "some_pkg-1.0.dist-info/RECORD,,\n"
@@ -37,7 +34,7 @@ def test_python_distributions_own_what_their_record_lists_and_the_bytecode_of_it
         .file(f"{SITE}/Some_Pkg/odd,name.py", "12345")
         .file(f"{SITE}/Some_Pkg/__pycache__/__init__.cpython-313.pyc", "1" * 10)
         .file(f"{SITE}/Some_Pkg/__pycache__/__init__.cpython-313.opt-1.pyc", "1" * 20)
-        .file(f"{SITE}/Some_Pkg/stray.py", "nobody's")
+        .file(f"{SITE}/Some_Pkg/stray.py", "of no package")
         .file("opt/venv/bin/tool", "#!")
     )
     ownership = owned(layer)
@@ -46,7 +43,7 @@ def test_python_distributions_own_what_their_record_lists_and_the_bytecode_of_it
     assert ownership.packages[0].location == SITE
 
 
-def test_a_file_that_two_distributions_claim_counts_once() -> None:
+def test_file_of_two_distributions_counts_once() -> None:
     one = distribution("a", "1", "shared/__init__.py,,\n")
     two = distribution("b", "2", "shared/__init__.py,,\n")
     ownership = owned(one, two, LayerMaker().file(f"{SITE}/shared/__init__.py", "1234"))
@@ -54,13 +51,13 @@ def test_a_file_that_two_distributions_claim_counts_once() -> None:
     assert [package.layer for package in ownership.packages] == [0, 1]
 
 
-def test_the_record_in_force_is_the_one_that_a_container_sees() -> None:
+def test_hidden_record_does_not_count() -> None:
     old = distribution("a", "1", "a.py,,\n").file(f"{SITE}/a.py", "1")
     new = distribution("a", "2", "b.py,,\n").whiteout(f"{SITE}/a-1.dist-info").file(f"{SITE}/b.py", "22")
     assert sizes(owned(old, new)) == {"a": ("2", 1, 2)}
 
 
-def test_a_record_that_is_no_list_is_refused() -> None:
+def test_record_that_is_not_a_list_is_refused() -> None:
     with pytest.raises(CorruptLayer, match="not a list of files"):
         owned(distribution("a", "1", '"' + "x" * 200_000))
 
@@ -85,7 +82,7 @@ Version: 13.8
 """
 
 
-def test_debian_packages_own_what_their_lists_name_also_through_links() -> None:
+def test_debian_package_owns_its_list_through_links() -> None:
     layer = (
         LayerMaker()
         .file("var/lib/dpkg/status", STATUS)
@@ -100,7 +97,7 @@ def test_debian_packages_own_what_their_lists_name_also_through_links() -> None:
     assert set(ownership.owner_of) == {"usr/lib/libc.so.6", "etc/issue"}
 
 
-def test_distroless_images_name_their_packages_in_status_d() -> None:
+def test_distroless_package_is_listed_in_status_d() -> None:
     layer = (
         LayerMaker()
         .file("var/lib/dpkg/status.d/tzdata", "Package: tzdata\nVersion: 2026b\nArchitecture: all\n")
@@ -110,5 +107,5 @@ def test_distroless_images_name_their_packages_in_status_d() -> None:
     assert sizes(owned(layer)) == {"tzdata": ("2026b", 1, 4)}
 
 
-def test_an_image_without_any_list_has_no_packages() -> None:
+def test_image_without_lists_has_no_packages() -> None:
     assert owned(LayerMaker().file("a", "1")).packages == ()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from buildkit.check.budget import BudgetReport
 from buildkit.diff.diff import Comparison, compare
+from buildkit.image.gpu_code import GpuArchitecture, GpuCodeMeasurement, GpuLibrary
 from buildkit.report.markdown import (
     budgets_markdown,
     checks_markdown,
@@ -104,3 +105,12 @@ def test_timings_have_circumstances_and_skipped_builds() -> None:
     assert "2 processors (EPYC)" in text
     assert "phase1, dependency, run 1: no room" in text
     assert "### Budgets" in text
+
+
+def test_gpu_code_is_shown_by_architecture(before: Measurement) -> None:
+    found = GpuCodeMeasurement(
+        (GpuArchitecture("sm_90", 3456, 2),), (GpuLibrary("lib/liba.so", 0, None, 3456, {"sm_90": 3456}),), ()
+    )
+    text = measurement_markdown(replace(before, gpu_code=found))
+    assert "| sm\\_90 | 3.5 kB | 2 |" in text
+    assert "### GPU code" not in measurement_markdown(before)
