@@ -146,7 +146,7 @@ def test_routes_match_the_route_table(observations: Observations) -> None:
             ),
             *([] if declared else ["the route table is empty"]),
         ],
-        fix="add the route to service/routes/table.py",
+        fix="declare the scope of each route in its decorator, see service/routes/table.py",
     )
 
 

@@ -85,6 +85,7 @@ def _add_serve(commands: _Commands) -> None:
     parser.add_argument("--host", help="address to listen on (default: TRUTHGRAPH_HOST or 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on, 0 for any (default: TRUTHGRAPH_PORT or 8000)")
     _add_embedded(parser)
+    parser.epilog = f"{parser.epilog}\n\nsettings (environment variables):\n{Settings.describe()}"
 
 
 def _serve(chosen: argparse.Namespace) -> int:
@@ -247,7 +248,7 @@ def _add_ingest(commands: _Commands) -> None:
 
 
 def _ingest(chosen: argparse.Namespace) -> int:
-    from service.ingest import ingest  # noqa: PLC0415
+    from service.ingest_file import ingest  # noqa: PLC0415
 
     return ingest(Settings.from_environment(), chosen.file, tenant=chosen.tenant, truncate=chosen.truncate)
 
@@ -257,19 +258,22 @@ def _add_routes(commands: _Commands) -> None:
         commands,
         "routes",
         _routes,
-        "print the declared and the registered routes as JSON; exit code 1 if they differ",
+        "print the routes that declare a scope, and all registered ones, as JSON; exit code 1 if they differ",
         "routes",
     )
 
 
 def _routes(_chosen: argparse.Namespace) -> int:
     from service.app import build  # noqa: PLC0415
-    from service.routes.table import ROUTES, registered  # noqa: PLC0415
+    from service.routes.table import routes_of  # noqa: PLC0415
 
-    declared = sorted([route.method, route.path] for route in ROUTES)
-    found = sorted([method, path] for method, path in registered(build(Settings()).litestar))
-    _print({"declared": declared, "registered": found})
-    return 0 if declared == found else 1
+    routes = routes_of(build(Settings()).litestar)
+    declared, registered = (
+        [[route.method, route.path] for route in routes if route.scope or not needs_scope]
+        for needs_scope in (True, False)
+    )
+    _print({"declared": declared, "registered": registered})
+    return 0 if declared == registered else 1
 
 
 def _add_embed(commands: _Commands) -> None:
@@ -360,12 +364,24 @@ def _models_add(chosen: argparse.Namespace) -> int:
 
     try:
         settings = Settings.from_environment()
-        folder = add(chosen.into or settings.models_directory, chosen.name, source, settings.cache_directory)
+        folder = add(
+            chosen.into or settings.models_directory,
+            chosen.name,
+            source,
+            cache=settings.cache_directory,
+            convert_tokenizer=_convert_tokenizer,
+        )
     except ModelFolderError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     sys.stdout.write(f"{folder.path} {folder.revision}\n")
     return 0
+
+
+def _convert_tokenizer(folder: Path) -> None:
+    from service.inference.torch_models import convert_tokenizer  # noqa: PLC0415 - `models add` rarely needs torch
+
+    convert_tokenizer(folder)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,7 @@
-"""Who may do what, and how much of it: API keys with scopes and a tenant, and token buckets that replicas share."""
+"""Authenticates callers by API key, with scopes and a tenant, and limits their rate by token buckets.
+
+Holds the SQL on the tables api_keys and rate_buckets. The buckets are shared by all replicas.
+"""
 
 import hashlib
 import secrets
@@ -30,18 +33,18 @@ __all__ = [
 Address: TypeAlias = IPv4Address | IPv6Address
 _DEFAULT_TENANT: Final = "default"
 _FRESH_SECONDS: Final = 10.0
-"""How long an answer about a key is used without asking again: the time that a revoked key lives on."""
+"""How long a key's record is cached, and so how long a revoked key still works."""
 _STALE_SECONDS: Final = 300.0
-"""How long it is used while the database does not answer."""
-_REMEMBERED: Final = 10_000
+"""How long a cached record is used while the database does not answer."""
+_CACHED: Final = 10_000
 _LEASE_FRACTION: Final = 1 / 60
-"""A replica takes this part of a minute's tokens at a time, so that most requests cost no round trip."""
+"""Share of a minute's tokens that a replica takes at a time, so that most requests need no round trip."""
 _BYTES_PER_TOKEN: Final = 4
-"""What a body is charged by before it is read: English text has about four bytes to the token."""
+"""Estimate for charging a body before it is read: English text has about four bytes a token."""
 
 
 class Scope(StrEnum):
-    """What a key may do. Each scope includes the ones before it."""
+    """What a key allows. Each scope includes those before it."""
 
     PUBLIC = "public"
     READ = "read"
@@ -57,24 +60,24 @@ _INCLUDED: Final = {
 
 
 class UnauthorizedError(Exception):
-    """No key, where one is needed, or an unknown or revoked one."""
+    """An API key is required, or the given one is unknown or revoked."""
 
 
 class ForbiddenError(Exception):
-    """A good key that does not allow this."""
+    """The API key is valid and does not allow this request."""
 
 
 class RateLimitedError(Exception):
-    """The caller has used up its tokens; there are enough again in `retry_after_seconds`."""
+    """The caller has too few tokens left; there will be enough after `retry_after_seconds`."""
 
     def __init__(self, retry_after_seconds: float) -> None:
-        super().__init__(f"the key's tokens are used up, retry after {retry_after_seconds:.0f} s")
+        super().__init__(f"the rate limit of the API key is reached; retry after {retry_after_seconds:.0f} s")
         self.retry_after_seconds = retry_after_seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request. `subject` is the key's id, empty without a key; `tokens_per_minute` None is no limit."""
+    """The sender of a request. `subject` is the key's id, empty without a key; `tokens_per_minute` None is no limit."""
 
     subject: str
     tenant: str
@@ -84,7 +87,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """A key as operators see it: never the key itself."""
+    """A key's record for operators, without the key itself."""
 
     name: str
     scopes: tuple[str, ...]
@@ -96,7 +99,7 @@ class KeyRecord:
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What is left of a caller's bucket: `remaining` of `limit` tokens, full again after `reset_seconds`."""
+    """The state of a caller's bucket: `remaining` of `limit` tokens, full again after `reset_seconds`."""
 
     limit: int
     remaining: int
@@ -104,13 +107,13 @@ class Allowance:
 
 
 class ApiKeyRepository:
-    """The keys in the database."""
+    """Reads and writes API keys. The database stores only their hashes."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def add(self, name: str, scopes: Sequence[str], tenant: str, tokens_per_minute: int) -> str:
-        """Make a key and return it: the only time that it can be seen. `ConflictError` if the name is taken."""
+        """Adds a key and returns it; it cannot be read again. Raises `ConflictError` if the name is taken."""
         key = "tg_" + secrets.token_urlsafe(32)
         async with self._database.connection() as connection:
             status = await connection.execute(
@@ -125,38 +128,38 @@ class ApiKeyRepository:
                 tokens_per_minute,
             )
         if status != "INSERT 0 1":
-            raise ConflictError(f"there is a key named {name}")
+            raise ConflictError(f"there is already an API key named {name}")
         return key
 
     async def revoke(self, name: str) -> None:
-        """Make a key useless, on every replica within ten seconds."""
+        """Revokes a key; every replica refuses it within ten seconds. Raises `NotFoundError`."""
         async with self._database.connection() as connection:
             status = await connection.execute("UPDATE api_keys SET revoked_at = now() WHERE name = $1", name)
         if status == "UPDATE 0":
-            raise NotFoundError("key", name)
+            raise NotFoundError("API key named", name)
 
     async def purge(self, name: str) -> None:
-        """Delete a temporary key with all claims and evidence of its tenant, which nobody else may be using.
+        """Deletes a temporary key with all claims and evidence of its tenant.
 
-        `NotFoundError` if there is no such key; `ConflictError` if its tenant is the default one or has other keys.
+        Raises:
+            NotFoundError: there is no such key.
+            ConflictError: its tenant is the default one or has other keys.
         """
         async with self._database.transaction() as connection:
             tenant = await connection.fetchval("SELECT tenant_id FROM api_keys WHERE name = $1", name)
             if tenant is None:
-                raise NotFoundError("key", name)
+                raise NotFoundError("API key named", name)
             others = await connection.fetchval(
                 "SELECT count(*) FROM api_keys WHERE tenant_id = $1 AND name <> $2", tenant, name
             )
             if others or tenant == _DEFAULT_TENANT:
-                raise ConflictError(
-                    f"key {name} has no tenant of its own, {tenant!r} is shared: revoke the key instead"
-                )
+                raise ConflictError(f"the tenant {tenant!r} of API key {name} is shared: revoke the key instead")
             await connection.execute("DELETE FROM claims WHERE tenant_id = $1", tenant)
             await connection.execute("DELETE FROM evidence WHERE tenant_id = $1", tenant)
             await connection.execute("DELETE FROM api_keys WHERE name = $1", name)
 
     async def all(self) -> list[KeyRecord]:
-        """Every key, oldest first."""
+        """Returns every key's record, oldest first."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(
                 """
@@ -167,12 +170,12 @@ class ApiKeyRepository:
         return [KeyRecord(**{**row, "scopes": tuple(row["scopes"])}) for row in rows]
 
     async def exist(self) -> bool:
-        """Whether any key was ever made."""
+        """Whether there is any key, revoked ones included."""
         async with self._database.connection() as connection:
             return bool(await connection.fetchval("SELECT EXISTS (SELECT FROM api_keys)"))
 
     async def caller(self, key: str) -> Caller | None:
-        """Who `key` stands for; None if it is unknown or revoked."""
+        """Returns the caller that `key` identifies; None if it is unknown or revoked."""
         async with self._database.connection() as connection:
             row = await connection.fetchrow(
                 """
@@ -188,7 +191,7 @@ class ApiKeyRepository:
 
 
 class Authenticator:
-    """Tells who a caller is. Without a key only this machine is let in, and only as long as no key exists."""
+    """Identifies callers. Without a key it accepts this machine only, and only while no key exists."""
 
     def __init__(self, keys: ApiKeyRepository, *, has_database: bool, allow_anonymous: bool) -> None:
         self._keys = keys
@@ -198,10 +201,9 @@ class Authenticator:
         self._keys_exist: tuple[float, bool] | None = None
 
     async def caller(self, key: str | None, address: Address | None) -> Caller:
-        """The caller with `key` at `address` (None: not known, or not to be trusted); raises `UnauthorizedError`.
+        """Returns the caller with `key` at `address` (None: unknown or not trusted), or raises `UnauthorizedError`.
 
-        Where callers without a key are let in, so are those with one that says nothing here: clients of compatible
-        servers insist on sending some key.
+        If anonymous access is on, unknown keys are accepted too: OpenAI clients insist on sending one.
         """
         if key is not None and self._has_database and (caller := await self._lookup(key)) is not None:
             return caller
@@ -209,12 +211,14 @@ class Authenticator:
             return Caller("", _DEFAULT_TENANT, _INCLUDED[Scope.WRITE], None)
         if await self._any_key():
             raise UnauthorizedError(
-                "send a key as `Authorization: Bearer KEY`" if key is None else "the key is unknown or revoked"
+                "an API key is required: send it as `Authorization: Bearer KEY`"
+                if key is None
+                else "the API key is unknown or revoked"
             )
         if address is None or not address.is_loopback:
             raise UnauthorizedError(
-                "without keys only this machine itself is let in: make one by `python -m service keys add` and send it "
-                "as `Authorization: Bearer KEY`, or let anyone in with TRUTHGRAPH_ALLOW_ANONYMOUS=true"
+                "without API keys only this machine has access: add a key with `python -m service keys add` and send "
+                "it as `Authorization: Bearer KEY`, or allow everyone with TRUTHGRAPH_ALLOW_ANONYMOUS=true"
             )
         return Caller("", _DEFAULT_TENANT, _INCLUDED[Scope.ADMIN], None)
 
@@ -232,7 +236,7 @@ class Authenticator:
             raise
         self._known[digest] = (now, caller)
         self._known.move_to_end(digest)
-        while len(self._known) > _REMEMBERED:
+        while len(self._known) > _CACHED:
             self._known.popitem(last=False)
         return caller
 
@@ -251,7 +255,7 @@ class Authenticator:
 
 
 class RateLimiter:
-    """Token buckets of one minute's tokens, filled evenly, one per key, in the database that the replicas share."""
+    """One token bucket per key in the database. A bucket holds one minute's tokens and fills evenly."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -259,10 +263,10 @@ class RateLimiter:
         self.refused = 0
 
     async def take(self, caller: Caller, body_bytes: int) -> Allowance | None:
-        """Charge a request by its size; None for a caller without a limit; raises `RateLimitedError`.
+        """Charges a request by its size. Returns None for a caller without a limit; raises `RateLimitedError`.
 
-        A request that would cost more than a whole bucket costs a whole bucket. While the database does not answer
-        nobody is limited: nearly all that a limit protects is refused then anyhow.
+        A request costs at most a full bucket. While the database does not answer there is no limit: nearly everything
+        that the limit protects fails then anyway.
         """
         limit = caller.tokens_per_minute
         if limit is None:
@@ -278,21 +282,21 @@ class RateLimiter:
                 granted = want
             left += granted
         if left < cost:
-            self._keep(caller.subject, left)
+            self._put_back(caller.subject, left)
             self.refused += 1
             raise RateLimitedError(max(1.0, (cost - left) / limit * 60))
-        self._keep(caller.subject, left - cost)
+        self._put_back(caller.subject, left - cost)
         remaining = left - cost + in_bucket
         return Allowance(limit, int(remaining), int((limit - remaining) / limit * 60))
 
-    def _keep(self, subject: str, tokens: float) -> None:
-        # Another request of the same caller may have put some back while this one waited for the database.
+    def _put_back(self, subject: str, tokens: float) -> None:
+        # Another request of the same caller may have put tokens back while this one waited for the database.
         self._leased[subject] = self._leased.get(subject, 0.0) + tokens
-        while len(self._leased) > _REMEMBERED:
+        while len(self._leased) > _CACHED:
             self._leased.popitem(last=False)
 
     async def _lease(self, subject: str, limit: int, want: float) -> tuple[float, float]:
-        """Take up to `want` tokens out of the shared bucket: how many were taken, how many are left in it."""
+        """Takes up to `want` tokens from the shared bucket; returns how many it took and how many are left."""
         async with self._database.transaction() as connection:
             filled = await connection.fetchval(
                 """
@@ -312,10 +316,10 @@ class RateLimiter:
 def client_address(
     peer: str | None, headers: Mapping[str, str], trusted: Sequence[IPv4Network | IPv6Network]
 ) -> Address | None:
-    """Where a request comes from: the peer, or what a trusted proxy says of it.
+    """Returns the address of the client: the peer, or what a trusted proxy forwards.
 
-    X-Forwarded-For is read from its end, as far as the addresses in it are trusted proxies' own. Of a peer that is
-    not trusted, a forwarded request's origin is not known: None.
+    Reads X-Forwarded-For from its end, as long as the addresses are trusted proxies. Returns None for a forwarded
+    request from a peer that is not trusted.
     """
     address = _address(peer)
     forwarded = [part.strip() for part in headers.get("x-forwarded-for", "").split(",") if part.strip()]

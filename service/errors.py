@@ -1,4 +1,4 @@
-"""Errors as HTTP: one table from exception to status, and one problem details document (RFC 9457) for all of them."""
+"""Turns exceptions into HTTP responses: one table of status codes, and problem details (RFC 9457) as the body."""
 
 import logging
 from collections.abc import Mapping
@@ -25,14 +25,14 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class FieldProblem(Struct, frozen=True):
-    """One field that was refused, and why."""
+    """A field of the request that is invalid, and why."""
 
     field: str
     message: str
 
 
 class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Why a request failed. `type` names the kind for programs, `detail` explains this very case to people."""
+    """Why a request failed. `type` is the kind of problem for programs, `detail` explains this case to people."""
 
     type: str
     title: str
@@ -44,30 +44,32 @@ class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class _Row:
+    """The response to one kind of exception."""
+
     status: int
     kind: str
     title: str
 
 
 _TABLE: Final[Mapping[type[Exception], _Row]] = {
-    types.TextTooLongError: _Row(422, "text-too-long", "A text has more tokens than the model takes"),
+    types.TextTooLongError: _Row(422, "text-too-long", "A text exceeds the model's token limit"),
     types.OverloadedError: _Row(429, "overloaded", "The queue is full"),
     types.InferenceFailedError: _Row(500, "inference-failed", "The model failed on this input"),
     types.ModelUnavailableError: _Row(503, "model-unavailable", "The model is not available"),
-    types.DeviceLostError: _Row(503, "device-lost", "The device answers no more"),
+    types.DeviceLostError: _Row(503, "device-lost", "The device failed"),
     types.DeadlineExceededError: _Row(504, "deadline-exceeded", "The deadline passed"),
-    SlowBodyError: _Row(408, "slow-body", "The body did not come"),
+    SlowBodyError: _Row(408, "slow-body", "The body did not arrive in time"),
     InvalidTextError: _Row(400, "invalid-text", "The text cannot be a claim"),
     RequestMismatchError: _Row(400, "mismatch", "The request contradicts itself"),
-    UnauthorizedError: _Row(401, "unauthorized", "A key is needed"),
-    ForbiddenError: _Row(403, "forbidden", "The key does not allow this"),
-    RateLimitedError: _Row(429, "rate-limited", "The key's tokens are used up"),
+    UnauthorizedError: _Row(401, "unauthorized", "An API key is required"),
+    ForbiddenError: _Row(403, "forbidden", "The API key does not allow this"),
+    RateLimitedError: _Row(429, "rate-limited", "The rate limit is reached"),
     DatabaseUnavailableError: _Row(503, "database-unavailable", "The database is not available"),
     NotFoundError: _Row(404, "not-found", "Not found"),
-    ConflictError: _Row(409, "conflict", "In conflict with what is stored"),
-    ValidationException: _Row(422, "invalid", "A field was refused"),
+    ConflictError: _Row(409, "conflict", "The request conflicts with stored data"),
+    ValidationException: _Row(422, "invalid", "A field is invalid"),
     RecursionError: _Row(400, "malformed", "The body is nested too deeply"),
-    MsgspecValidationError: _Row(422, "invalid", "A field was refused"),
+    MsgspecValidationError: _Row(422, "invalid", "A field is invalid"),
     DecodeError: _Row(400, "malformed", "The body is not JSON"),
     UnicodeDecodeError: _Row(400, "malformed", "The body is not UTF-8"),
 }
@@ -87,7 +89,7 @@ _BY_STATUS: Final = {
 
 
 def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
-    """What to answer for `error`: the problem and the headers that belong to it. Unknown errors are a 500."""
+    """Returns the problem and the headers to answer `error` with. An unknown error is a 500 and is logged."""
     row = next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), None)
     headers: dict[str, str] = {}
     errors: list[FieldProblem] = []
@@ -98,7 +100,7 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
         errors = _field_problems(error)
         detail = "; ".join(f"{each.field}: {each.message}" for each in errors) or error.detail
     elif row is None:
-        row, detail = _Row(500, "internal", "Internal error"), "The error is in the service's log under the request id."
+        row, detail = _Row(500, "internal", "Internal error"), "The service's log has the error under this request id."
         _LOGGER.error("unexpected error", exc_info=error)
     else:
         detail = str(error) or row.title
@@ -124,26 +126,26 @@ def problem_of(error: Exception) -> tuple[Problem, dict[str, str]]:
 
 
 def on_error(request: Request[object, object, State], error: Exception) -> Response[Problem]:
-    """Litestar's exception handler for everything but the compatible routes."""
+    """Handles exceptions of all routes but the compatible ones, which have their own formats."""
     del request
     problem, headers = problem_of(error)
     return Response(problem, status_code=problem.status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
 
 
 def documented(*statuses: int) -> dict[int, ResponseSpec]:
-    """The OpenAPI entries of a handler that can answer with these problems."""
+    """Returns the OpenAPI responses of a handler that can answer with these problems."""
     titles = {status: kind.replace("-", " ").capitalize() for status, kind in _BY_STATUS.items()}
     titles |= {500: "Internal error", 503: "Not available", 504: "Deadline exceeded"}
     return {
         status: ResponseSpec(
             Problem, generate_examples=False, description=titles[status], media_type=PROBLEM_MEDIA_TYPE
         )
-        for status in sorted({*statuses, *({408} if 413 in statuses else ())})  # noqa: PLR2004 - wherever a body is read
+        for status in sorted({*statuses, *({408} if 413 in statuses else ())})  # noqa: PLR2004 - a route that reads a body
     }
 
 
 def _field_problems(error: HTTPException) -> list[FieldProblem]:
-    """Litestar lists what its validation refused in `extra`."""
+    """Reads the invalid fields from a validation error: Litestar lists them in `extra`."""
     if not isinstance(error, ValidationException) or not isinstance(error.extra, list):
         return []
     return [

@@ -1,4 +1,4 @@
-"""How well retrieval finds what annotators marked: nDCG@10 and recall@10 of the three modes."""
+"""Evaluates retrieval against labelled sentences: nDCG@10 and recall@10 of the three search modes."""
 
 import asyncio
 import hashlib
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Final
 
 from service.database import Database
-from service.evidence import EvidenceIngestor
 from service.inference.engine import InferenceEngine
 from service.inference.scheduler import Scheduler
+from service.ingestor import EvidenceIngestor
 from service.retrieval import Retriever
 from service.schemas import NewEvidenceItem
 from service.settings import Settings
-from service.store import SearchMode, Store
+from service.store.evidence import EvidenceStore, SearchMode
 
 __all__ = ["Judgement", "JudgementsError", "Quality", "evaluate", "ndcg", "read_judgements", "recall"]
 
@@ -27,7 +27,7 @@ _MODES: Final[tuple[SearchMode, ...]] = ("vector", "keyword", "hybrid")
 
 
 class JudgementsError(ValueError):
-    """A file that holds no judgements: `file`, its `line`, and what is wrong there."""
+    """A file that has no judgements: the `problem` is in `line` of `file`."""
 
     def __init__(self, file: Path, line: int, problem: str) -> None:
         super().__init__(f"{file}, line {line}: {problem}")
@@ -38,7 +38,7 @@ class JudgementsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A claim, and the sentences that an annotator found to speak for or against it."""
+    """A claim, and the sentences that annotators labelled as supporting or refuting it."""
 
     claim: str
     relevant: frozenset[str]
@@ -46,7 +46,7 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Means over all claims that have something relevant."""
+    """Quality of one search mode: means over all claims that have relevant sentences."""
 
     mode: str
     claims: int
@@ -56,21 +56,21 @@ class Quality:
 
 
 def ndcg(found: Sequence[str], relevant: frozenset[str]) -> float:
-    """Normalised discounted cumulative gain at 10 with gains of 0 and 1 (Jaervelin and Kekaelaeinen 2002)."""
+    """Returns the normalized discounted cumulative gain at 10, with gains of 0 and 1 (Järvelin and Kekäläinen 2002)."""
     gain = sum(1 / math.log2(rank + 1) for rank, each in enumerate(found[:_DEPTH], start=1) if each in relevant)
     best = sum(1 / math.log2(rank + 1) for rank in range(1, min(len(relevant), _DEPTH) + 1))
     return gain / best
 
 
 def recall(found: Sequence[str], relevant: frozenset[str]) -> float:
-    """The fraction of what is relevant that is among the first 10."""
+    """Returns the fraction of the relevant sentences that are among the first 10 found."""
     return len(relevant.intersection(found[:_DEPTH])) / len(relevant)
 
 
 def read_judgements(file: Path) -> tuple[list[Judgement], list[str]]:
-    """Claims with something relevant, and every distinct sentence, from JSON lines in CLIMATE-FEVER's form.
+    """Reads JSON lines in CLIMATE-FEVER's format: the claims with relevant sentences, and every distinct sentence.
 
-    Raises `JudgementsError` for a line of another form, or where nothing is relevant to anything.
+    Raises `JudgementsError` for a line in another format, or if no claim has a relevant sentence.
     """
     judgements: list[Judgement] = []
     sentences: dict[str, None] = {}
@@ -91,15 +91,15 @@ def read_judgements(file: Path) -> tuple[list[Judgement], list[str]]:
     return judgements, list(sentences)
 
 
-def evaluate(settings: Settings, file: Path, tell: Callable[[str], None]) -> list[Quality]:
-    """Keep every sentence of `file` as evidence of a tenant of its own, search each claim in each mode, and score.
+def evaluate(settings: Settings, file: Path, log: Callable[[str], None]) -> list[Quality]:
+    """Stores every sentence of `file` as evidence, searches for each claim in each mode, and returns the qualities.
 
-    `tell` hears how far it is. Raises `JudgementsError`, and `ModelUnavailableError` without an embedding model.
+    Calls `log` with progress. Raises `JudgementsError`, and `ModelUnavailableError` without an embedding model.
     """
     judgements, sentences = read_judgements(file)
-    # Of this very content: what another file left in the same database must not be found.
+    # One tenant for each file content, so that a search does not find the sentences of another file.
     tenant = f"evaluation-{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
-    return asyncio.run(_evaluate(settings, tenant, judgements, sentences, tell))
+    return asyncio.run(_evaluate(settings, tenant, judgements, sentences, log))
 
 
 async def _evaluate(
@@ -107,7 +107,7 @@ async def _evaluate(
     tenant: str,
     judgements: Sequence[Judgement],
     sentences: Sequence[str],
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> list[Quality]:
     database = Database(settings.database_url, connections=2, timeout_seconds=60.0)
     engine = InferenceEngine(settings, Scheduler(queue_tokens=settings.queue_tokens))
@@ -116,18 +116,18 @@ async def _evaluate(
     try:
         await asyncio.to_thread(engine.wait_loaded, _LOAD_SECONDS)
         engine.embedding.get()
-        store = Store(database)
-        intake, retriever = EvidenceIngestor(store, engine), Retriever(store, engine)
+        evidence = EvidenceStore(database)
+        ingestor, retriever = EvidenceIngestor(evidence, engine), Retriever(evidence, engine)
         for start in range(0, len(sentences), _BATCH):
             pieces = [NewEvidenceItem(sentence) for sentence in sentences[start : start + _BATCH] if sentence]
-            await intake.add(tenant, pieces, truncate=True)
-            tell(f"embedding sentences: {min(start + _BATCH, len(sentences))} of {len(sentences)}")
+            await ingestor.add(tenant, pieces, truncate=True)
+            log(f"embedding sentences: {min(start + _BATCH, len(sentences))} of {len(sentences)}")
         qualities = []
         for mode in _MODES:
             scores = []
             for number, judgement in enumerate(judgements, start=1):
                 if number % _BATCH == 0 or number == len(judgements):
-                    tell(f"searching, mode {mode}: {number} of {len(judgements)} claims")
+                    log(f"searching, mode {mode}: {number} of {len(judgements)} claims")
                 hits = await retriever.search(tenant, judgement.claim, mode=mode, limit=_DEPTH)
                 found = [hit.content for hit in hits]
                 scores.append((ndcg(found, judgement.relevant), recall(found, judgement.relevant)))

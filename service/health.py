@@ -1,4 +1,4 @@
-"""What the service says about itself: alive, ready, and why not. Each part is asked; none is assumed."""
+"""Checks each part of the service: whether the process is alive, whether it is ready, and why not."""
 
 import asyncio
 import logging
@@ -16,13 +16,13 @@ __all__ = ["Condition", "Health", "Level"]
 
 _LOGGER = logging.getLogger(__name__)
 _DATABASE_SECONDS: Final = 1.0
-"""How old an answer about the database may be: probes come from many sides."""
+"""How long a check of the database is cached: several probes check every few seconds."""
 _HIGH_WATER_FRACTION: Final = 0.9
-"""A fuller queue makes a replica not ready, so that a balancer tries another; it stays healthy."""
+"""A fuller queue makes a replica not ready, so that a load balancer uses another one. It is still healthy."""
 
 
 class Level(StrEnum):
-    """How a part is."""
+    """Health of a part."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
@@ -31,7 +31,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One part: `level` is what operators see, `is_ready` whether requests should come while it is so."""
+    """State of one part: `level` is for operators; `is_ready` says whether requests should be sent here."""
 
     part: str
     level: Level
@@ -40,25 +40,25 @@ class Condition:
 
 
 class Health:
-    """Asks the parts. `is_draining` is set once, when the process was told to stop."""
+    """Checks the parts. `is_draining` is set once, when the process receives a signal to stop."""
 
     def __init__(self, database: Database, engine: InferenceEngine, *, stall_seconds: float) -> None:
         self.is_draining = False
         self.started = time.monotonic()
-        self._source = database
+        self._database = database
         self._engine = engine
         self._stall_seconds = stall_seconds
-        self._database: tuple[float, str | None] | None = None
-        self._asking = asyncio.Lock()
+        self._database_check: tuple[float, str | None] | None = None
+        self._checking = asyncio.Lock()
         self._logged: AbstractSet[str] | None = None
 
     @property
     def is_alive(self) -> bool:
-        """Whether this process can still do its work; if not, only a new one can."""
+        """Whether this process can still work; if not, it must be restarted."""
         return self._engine.scheduler.state.is_alive
 
     async def conditions(self) -> list[Condition]:
-        """Every part, most telling first. A change in what keeps the service from being ready is logged."""
+        """Returns the state of every part, and logs a change of readiness."""
         conditions = [
             self._process(),
             await self._database_condition(),
@@ -78,29 +78,31 @@ class Health:
 
     def _process(self) -> Condition:
         if self.is_draining:
-            return Condition("process", Level.DEGRADED, is_ready=False, message="stopping: finishing what was accepted")
+            return Condition("process", Level.DEGRADED, is_ready=False, message="stopping: finishing accepted requests")
         return Condition("process", Level.HEALTHY, is_ready=True, message="running")
 
     def _device(self) -> Condition:
         state = self._engine.scheduler.state
         if not state.is_alive:
-            return Condition("device", Level.UNHEALTHY, is_ready=False, message="the device's thread is gone: restart")
+            return Condition(
+                "device", Level.UNHEALTHY, is_ready=False, message="the worker thread has ended: restart the process"
+            )
         if state.busy_seconds > self._stall_seconds:
-            message = f"one forward pass has taken {state.busy_seconds:.0f} s so far"
+            message = f"a forward pass has been running for {state.busy_seconds:.0f} s"
             return Condition("device", Level.UNHEALTHY, is_ready=False, message=message)
-        message = f"{state.queued_tokens} tokens wait of at most {state.queue_tokens}"
+        message = f"{state.queued_tokens} of at most {state.queue_tokens} tokens are queued"
         is_full = state.queued_tokens > _HIGH_WATER_FRACTION * state.queue_tokens
         return Condition("device", Level.DEGRADED if is_full else Level.HEALTHY, is_ready=not is_full, message=message)
 
     async def _database_condition(self) -> Condition:
-        async with self._asking:
-            if self._database is None or time.monotonic() - self._database[0] > _DATABASE_SECONDS:
-                problem = await self._source.problem(self._engine.space())
-                self._database = (time.monotonic(), problem)
-            problem = self._database[1]
+        async with self._checking:
+            if self._database_check is None or time.monotonic() - self._database_check[0] > _DATABASE_SECONDS:
+                problem = await self._database.problem(self._engine.space())
+                self._database_check = (time.monotonic(), problem)
+            problem = self._database_check[1]
         if problem is not None:
             return Condition("database", Level.DEGRADED, is_ready=False, message=problem)
-        return Condition("database", Level.HEALTHY, is_ready=True, message="answers, schema as expected")
+        return Condition("database", Level.HEALTHY, is_ready=True, message="the database answers and its schema fits")
 
 
 def _model(slot: ModelSlot[Vector] | ModelSlot[Scores]) -> Condition:

@@ -1,4 +1,7 @@
-"""What comes in and goes out over HTTP: fields and limits. Struct names are the names in the OpenAPI document."""
+"""Defines the bodies of requests and responses under /api/v1: fields and limits.
+
+Names and docstrings of the structs appear in the OpenAPI document.
+"""
 
 from datetime import date, datetime
 from typing import Annotated, Final, Literal, TypeAlias
@@ -7,46 +10,46 @@ from uuid import UUID
 from msgspec import Meta, Struct, field
 
 from service.inference.types import Label
-from service.store import Outcome
+from service.store.verdicts import Outcome
 from service.tasks import TaskState
 
 __all__ = [
     "EXAMPLES",
     "ClaimItem",
     "ClaimPage",
-    "ClaimToVerify",
-    "Embedded",
+    "EmbedRequest",
+    "EmbedResponse",
     "EvidenceAdded",
     "EvidenceItem",
-    "EvidenceLines",
-    "FoundItem",
     "HealthReport",
-    "JudgedItem",
+    "IngestReport",
     "LineProblem",
     "Liveness",
     "NewClaim",
     "NewEvidenceItem",
-    "NliBatch",
-    "NliBatchResult",
-    "NliPair",
+    "NliBatchRequest",
+    "NliBatchResponse",
+    "NliRequest",
     "NliResult",
     "PartReport",
     "RateLimitStats",
     "Readiness",
-    "SearchResult",
-    "ServiceMap",
+    "ScoredEvidenceItem",
+    "SearchRequest",
+    "SearchResponse",
+    "SearchResultItem",
+    "ServiceLinks",
     "TaskStatus",
-    "ToEmbed",
-    "ToSearch",
-    "ToVerify",
     "VerdictEvidence",
     "VerdictResult",
     "VerdictSummary",
-    "VerificationResult",
+    "VerifyClaimRequest",
     "VerifyOptions",
+    "VerifyRequest",
+    "VerifyResponse",
 ]
 
-# A NUL is the one character that PostgreSQL cannot keep in a text.
+# NUL is the one character that PostgreSQL cannot store in a text.
 _NO_NUL = r"^[^\x00]*$"
 Text = Annotated[str, Meta(min_length=1, max_length=100_000, pattern=_NO_NUL)]
 ClaimText = Annotated[str, Meta(min_length=1, max_length=5_000, pattern=_NO_NUL)]
@@ -57,14 +60,14 @@ Mode: TypeAlias = Literal["hybrid", "vector", "keyword"]
 
 
 class PartReport(Struct, frozen=True):
-    """One part of the service."""
+    """The health of one part of the service."""
 
     status: str
     message: str
 
 
 class HealthReport(Struct, frozen=True):
-    """How the service is: `status` is healthy, degraded or unhealthy, by its worst part."""
+    """The health of the service: `status` is that of its worst part."""
 
     status: Literal["healthy", "degraded", "unhealthy"]
     timestamp: datetime
@@ -73,21 +76,21 @@ class HealthReport(Struct, frozen=True):
 
 
 class Liveness(Struct, frozen=True):
-    """Whether this process can still work."""
+    """Whether this process can still work; if not, restart it."""
 
     is_alive: bool
 
 
 class Readiness(Struct, frozen=True):
-    """Whether requests should be sent here now; why not, by part; and what works less than fully, by part."""
+    """Whether requests should be sent here now; the reasons why not and the limitations, by part."""
 
     is_ready: bool
     reasons: dict[str, str]
     notes: dict[str, str]
 
 
-class ServiceMap(Struct, frozen=True):
-    """Where things are."""
+class ServiceLinks(Struct, frozen=True):
+    """The service's name and version, and the paths of its documentation and health."""
 
     name: str
     version: str
@@ -97,7 +100,7 @@ class ServiceMap(Struct, frozen=True):
 
 
 class RateLimitStats(Struct, frozen=True):
-    """The caller's bucket, in tokens; null for a caller without a limit. `refused` counts this process's refusals."""
+    """The caller's rate limit, in tokens; null without a limit. `refused` counts this process's refusals."""
 
     limit: int | None
     remaining: int | None
@@ -106,7 +109,7 @@ class RateLimitStats(Struct, frozen=True):
 
 
 class NewClaim(Struct, frozen=True, forbid_unknown_fields=True):
-    """A claim to keep."""
+    """A claim to store."""
 
     text: ClaimText
     source_url: Url | None = None
@@ -128,7 +131,7 @@ class VerdictSummary(Struct, frozen=True):
 
 
 class ClaimItem(Struct, frozen=True):
-    """A claim, and the newest verdict on it when one claim is asked for."""
+    """A claim. The newest verdict on it is included if a single claim is requested."""
 
     id: UUID
     text: str
@@ -138,7 +141,7 @@ class ClaimItem(Struct, frozen=True):
 
 
 class ClaimPage(Struct, frozen=True):
-    """Claims, newest first."""
+    """A page of claims, newest first, and how many there are in total."""
 
     items: list[ClaimItem]
     total: int
@@ -147,7 +150,7 @@ class ClaimPage(Struct, frozen=True):
 
 
 class NewEvidenceItem(Struct, frozen=True, forbid_unknown_fields=True):
-    """Evidence to keep. The same content is kept once."""
+    """Evidence to store. The same content is stored once."""
 
     content: Text
     source_url: Url | None = None
@@ -156,21 +159,21 @@ class NewEvidenceItem(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EvidenceAdded(Struct, frozen=True):
-    """Where the evidence is; `is_new` is false if the same content was there before."""
+    """The id of the evidence; `is_new` is false if the same content was already stored."""
 
     id: UUID
     is_new: bool
 
 
 class LineProblem(Struct, frozen=True):
-    """A line that was not kept; lines count from 1."""
+    """A line that was rejected; the first line is 1."""
 
     line: int
     message: str
 
 
-class EvidenceLines(Struct, frozen=True):
-    """What became of a stream of evidence. At most the first hundred problems are listed."""
+class IngestReport(Struct, frozen=True):
+    """Counts of a stream of evidence, and the first hundred problems."""
 
     added: int
     duplicates: int
@@ -189,16 +192,16 @@ class EvidenceItem(Struct, frozen=True):
     created_at: datetime
 
 
-class ToEmbed(Struct, frozen=True, forbid_unknown_fields=True):
-    """Texts to embed. `batch_size` is accepted for compatibility; batches form across requests, by tokens."""
+class EmbedRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Texts to embed. `batch_size` is accepted and ignored: batches form across requests, by tokens."""
 
     texts: Annotated[list[Text], Meta(min_length=1, max_length=100)]
     batch_size: Annotated[int, Meta(ge=1, le=128)] = 32
     truncate: bool = False
 
 
-class Embedded(Struct, frozen=True):
-    """One vector of unit norm per text, in the order given."""
+class EmbedResponse(Struct, frozen=True):
+    """One vector of unit norm per text, in the order of the request."""
 
     embeddings: list[list[float]]
     count: int
@@ -206,10 +209,10 @@ class Embedded(Struct, frozen=True):
     processing_time_ms: float
 
 
-class ToSearch(Struct, frozen=True, forbid_unknown_fields=True):
-    """What to look for. `source_filter` is how a source's address begins; dates are the evidence's own, inclusive.
+class SearchRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A search. `source_filter` is a prefix of the source URL; the dates are inclusive publication dates.
 
-    `tenant_id` may only repeat the key's own tenant.
+    `tenant_id`, if given, must be the tenant of the API key.
     """
 
     query: Annotated[str, Meta(min_length=1, max_length=1_000, pattern=_NO_NUL)]
@@ -222,8 +225,8 @@ class ToSearch(Struct, frozen=True, forbid_unknown_fields=True):
     published_to: date | None = None
 
 
-class FoundItem(Struct, frozen=True):
-    """Evidence that was found; the first has rank 1."""
+class SearchResultItem(Struct, frozen=True):
+    """A piece of evidence in a search result; the best has rank 1."""
 
     evidence_id: UUID
     content: str
@@ -232,18 +235,18 @@ class FoundItem(Struct, frozen=True):
     rank: int
 
 
-class SearchResult(Struct, frozen=True):
-    """Evidence, best first."""
+class SearchResponse(Struct, frozen=True):
+    """The evidence found, best first."""
 
-    results: list[FoundItem]
+    results: list[SearchResultItem]
     count: int
     query: str
     mode: Mode
     query_time_ms: float
 
 
-class NliPair(Struct, frozen=True, forbid_unknown_fields=True):
-    """Does the premise entail the hypothesis?"""
+class NliRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A premise and a hypothesis to classify."""
 
     premise: ShortText
     hypothesis: ShortText
@@ -259,24 +262,24 @@ class NliResult(Struct, frozen=True):
     processing_time_ms: float
 
 
-class NliBatch(Struct, frozen=True, forbid_unknown_fields=True):
-    """Pairs of premise and hypothesis. `batch_size` is accepted for compatibility."""
+class NliBatchRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Pairs of premise and hypothesis to classify. `batch_size` is accepted for compatibility and ignored."""
 
     pairs: Annotated[list[tuple[ShortText, ShortText]], Meta(min_length=1, max_length=50)]
     batch_size: Annotated[int, Meta(ge=1, le=32)] = 8
     truncate: bool = False
 
 
-class NliBatchResult(Struct, frozen=True):
-    """One result per pair, in the order given."""
+class NliBatchResponse(Struct, frozen=True):
+    """One result per pair, in the order of the request."""
 
     results: list[NliResult]
     count: int
     total_processing_time_ms: float
 
 
-class ToVerify(Struct, frozen=True, forbid_unknown_fields=True):
-    """A claim to verify now. `tenant_id` may only repeat the key's own tenant."""
+class VerifyRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A claim to verify at once. `tenant_id`, if given, must be the tenant of the API key."""
 
     claim: ShortText
     tenant_id: Annotated[str, Meta(max_length=255)] | None = None
@@ -285,8 +288,8 @@ class ToVerify(Struct, frozen=True, forbid_unknown_fields=True):
     search_mode: Mode = "hybrid"
 
 
-class JudgedItem(Struct, frozen=True):
-    """Evidence and what it says about the claim. `evidence_id` is null once the evidence was deleted."""
+class ScoredEvidenceItem(Struct, frozen=True):
+    """A piece of evidence with its NLI scores for the claim. `evidence_id` is null once the evidence is deleted."""
 
     evidence_id: UUID | None
     content: str
@@ -297,13 +300,13 @@ class JudgedItem(Struct, frozen=True):
     similarity: float
 
 
-class VerificationResult(Struct, frozen=True):
-    """A verdict and the evidence that it rests on."""
+class VerifyResponse(Struct, frozen=True):
+    """A verdict and the evidence that it is based on."""
 
     verdict: Outcome
     confidence: float
     has_conflict: bool
-    evidence: list[JudgedItem]
+    evidence: list[ScoredEvidenceItem]
     explanation: str
     claim_id: UUID
     verification_id: UUID
@@ -313,7 +316,7 @@ class VerificationResult(Struct, frozen=True):
 
 
 class VerifyOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """How to verify. `return_reasoning` is accepted for compatibility; the reasoning is always kept and returned."""
+    """How to verify. `return_reasoning` is accepted for compatibility and ignored: the reasoning is always returned."""
 
     max_evidence_items: Annotated[int, Meta(ge=1, le=50)] = 10
     confidence_threshold: Fraction = 0.5
@@ -321,10 +324,10 @@ class VerifyOptions(Struct, frozen=True, forbid_unknown_fields=True):
     search_mode: Mode = "hybrid"
 
 
-class ClaimToVerify(Struct, frozen=True, forbid_unknown_fields=True):
-    """Which claim to verify, and how. `claim_id` and `claim_text`, if given, must be those of the claim in the path.
+class VerifyClaimRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """How to verify the claim in the path. `claim_id` and `claim_text`, if given, must be those of that claim.
 
-    `corpus_ids` are beginnings of source addresses; at most one is supported.
+    `corpus_ids` is a list with one prefix of source URLs.
     """
 
     claim_id: str | None = None
@@ -334,7 +337,7 @@ class ClaimToVerify(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class VerdictEvidence(Struct, frozen=True):
-    """Evidence of a verdict."""
+    """A piece of evidence of a verdict. `id` is null once the evidence is deleted."""
 
     id: UUID | None
     text: str
@@ -347,7 +350,7 @@ class VerdictEvidence(Struct, frozen=True):
 
 
 class VerdictResult(Struct, frozen=True):
-    """A verdict as kept."""
+    """A stored verdict with its evidence."""
 
     claim_id: UUID
     claim_text: str
@@ -365,7 +368,7 @@ class VerdictResult(Struct, frozen=True):
 
 
 class TaskStatus(Struct, frozen=True):
-    """How far a verification is. `result` is there when it is completed, `error` when an attempt failed."""
+    """State of a verification task. `result` is set once it is completed, `error` if an attempt failed."""
 
     task_id: UUID
     claim_id: UUID
@@ -386,11 +389,11 @@ EXAMPLES: Final[tuple[Struct, ...]] = (
         "report",
         date(2021, 8, 9),
     ),
-    ToEmbed(["The sun rises in the east."]),
-    ToSearch("How fast does Arctic ice shrink?", limit=5),
-    NliPair("All cats sleep by day.", "Some cats sleep by day."),
-    NliBatch([("All cats sleep by day.", "Some cats sleep by day."), ("It rains.", "The sky is clear.")]),
-    ToVerify("The Arctic's summer ice has shrunk since 1979.", max_evidence=5),
-    ClaimToVerify(options=VerifyOptions(max_evidence_items=5)),
+    EmbedRequest(["The sun rises in the east."]),
+    SearchRequest("How fast does Arctic ice shrink?", limit=5),
+    NliRequest("All cats sleep by day.", "Some cats sleep by day."),
+    NliBatchRequest([("All cats sleep by day.", "Some cats sleep by day."), ("It rains.", "The sky is clear.")]),
+    VerifyRequest("The Arctic's summer ice has shrunk since 1979.", max_evidence=5),
+    VerifyClaimRequest(options=VerifyOptions(max_evidence_items=5)),
 )
-"""One request of each kind, for the OpenAPI document."""
+"""One example of each request, for the OpenAPI document."""

@@ -1,11 +1,16 @@
-"""The one place that reads the environment: every setting, its default, its unit and its check."""
+# ruff: noqa: RUF009 - `_setting` is a typed wrapper of `dataclasses.field`
+"""Reads every setting from the environment. `Settings` is the one list: name, default, unit, check and description.
+
+pydantic-settings would do the same, but adds pydantic and its compiled core to an image that validates everything else
+with msgspec.
+"""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Final, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args
 from urllib.parse import urlsplit
 
 __all__ = ["PREFIX", "Device", "Dtype", "Settings", "SettingsError"]
@@ -14,13 +19,16 @@ PREFIX: Final = "TRUTHGRAPH_"
 _T = TypeVar("_T")
 Device: TypeAlias = Literal["auto", "cpu", "cuda"]
 Dtype: TypeAlias = Literal["auto", "float32", "bfloat16"]
-_DEVICES: Final[dict[str, Device]] = {value: value for value in get_args(Device)}
-_DTYPES: Final[dict[str, Dtype]] = {value: value for value in get_args(Dtype)}
+_DEVICES: Final[Mapping[str, Device]] = {value: value for value in get_args(Device)}
+_DTYPES: Final[Mapping[str, Dtype]] = {value: value for value in get_args(Dtype)}
 _LOG_LEVELS: Final = {name: name for name in ("DEBUG", "INFO", "WARNING", "ERROR")}
+_TRUTH: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_MOST: Final = 2**31 - 1
+_MOST_SECONDS: Final = 10**9
 
 
 class SettingsError(ValueError):
-    """A setting that cannot be used; `field` is the environment variable's name."""
+    """A setting with an invalid value; `field` is the name of the environment variable."""
 
     def __init__(self, field: str, value: str, allowed: str) -> None:
         super().__init__(f"{field}={value!r}: must be {allowed}")
@@ -29,178 +37,196 @@ class SettingsError(ValueError):
         self.allowed = allowed
 
 
+# Parsers take a value without surrounding blanks, never an empty one, and raise ValueError with what is allowed.
+
+
+def _whole(lowest: int = 1, highest: int = _MOST) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or not lowest <= int(text) <= highest:
+            raise ValueError(f"a whole number from {lowest} to {highest}")
+        return int(text)
+
+    return parse
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < _MOST_SECONDS:
+        raise ValueError("a positive number")
+    return number
+
+
+def _one_of(allowed: Mapping[str, _T]) -> Callable[[str], _T]:
+    def parse(text: str) -> _T:
+        if text not in allowed:
+            raise ValueError(f"one of {', '.join(allowed)}")
+        return allowed[text]
+
+    return parse
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        return tuple(ip_network(word) for word in _words(text))
+    except ValueError as error:
+        raise ValueError("addresses or networks, separated by commas") from error
+
+
+def _postgres_url(text: str) -> str:
+    if urlsplit(text).scheme not in {"postgresql", "postgres"}:
+        raise ValueError("a URL that starts with postgresql://")
+    return text
+
+
+def _setting(
+    default: _T, parse: Callable[[str], _T], description: str, *, name: str = "", is_secret: bool = False
+) -> _T:
+    """One setting. `name` without `PREFIX`; empty is the field's name in capitals."""
+    metadata = {"parse": parse, "description": description, "name": name, "is_secret": is_secret}
+    return field(default=default, metadata=metadata)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a process of the service is told once, at start. The environment's names are `PREFIX` + the field's."""
+    """The configuration of a process, read once at its start."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    drain_seconds: float = 8.0
-    """Docker sends SIGKILL ten seconds after SIGTERM; we are gone before that."""
-    shutdown_delay_seconds: float = 0.0
-    """How long after SIGTERM new connections are still taken, before draining begins: whoever sends requests here
-    learns of the end by readiness or from a name server, a moment late. Another signal ends it."""
+    host: str = _setting("127.0.0.1", str, "address to listen on")
+    port: int = _setting(8000, _whole(0, 65_535), "port to listen on, 0 for any")
+    shutdown_delay_seconds: float = _setting(
+        0.0,
+        _positive,
+        "seconds to keep accepting connections after SIGTERM, while load balancers and DNS catch up; a second signal "
+        "skips the wait",
+    )
+    drain_seconds: float = _setting(
+        8.0,
+        _positive,
+        "seconds to finish accepted requests after that; Docker sends SIGKILL ten seconds after SIGTERM",
+    )
 
-    database_url: str | None = None
-    database_pool_connections: int = 10
-    database_timeout_seconds: float = 5.0
+    database_url: str | None = _setting(
+        None,
+        _postgres_url,
+        "URL of the database, postgresql://...; or DATABASE_URL_FILE, a file that contains it",
+        is_secret=True,
+    )
+    database_pool_connections: int = _setting(10, _whole(), "most connections to the database")
+    database_timeout_seconds: float = _setting(5.0, _positive, "seconds to wait for a connection or a statement")
 
-    models_directory: Path = Path("/opt/models")
-    added_models_directory: Path | None = None
-    """Where models lie that are not in the image, a volume; of two with one name the image's own is taken."""
-    cache_directory: Path | None = None
-    """Where downloads of `models add` are kept; None is the hub client's own place. Serving writes nothing."""
-    embedding_model: str = "all-MiniLM-L6-v2"
-    entailment_model: str | None = None
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    compute_threads: int | None = None
-    batch_tokens: int | None = None
-    """Padded tokens of one forward pass; None takes the device's own default."""
-    queue_tokens: int = 131_072
-    request_seconds: float = 30.0
-    """The deadline of one request; work that cannot be done within it is refused at once."""
-    stall_seconds: float = 60.0
-    """A forward pass that takes longer than this makes readiness false."""
+    models_directory: Path = _setting(Path("/opt/models"), Path, "models in the image", name="MODELS_DIR")
+    added_models_directory: Path | None = _setting(
+        None,
+        Path,
+        "models on a volume; a model of the same name in the image takes precedence",
+        name="ADDED_MODELS_DIR",
+    )
+    cache_directory: Path | None = _setting(
+        None,
+        Path,
+        "downloads of `models add` (default: the hub client's); serving writes nothing",
+        name="CACHE_DIR",
+    )
+    embedding_model: str = _setting("all-MiniLM-L6-v2", str, "name of the embedding model")
+    entailment_model: str | None = _setting(None, str, "name of the entailment model")
+    device: Device = _setting("auto", _one_of(_DEVICES), "device of the models: auto, cpu, cuda")
+    dtype: Dtype = _setting("auto", _one_of(_DTYPES), "precision of the weights: auto, float32, bfloat16")
+    compute_threads: int | None = _setting(None, _whole(), "CPU threads of the models (default: the usable cores)")
+    batch_tokens: int | None = _setting(
+        None, _whole(), "most padded tokens of one forward pass (default: by the device)"
+    )
+    queue_tokens: int = _setting(131_072, _whole(), "most tokens that wait for the device")
+    request_seconds: float = _setting(
+        30.0, _positive, "deadline of a request in seconds; one that cannot meet it is refused at once"
+    )
+    stall_seconds: float = _setting(60.0, _positive, "seconds after which a forward pass makes the service unhealthy")
 
-    body_bytes: int = 2_000_000
-    log_level: str = "INFO"
-    allow_anonymous: bool = False
-    """Serve callers without a key even when they are not on this machine."""
-    rate_limits: bool = True
-    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
-    allowed_origins: tuple[str, ...] = ()
-    task_workers: int = 1
-    task_seconds: float = 120.0
-    """How long a worker may hold a verification task before another takes it over."""
-    task_attempts: int = 3
-    task_expiry_days: float = 7.0
-    opentelemetry: bool = False
+    body_bytes: int = _setting(2_000_000, _whole(), "most bytes of a request's body")
+    log_level: str = _setting("INFO", _one_of(_LOG_LEVELS), "least level of log lines")
+    allow_anonymous: bool = _setting(
+        default=False, parse=_one_of(_TRUTH), description="serve callers without an API key, from any address"
+    )
+    rate_limits: bool = _setting(default=True, parse=_one_of(_TRUTH), description="enforce the keys' rate limits")
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
+        (), _networks, "proxies whose X-Forwarded-For is believed: addresses or networks, separated by commas"
+    )
+    allowed_origins: tuple[str, ...] = _setting((), _words, "origins of web pages that may call, separated by commas")
+    task_workers: int = _setting(1, _whole(0), "verification tasks that run at the same time")
+    task_seconds: float = _setting(120.0, _positive, "seconds after which another worker may take a task over")
+    task_attempts: int = _setting(3, _whole(), "attempts of a task before it fails")
+    task_expiry_days: float = _setting(7.0, _positive, "days after which a finished task is deleted")
+    opentelemetry: bool = _setting(
+        default=False,
+        parse=_one_of(_TRUTH),
+        description="send traces over OTLP, configured by the standard OTEL_ variables",
+    )
     unknown: tuple[str, ...] = ()
-    """Names with our prefix that mean nothing (misspelt, or injected by an orchestrator): logged, not refused."""
+    """Variables with our prefix that are no settings: misspelt, or injected by an orchestrator. Logged, not refused."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
-        """Read `environment` (the process's own by default); raise `SettingsError` for a value that cannot be used."""
-        reader = _Reader(os.environ if environment is None else environment)
-        defaults = cls()
-        settings = cls(
-            host=reader.text("HOST") or defaults.host,
-            port=reader.integer("PORT", defaults.port, lowest=0, highest=65_535),
-            drain_seconds=reader.seconds("DRAIN_SECONDS", defaults.drain_seconds),
-            shutdown_delay_seconds=reader.seconds("SHUTDOWN_DELAY_SECONDS", defaults.shutdown_delay_seconds),
-            database_url=reader.database_url(),
-            database_pool_connections=reader.integer("DATABASE_POOL_CONNECTIONS", defaults.database_pool_connections),
-            database_timeout_seconds=reader.seconds("DATABASE_TIMEOUT_SECONDS", defaults.database_timeout_seconds),
-            models_directory=Path(reader.text("MODELS_DIR") or defaults.models_directory),
-            added_models_directory=Path(added) if (added := reader.text("ADDED_MODELS_DIR")) else None,
-            cache_directory=Path(cache) if (cache := reader.text("CACHE_DIR")) else None,
-            embedding_model=reader.text("EMBEDDING_MODEL") or defaults.embedding_model,
-            entailment_model=reader.text("ENTAILMENT_MODEL"),
-            device=reader.choice("DEVICE", defaults.device, _DEVICES),
-            dtype=reader.choice("DTYPE", defaults.dtype, _DTYPES),
-            compute_threads=reader.optional_integer("COMPUTE_THREADS"),
-            batch_tokens=reader.optional_integer("BATCH_TOKENS"),
-            queue_tokens=reader.integer("QUEUE_TOKENS", defaults.queue_tokens),
-            request_seconds=reader.seconds("REQUEST_SECONDS", defaults.request_seconds),
-            stall_seconds=reader.seconds("STALL_SECONDS", defaults.stall_seconds),
-            body_bytes=reader.integer("BODY_BYTES", defaults.body_bytes),
-            log_level=reader.choice("LOG_LEVEL", defaults.log_level, _LOG_LEVELS),
-            allow_anonymous=reader.truth("ALLOW_ANONYMOUS", default=defaults.allow_anonymous),
-            rate_limits=reader.truth("RATE_LIMITS", default=defaults.rate_limits),
-            trusted_proxies=reader.networks("TRUSTED_PROXIES"),
-            allowed_origins=reader.words("ALLOWED_ORIGINS"),
-            task_workers=reader.integer("TASK_WORKERS", defaults.task_workers, lowest=0),
-            task_seconds=reader.seconds("TASK_SECONDS", defaults.task_seconds),
-            task_attempts=reader.integer("TASK_ATTEMPTS", defaults.task_attempts),
-            task_expiry_days=reader.seconds("TASK_EXPIRY_DAYS", defaults.task_expiry_days),
-            opentelemetry=reader.truth("OPENTELEMETRY", default=defaults.opentelemetry),
+        """Reads `environment` (default: the process's); raises `SettingsError` for an invalid value.
+
+        A variable that is empty counts as absent: compose files write `NAME=`.
+        """
+        given = {name: value.strip() for name, value in (os.environ if environment is None else environment).items()}
+        given = {name: value for name, value in given.items() if name.startswith(PREFIX)}
+        file = given.pop(f"{PREFIX}DATABASE_URL_FILE", "")
+        values: dict[str, Any] = {}
+        for variable, setting in _settings():
+            text, source = given.pop(variable, ""), variable
+            if setting.name == "database_url" and file:
+                text, source = _read_url_file(text, file), f"{PREFIX}DATABASE_URL_FILE"
+            if text:
+                try:
+                    values[setting.name] = setting.metadata["parse"](text)
+                except ValueError as error:
+                    shown = "..." if setting.metadata["is_secret"] else text
+                    raise SettingsError(source, shown, str(error)) from error
+        return cls(**values, unknown=tuple(sorted(given)))
+
+    @staticmethod
+    def describe() -> str:
+        """Returns one line for each setting: variable, default, description."""
+        rows = [(variable, _shown(setting.default), setting) for variable, setting in _settings()]
+        width = max(len(variable) for variable, _, _ in rows)
+        return "\n".join(
+            f"  {variable:<{width}}  {setting.metadata['description']}{default}" for variable, default, setting in rows
         )
-        return replace(settings, unknown=reader.unknown())
 
     def models_directory_of(self, name: str) -> Path:
-        """The one of the two directories of models to look for the model `name` in."""
+        """Returns the directory to load the model `name` from: the image's, or else that of added models."""
         added = self.added_models_directory
         if added is None or (self.models_directory / name).is_dir() or not (added / name).is_dir():
             return self.models_directory
         return added
 
 
-class _Reader:
-    """Typed look-ups by name, remembering which names were asked for."""
+def _settings() -> Iterator[tuple[str, Field[Any]]]:
+    """Yields the environment variable and the field of each setting."""
+    for each in fields(Settings):
+        if each.metadata:
+            yield PREFIX + (each.metadata["name"] or each.name.upper()), each
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
-        self._known: set[str] = set()
 
-    def text(self, name: str) -> str | None:
-        """The value without surrounding blanks; an empty one counts as absent (compose files write `NAME=`)."""
-        self._known.add(PREFIX + name)
-        return self._environment.get(PREFIX + name, "").strip() or None
+def _read_url_file(url: str, file: str) -> str:
+    """Reads the database URL from a file, such as a mounted secret."""
+    variable = f"{PREFIX}DATABASE_URL_FILE"
+    if url:
+        raise SettingsError(variable, file, f"absent if {PREFIX}DATABASE_URL is set")
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise SettingsError(variable, file, f"a readable file ({error.strerror})") from error
 
-    def optional_integer(self, name: str, *, lowest: int = 1, highest: int = 2**31 - 1) -> int | None:
-        text = self.text(name)
-        if text is None:
-            return None
-        if not text.isascii() or not text.isdigit() or not lowest <= int(text) <= highest:
-            raise SettingsError(PREFIX + name, text, f"a whole number from {lowest} to {highest}")
-        return int(text)
 
-    def integer(self, name: str, default: int, *, lowest: int = 1, highest: int = 2**31 - 1) -> int:
-        number = self.optional_integer(name, lowest=lowest, highest=highest)
-        return default if number is None else number
-
-    def seconds(self, name: str, default: float) -> float:
-        text = self.text(name)
-        if text is None:
-            return default
-        try:
-            number = float(text)
-        except ValueError:
-            number = -1.0
-        if not 0 < number < 10**9:
-            raise SettingsError(PREFIX + name, text, "a positive number")
-        return number
-
-    def truth(self, name: str, *, default: bool) -> bool:
-        return self.choice(
-            name, default, {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-        )
-
-    def choice(self, name: str, default: _T, allowed: Mapping[str, _T]) -> _T:
-        text = self.text(name)
-        if text is None:
-            return default
-        if text not in allowed:
-            raise SettingsError(PREFIX + name, text, f"one of {', '.join(allowed)}")
-        return allowed[text]
-
-    def words(self, name: str) -> tuple[str, ...]:
-        return tuple(word.strip() for word in (self.text(name) or "").split(",") if word.strip())
-
-    def networks(self, name: str) -> tuple[IPv4Network | IPv6Network, ...]:
-        words = self.words(name)
-        try:
-            return tuple(ip_network(word) for word in words)
-        except ValueError as error:
-            raise SettingsError(PREFIX + name, ",".join(words), "addresses or networks, comma separated") from error
-
-    def database_url(self) -> str | None:
-        """The address itself, or the content of the file that DATABASE_URL_FILE names (a mounted secret)."""
-        url, file = self.text("DATABASE_URL"), self.text("DATABASE_URL_FILE")
-        name = "DATABASE_URL"
-        if file is not None:
-            name = "DATABASE_URL_FILE"
-            if url is not None:
-                raise SettingsError(PREFIX + name, file, f"absent when {PREFIX}DATABASE_URL is set")
-            try:
-                url = Path(file).read_text(encoding="utf-8").strip() or None
-            except OSError as error:
-                raise SettingsError(PREFIX + name, file, f"a readable file ({error.strerror})") from error
-        if url is not None and urlsplit(url).scheme not in {"postgresql", "postgres"}:
-            # The value may hold a password, so it is not repeated.
-            raise SettingsError(PREFIX + name, "...", "an address that starts with postgresql://")
-        return url
-
-    def unknown(self) -> tuple[str, ...]:
-        return tuple(sorted(name for name in self._environment.keys() - self._known if name.startswith(PREFIX)))
+def _shown(default: object) -> str:
+    if default is None or default == ():
+        return ""
+    return f" (default: {str(default).lower() if isinstance(default, bool) else default})"

@@ -1,9 +1,9 @@
-"""Verification tasks that outlive the process: a queue in PostgreSQL, and the worker that empties it.
+"""Runs verification tasks: a queue in PostgreSQL that survives the process, and the worker that takes tasks from it.
 
-A task is claimed with a lease (SELECT ... FOR UPDATE SKIP LOCKED), and its verdict is written in the same transaction
-that completes it and only by the holder of the lease. So whatever dies in between, each task has one outcome.
-A queue library was considered; it keeps its jobs in tables of its own, and completion and verdict would no longer be
-one transaction.
+A worker takes a task with a lease (SELECT ... FOR UPDATE SKIP LOCKED). Only the holder of the lease writes the verdict,
+in the transaction that completes the task. So each task has exactly one outcome, even if a process or the database
+fails at any point. A queue library would store its jobs in its own tables, and completion and verdict would be two
+transactions.
 """
 
 import asyncio
@@ -28,11 +28,13 @@ from service.inference.types import (
     ModelUnavailableError,
     OverloadedError,
 )
-from service.store import Claim, Filters, NewVerdict, insert_verdict
+from service.store.claims import Claim
+from service.store.evidence import Filters
+from service.store.verdicts import NewVerdict, insert_verdict
 from service.telemetry import request_context, request_id
-from service.verification import InvalidTextError, Options, Verifier
+from service.verification import InvalidTextError, Options, Verifier, check_claim
 
-__all__ = ["Queue", "Task", "TaskState", "Worker"]
+__all__ = ["Task", "TaskQueue", "TaskState", "TaskWorker"]
 
 _LOGGER = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 1.0
@@ -44,14 +46,14 @@ _TRANSIENT: Final = (
     DeviceLostError,
     DatabaseUnavailableError,
 )
-"""Failures that say nothing about the task itself: it is tried again, here or on another replica."""
+"""Errors that are not the task's fault: it is retried, here or on another replica."""
 _TASK: Final = (
     "id, claim_id, status, progress_percentage, attempts, error, verdict_id, created_at, completed_at, request"
 )
 
 
 class TaskState(StrEnum):
-    """Where a task is; the last two are final."""
+    """State of a task; the last two are final."""
 
     PENDING = "pending"
     PROCESSING = "processing"
@@ -61,7 +63,7 @@ class TaskState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A verification that was asked for."""
+    """A requested verification. `request` is its options as JSON."""
 
     id: UUID
     claim_id: UUID
@@ -77,7 +79,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class _Leased:
-    """A task in the hands of a worker."""
+    """A task that a worker holds the lease of."""
 
     id: UUID
     tenant: str
@@ -87,23 +89,23 @@ class _Leased:
     attempts: int
 
 
-class Queue:
-    """The tasks in the database. Every replica sees the same ones."""
+class TaskQueue:
+    """The tasks in the database, shared by all replicas."""
 
     def __init__(self, database: Database, *, lease_seconds: float, attempts: int) -> None:
         self._database = database
         self._lease = timedelta(seconds=lease_seconds)
         self._attempts = attempts
         self.added = asyncio.Event()
-        """Set when this process adds a task, so that its own worker need not wait for its next look."""
+        """Set when this process adds a task, so that its worker does not wait for its next poll."""
 
     async def add(self, tenant: str, claim: Claim, options: Options, idempotency_key: str | None) -> tuple[Task, bool]:
-        """Ask for the verification of `claim`; the task and whether it is new.
+        """Adds a task to verify `claim`; returns the task and whether it is new.
 
-        The same idempotency key with the same request gives the task there is.
+        The same idempotency key with the same request returns the existing task.
 
         Raises:
-            ConflictError: when the key was used for another request, or the claim has an open task already.
+            ConflictError: the key was used for another request, or the claim has an open task.
         """
         request = json.dumps({"claim_id": str(claim.id), **asdict(options)}, default=str, sort_keys=True)
         async with self._database.transaction() as connection:
@@ -129,16 +131,16 @@ class Queue:
             if row is not None:
                 if json.loads(row["request"]) == json.loads(request):
                     return _task(row), False
-                raise ConflictError("the idempotency key was used for another request", f"/api/v1/tasks/{row['id']}")
+                raise ConflictError("the Idempotency-Key was used for another request", f"/api/v1/tasks/{row['id']}")
             open_task = await connection.fetchval(
                 "SELECT id FROM tasks WHERE claim_id = $1 AND status IN ('pending', 'processing')", claim.id
             )
-        if open_task is None:  # it was closed between the two statements
+        if open_task is None:  # it ended between the two statements
             return await self.add(tenant, claim, options, idempotency_key)
-        raise ConflictError("the claim is being verified already", f"/api/v1/tasks/{open_task}")
+        raise ConflictError("the claim already has an open task", f"/api/v1/tasks/{open_task}")
 
     async def task(self, tenant: str, task_id: UUID) -> Task:
-        """One task, or `NotFoundError`."""
+        """Returns one task, or raises `NotFoundError`."""
         async with self._database.connection() as connection:
             row = await connection.fetchrow(
                 f"SELECT {_TASK} FROM tasks WHERE tenant_id = $1 AND id = $2", tenant, task_id
@@ -148,7 +150,7 @@ class Queue:
         return _task(row)
 
     async def newest_of(self, tenant: str, claim_id: UUID) -> Task | None:
-        """The newest task of a claim."""
+        """Returns the newest task of a claim, or None."""
         async with self._database.connection() as connection:
             row = await connection.fetchrow(
                 f"SELECT {_TASK} FROM tasks WHERE tenant_id = $1 AND claim_id = $2 ORDER BY created_at DESC LIMIT 1",
@@ -158,12 +160,12 @@ class Queue:
         return _task(row) if row else None
 
     async def lease(self, holder: UUID) -> _Leased | None:
-        """Take the next task: a pending one whose time has come, or one whose holder let its lease run out."""
+        """Takes the next task: a pending one that is due, or one with an expired lease. Returns None without one."""
         async with self._database.transaction() as connection:
             await connection.execute(
                 """
                 UPDATE tasks SET status = 'failed', completed_at = now(), lease_holder = NULL, lease_until = NULL,
-                    error = 'given up after ' || attempts || ' attempts: no worker finished it'
+                    error = 'failed after ' || attempts || ' attempts: no worker finished it'
                 WHERE status = 'processing' AND lease_until < now() AND attempts >= $1
                 """,
                 self._attempts,
@@ -199,7 +201,7 @@ class Queue:
         return _Leased(row["id"], row["tenant_id"], claim, options, row["request_id"], row["attempts"])
 
     async def progress(self, task_id: UUID, holder: UUID, percentage: int) -> None:
-        """Tell how far a task is, which renews its lease."""
+        """Records the progress of a task and renews its lease."""
         async with self._database.connection() as connection:
             await connection.execute(
                 """
@@ -213,7 +215,7 @@ class Queue:
             )
 
     async def complete(self, leased: _Leased, holder: UUID, content: NewVerdict) -> bool:
-        """Write the verdict and close the task, both or neither; False if the lease had gone to another worker."""
+        """Stores the verdict and completes the task, both or neither; returns False if another worker has the lease."""
         async with self._database.connection() as connection:
             transaction = connection.transaction()
             await transaction.start()
@@ -232,13 +234,13 @@ class Queue:
             except BaseException:
                 await transaction.rollback()
                 raise
-            is_ours: bool = status == "UPDATE 1"
-            await (transaction.commit() if is_ours else transaction.rollback())
-        return is_ours
+            holds_lease: bool = status == "UPDATE 1"
+            await (transaction.commit() if holds_lease else transaction.rollback())
+        return holds_lease
 
     async def fail(self, leased: _Leased, holder: UUID, reason: str, *, is_transient: bool) -> None:
-        """Close the task with `reason`, or, if it is worth another attempt, make it pending again after a while."""
-        again = is_transient and leased.attempts < self._attempts
+        """Fails the task with `reason`, or retries it after a delay if the error is transient and attempts are left."""
+        is_retried = is_transient and leased.attempts < self._attempts
         async with self._database.connection() as connection:
             await connection.execute(
                 """
@@ -250,12 +252,12 @@ class Queue:
                 leased.id,
                 holder,
                 reason,
-                again,
+                is_retried,
                 timedelta(seconds=2.0**leased.attempts),
             )
 
-    async def give_back(self, leased: _Leased, holder: UUID) -> None:
-        """Make a task pending as if it had not been tried: its worker is told to stop."""
+    async def release(self, leased: _Leased, holder: UUID) -> None:
+        """Makes a task pending again without counting the attempt: its worker is stopping."""
         async with self._database.connection() as connection:
             await connection.execute(
                 """
@@ -268,7 +270,7 @@ class Queue:
             )
 
     async def expire(self, age: timedelta) -> None:
-        """Forget tasks that were closed longer ago than `age`; their verdicts stay."""
+        """Deletes tasks that ended longer than `age` ago; their verdicts stay."""
         async with self._database.connection() as connection:
             await connection.execute("DELETE FROM tasks WHERE completed_at < now() - $1::interval", age)
 
@@ -277,10 +279,10 @@ def _task(row: asyncpg.Record) -> Task:
     return Task(**{**row, "status": TaskState(row["status"])})
 
 
-class Worker:
-    """Takes tasks one after the other for as long as it runs, and only while both models are there."""
+class TaskWorker:
+    """Runs tasks, one at a time, while both models are loaded."""
 
-    def __init__(self, queue: Queue, verifier: Verifier, engine: InferenceEngine, *, expiry_days: float) -> None:
+    def __init__(self, queue: TaskQueue, verifier: Verifier, engine: InferenceEngine, *, expiry_days: float) -> None:
         self._queue = queue
         self._verifier = verifier
         self._engine = engine
@@ -290,11 +292,11 @@ class Worker:
         self._loop: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin; called on the event loop."""
+        """Starts the worker. Call it on the event loop."""
         self._loop = asyncio.create_task(self._run(), name="tasks")
 
     async def stop(self, wait_seconds: float) -> None:
-        """Take no more; give the task at hand `wait_seconds` to finish, then give it back."""
+        """Stops taking tasks; lets the current one run for `wait_seconds`, then releases it."""
         self._is_stopping = True
         self._queue.added.set()
         if self._loop is not None:
@@ -317,8 +319,8 @@ class Worker:
                         await self._work(leased)
                     continue
             except DatabaseUnavailableError as error:
-                _LOGGER.debug("tasks wait for the database: %s", error)
-            except Exception:  # the loop's edge: one bad task must not end it
+                _LOGGER.debug("cannot take tasks: %s", error)
+            except Exception:  # one bad task must not end the loop
                 _LOGGER.exception("unexpected error in the task loop")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._queue.added.wait(), _POLL_SECONDS)
@@ -326,21 +328,23 @@ class Worker:
                 self._queue.added.clear()
 
     async def _work(self, leased: _Leased) -> None:
-        """Verify one claim and close its task, whatever comes."""
+        """Verifies one claim and ends its task."""
 
         async def progress(percentage: int) -> None:
             await self._queue.progress(leased.id, self._holder, percentage)
 
         try:
-            content = await self._verifier.verify(leased.tenant, leased.claim.text, leased.options, progress)
+            content = await self._verifier.verify(
+                leased.tenant, check_claim(leased.claim.text), leased.options, progress
+            )
             if not await self._queue.complete(leased, self._holder, content):
-                _LOGGER.warning("task %s went to another worker", leased.id)
+                _LOGGER.warning("task %s: the lease expired and another worker has it", leased.id)
         except asyncio.CancelledError:
-            await self._queue.give_back(leased, self._holder)
+            await self._queue.release(leased, self._holder)
             raise
         except (InferenceError, InvalidTextError, DatabaseUnavailableError) as error:
-            _LOGGER.warning("task %s, attempt %d: %s", leased.id, leased.attempts, type(error).__name__)
+            _LOGGER.warning("task %s failed in attempt %d: %s", leased.id, leased.attempts, type(error).__name__)
             await self._queue.fail(leased, self._holder, str(error), is_transient=isinstance(error, _TRANSIENT))
         except asyncpg.PostgresError as error:
-            _LOGGER.exception("task %s", leased.id)
+            _LOGGER.exception("task %s failed", leased.id)
             await self._queue.fail(leased, self._holder, type(error).__name__, is_transient=False)

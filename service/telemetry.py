@@ -1,4 +1,7 @@
-"""What is seen from outside: request ids, JSON logs, stage timings, Prometheus metrics. Never a text or a secret."""
+"""Observes requests: ids, JSON logs, stage times, Prometheus metrics. Records no request text and no secret.
+
+The log formatter is 15 lines; python-json-logger would be one more package in the image for them.
+"""
 
 import asyncio
 import json
@@ -40,13 +43,13 @@ _LATENCY_SECONDS: Final = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2
 _FILL_FRACTIONS: Final = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _PROBES: Final = frozenset({"/livez", "/readyz", "/health", "/metrics"})
-"""Asked every few seconds for ever: not logged; `health` logs when their answer changes."""
+"""Requested every few seconds, so logged at DEBUG only; `service.health` logs each change of readiness."""
 _ACCESS = logging.getLogger("service.access_log")
 
 
 @dataclass(slots=True)
 class _Observation:
-    """The request at hand: its id and its stages so far, in seconds."""
+    """The current request: its id, the seconds of its stages so far, and headers for its response."""
 
     request_id: str
     stages: dict[str, float] = field(default_factory=dict)
@@ -57,14 +60,14 @@ _CURRENT: ContextVar[_Observation | None] = ContextVar("observation", default=No
 
 
 def request_id() -> str:
-    """The id of the request at hand; empty outside of one."""
+    """Returns the id of the current request; empty outside of one."""
     observation = _CURRENT.get()
     return observation.request_id if observation else ""
 
 
 @contextmanager
 def request_context(identifier: str) -> Iterator[None]:
-    """Log what follows under `identifier`: work that a request left behind, done later."""
+    """Logs under the request id `identifier` meanwhile: for work that a request queued and that is done later."""
     token = _CURRENT.set(_Observation(identifier))
     try:
         yield
@@ -73,30 +76,30 @@ def request_context(identifier: str) -> Iterator[None]:
 
 
 def note_header(name: str, value: str) -> None:
-    """Add a header to the answer to the request at hand, whatever the answer will be."""
+    """Adds a header to the response to the current request, also if it fails."""
     if (observation := _CURRENT.get()) is not None:
         observation.headers[name] = value
 
 
 def note_stage(name: str, seconds: float) -> None:
-    """Add to the stage `name` of the request at hand; it ends up in Server-Timing and in the metrics."""
+    """Adds to the time of a stage of the current request, for the Server-Timing header and the metrics."""
     if (observation := _CURRENT.get()) is not None:
         observation.stages[name] = observation.stages.get(name, 0.0) + seconds
 
 
 def note_stages(seconds: StageSeconds) -> None:
-    """Add the stages of an inference to the request at hand."""
+    """Adds the stages of an inference to the current request."""
     note_stage("prepare", seconds.prepare)
     note_stage("queue", seconds.queue)
     note_stage("forward", seconds.forward)
 
 
 class SlowBodyError(Exception):
-    """The rest of a request's body does not come."""
+    """The body of a request did not arrive in time."""
 
 
 class Metrics:
-    """Every metric of the process, in a registry of its own. Times are in seconds."""
+    """The metrics of the process. Times are in seconds."""
 
     content_type: Final = CONTENT_TYPE_LATEST
 
@@ -104,65 +107,68 @@ class Metrics:
         self.registry = CollectorRegistry()
         name = "truthgraph_"
         self.requests = Counter(
-            name + "requests", "Requests answered.", ("method", "route", "status"), registry=self.registry
+            name + "requests",
+            "Requests by method, route and status.",
+            ("method", "route", "status"),
+            registry=self.registry,
         )
         self.request_seconds = Histogram(
             name + "request_seconds",
-            "From a request's first byte to its answer's last.",
+            "Seconds from the start of a request to the end of its response.",
             ("route",),
             buckets=_LATENCY_SECONDS,
             registry=self.registry,
         )
         self.stage_seconds = Histogram(
             name + "stage_seconds",
-            "Stages of a request: prepare, queue, forward, database.",
+            "Seconds of each stage of a request: prepare, queue, forward, database.",
             ("stage",),
             buckets=_LATENCY_SECONDS,
             registry=self.registry,
         )
         self.batch_rows = Histogram(
             name + "batch_rows",
-            "Rows of one forward pass.",
+            "Rows in one forward pass.",
             ("model",),
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
             registry=self.registry,
         )
         self.batch_fill_fraction = Histogram(
             name + "batch_fill_fraction",
-            "Real tokens over padded tokens of one forward pass.",
+            "Tokens divided by padded tokens of one forward pass.",
             ("model",),
             buckets=_FILL_FRACTIONS,
             registry=self.registry,
         )
         self.tokens = Counter(
-            name + "tokens", "Tokens through a model, padding excluded.", ("model",), registry=self.registry
+            name + "tokens", "Tokens processed by a model, without padding.", ("model",), registry=self.registry
         )
         self.forward_seconds = Counter(
-            name + "forward_seconds", "Time in forward passes.", ("model",), registry=self.registry
+            name + "forward_seconds", "Seconds spent in forward passes.", ("model",), registry=self.registry
         )
-        self.queue_tokens = Gauge(name + "queue_tokens", "Tokens waiting for the device.", registry=self.registry)
-        self.ready = Gauge(name + "ready", "Whether each part is ready.", ("part",), registry=self.registry)
+        self.queue_tokens = Gauge(name + "queue_tokens", "Tokens that wait for the device.", registry=self.registry)
+        self.ready = Gauge(name + "ready", "Whether a part is ready: 1 or 0.", ("part",), registry=self.registry)
 
     def observe_batch(self, record: BatchRecord) -> None:
-        """Count one forward pass."""
+        """Records one forward pass."""
         self.batch_rows.labels(record.model).observe(record.rows)
         self.batch_fill_fraction.labels(record.model).observe(record.tokens / record.padded_tokens)
         self.tokens.labels(record.model).inc(record.tokens)
         self.forward_seconds.labels(record.model).inc(record.seconds)
 
     def observe_state(self, state: SchedulerState, ready: Mapping[str, bool]) -> None:
-        """Take over what is read at the time of the scrape."""
+        """Sets the gauges, whose values are read at the time of the scrape."""
         self.queue_tokens.set(state.queued_tokens)
         for part, is_ready in ready.items():
             self.ready.labels(part).set(is_ready)
 
     def exposition(self) -> bytes:
-        """The text that Prometheus scrapes."""
+        """Returns the page that Prometheus scrapes."""
         return generate_latest(self.registry)
 
 
 class TelemetryMiddleware:
-    """The outermost ASGI layer: gives each request its id, times it, counts it, logs it, ends it if the caller left."""
+    """The outermost ASGI layer: gives requests an id, times, counts and logs them, cancels them if the client left."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, *, receive_seconds: float, tracer: Tracer | None = None) -> None:
         self._app = app
@@ -171,17 +177,17 @@ class TelemetryMiddleware:
         self._receive_seconds = receive_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one connection."""
+        """Handles one request."""
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
-        # A label must not take values that callers make up.
+        # A label must not take values that clients choose.
         method = scope["method"] if scope["method"] in _METHODS else "other"
         given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
         observation = _Observation(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         token = _CURRENT.set(observation)
         began = time.perf_counter()
-        status = 499  # what proxies log for a caller who left before the answer
+        status = 499  # as proxies log a client that closed the connection early
 
         async def send_observed(message: Message) -> None:
             nonlocal status
@@ -199,11 +205,11 @@ class TelemetryMiddleware:
 
         try:
             if self._tracer is None:
-                await _until_gone(self._app, scope, receive, send_observed, self._receive_seconds)
+                await _call_until_disconnect(self._app, scope, receive, send_observed, self._receive_seconds)
             else:
                 headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
                 with self._tracer.request(method, headers) as span:
-                    await _until_gone(self._app, scope, receive, send_observed, self._receive_seconds)
+                    await _call_until_disconnect(self._app, scope, receive, send_observed, self._receive_seconds)
                     span.update_name(f"{method} {scope.get('path_template', 'unknown')}")
                     span.set_attribute("http.response.status_code", status)
                     span.set_attribute("truthgraph.request_id", observation.request_id)
@@ -224,11 +230,13 @@ class TelemetryMiddleware:
             _CURRENT.reset(token)
 
 
-async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send, receive_seconds: float) -> None:
-    """Call `app`, and cancel it when the caller hangs up: what it waits for is then dropped from every queue.
+async def _call_until_disconnect(
+    app: ASGIApp, scope: Scope, receive: Receive, send: Send, receive_seconds: float
+) -> None:
+    """Calls `app`, and cancels it if the client disconnects; its rows are then dropped from the queue.
 
-    After the body's end a server has one thing left to say, that the caller is gone; waiting for it is how to know.
-    Each part of the body must come within `receive_seconds`, or `SlowBodyError` is raised where it is read.
+    After the end of the body the only message that a server sends is the disconnect, so a task waits for that message.
+    Each part of the body must arrive within `receive_seconds`, or reading it raises `SlowBodyError`.
     """
     handler = asyncio.current_task()
     watcher: asyncio.Task[None] | None = None
@@ -243,14 +251,14 @@ async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send, 
 
     async def receive_watched() -> HTTPReceiveMessage:
         nonlocal watcher
-        if watcher is not None:  # asked again after the end: answer when there is an answer
+        if watcher is not None:  # the app reads again after the end of the body: wait for the disconnect
             await asyncio.shield(watcher)
             return {"type": "http.disconnect"}
         try:
             async with asyncio.timeout(receive_seconds):
                 message = cast("HTTPReceiveMessage", await receive())  # the connection is HTTP
         except TimeoutError as error:
-            raise SlowBodyError(f"nothing came for {receive_seconds:g} s") from error
+            raise SlowBodyError(f"no part of the body arrived within {receive_seconds:g} s") from error
         if message["type"] == "http.request" and not message.get("more_body", False):
             watcher = asyncio.create_task(watch())
         return message
@@ -268,12 +276,12 @@ async def _until_gone(app: ASGIApp, scope: Scope, receive: Receive, send: Send, 
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, logger, message, request id, and what `extra` brought."""
+    """Formats a record as one line of JSON: time, level, logger, message, request id, and the fields of `extra`."""
 
     _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
     def format(self, record: logging.LogRecord) -> str:
-        """Render `record`; an exception is one field with its traceback."""
+        """Returns the line; an exception becomes the field `exception` with its traceback."""
         entry: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -289,7 +297,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def configure_logging(level: str) -> None:
-    """Send every logger of the process to standard error as JSON lines."""
+    """Sends all log records of the process to standard error as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)

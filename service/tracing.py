@@ -1,4 +1,4 @@
-"""Traces for OpenTelemetry, when configured: one span per request, with its route, status, id and stages."""
+"""Traces requests with OpenTelemetry, if configured: one span each, with its route, status, id and stage times."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,24 +10,24 @@ __all__ = ["Span", "Tracer", "otlp_tracer"]
 
 
 class Span(Protocol):
-    """What is told of a request while it is answered."""
+    """The part of OpenTelemetry's span that is used here."""
 
     def set_attribute(self, key: str, value: str | float) -> None:
-        """Tell one fact."""
+        """Sets one attribute."""
 
     def update_name(self, name: str) -> None:
-        """Name the span, once the route is known."""
+        """Renames the span, once the route is known."""
 
 
 class Tracer:
-    """Makes spans through an OpenTelemetry tracer, as children of the caller's if it sent a traceparent."""
+    """Makes spans with an OpenTelemetry tracer, as children of the caller's span if it sent a traceparent header."""
 
     def __init__(self, tracer: "_OpenTelemetryTracer") -> None:
         self._tracer = tracer
 
     @contextmanager
     def request(self, method: str, headers: Mapping[str, str]) -> Iterator[Span]:
-        """A span of kind server for the time of a request."""
+        """Opens a span of kind server for a request."""
         from opentelemetry.propagate import extract  # noqa: PLC0415 - in the extra `otel`
         from opentelemetry.trace import SpanKind  # noqa: PLC0415
 
@@ -36,14 +36,16 @@ class Tracer:
 
 
 def otlp_tracer() -> Tracer:
-    """A tracer that exports over OTLP and HTTP, configured by the standard OTEL_ variables."""
+    """Returns a tracer that exports over OTLP/HTTP, configured by the standard OTEL_ variables."""
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError as error:
-        raise SettingsError(PREFIX + "OPENTELEMETRY", "true", "false, or pip install 'truthgraph[otel]'") from error
+        raise SettingsError(
+            PREFIX + "OPENTELEMETRY", "true", "false, or install the exporter: pip install 'truthgraph[otel]'"
+        ) from error
     provider = TracerProvider(resource=Resource.create({"service.name": "truthgraph"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Tracer(provider.get_tracer("truthgraph"))
@@ -51,7 +53,7 @@ def otlp_tracer() -> Tracer:
 
 class _OpenTelemetryTracer(Protocol):
     def start_as_current_span(self, name: str, *, context: object, kind: object) -> "_SpanContext":
-        """A span that is the current one within."""
+        """Opens a span that is the current one meanwhile."""
 
 
 class _SpanContext(Protocol):

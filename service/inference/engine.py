@@ -1,4 +1,4 @@
-"""The two models and the device they share: loads them in the background, embeds texts, classifies pairs."""
+"""Loads the two models in the background, embeds texts and classifies pairs, on the device that they share."""
 
 import importlib.util
 import logging
@@ -12,6 +12,7 @@ from service.inference.models import ModelFolder, ModelFolderError, check
 from service.inference.scheduler import Scheduler
 from service.inference.types import Input, Model, ModelSlot, Reply, Scores, SlotState, Vector
 from service.settings import Settings
+from service.telemetry import note_stages
 
 __all__ = ["InferenceEngine", "before_torch"]
 
@@ -25,24 +26,24 @@ _NO_ENTAILMENT: Final = (
 
 
 def before_torch() -> None:
-    """Bound how long OpenMP's threads spin for one another; to be called before torch is imported, when it is read.
+    """Limits how long OpenMP's threads spin while they wait. Call it before torch is imported.
 
-    Spinning threads take the processor from the very thread that they wait for. One text on two cores with MiniLM took
-    5 ms alone on the machine, and 70 to 1,000 ms beside other work; with this bound 5 and up to 70; with threads that
-    never spin 8 and up to 30 (measured).
+    Spinning threads take the processor from the thread that they wait for. Measured with MiniLM, one text on two cores:
+    5 ms on an idle machine and 70 to 1,000 ms on a busy one without the limit, 5 ms and up to 70 ms with it, 8 ms and
+    up to 30 ms with threads that never spin.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 class InferenceEngine:
-    """What routes know of inference. Usable at once; a model that is not there (yet) raises `ModelUnavailableError`."""
+    """Runs both models for the rest of the service. Calls raise `ModelUnavailableError` until their model is loaded."""
 
     def __init__(self, settings: Settings, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.embedding: ModelSlot[Vector] = ModelSlot("embedding", settings.embedding_model)
         self.entailment: ModelSlot[Scores] = ModelSlot("entailment", settings.entailment_model)
         self._settings = settings
-        # A daemon: neither a slow disk nor a hanging driver may keep the process from ending.
+        # A daemon thread: neither a slow disk nor a driver that hangs may keep the process from ending.
         self._loading = threading.Thread(target=self._load, name="load models", daemon=True)
         if importlib.util.find_spec("torch") is None:
             self.embedding.omit(_NO_TORCH)
@@ -51,26 +52,26 @@ class InferenceEngine:
             self.entailment.omit(_NO_ENTAILMENT)
 
     def start(self) -> None:
-        """Start the device's threads and the loading of the models; called on the event loop."""
+        """Starts the worker threads and loads the models in the background. Call it on the event loop."""
         self.scheduler.start()
         self._loading.start()
 
     def wait_loaded(self, seconds: float) -> None:
-        """Block until each model is there or has failed, but no longer than `seconds`."""
+        """Blocks until each model has loaded or failed, at most `seconds`."""
         self._loading.join(seconds)
 
     def stop(self, wait_seconds: float) -> None:
-        """End the device's threads, see `Scheduler.stop`."""
+        """Ends the worker threads, see `Scheduler.stop`."""
         self.scheduler.stop(wait_seconds)
 
     @property
     def is_ready(self) -> bool:
-        """Whether both models are there, and the device."""
+        """Whether both models are loaded and the device works."""
         slots = (self.embedding.state, self.entailment.state)
         return slots == (SlotState.READY, SlotState.READY) and self.scheduler.state.is_alive
 
     def space(self) -> EmbeddingSpace | None:
-        """Which vectors `embed` makes; None until the model is there."""
+        """Returns which model's vectors `embed` makes, None until it is loaded."""
         if self.embedding.state is not SlotState.READY:
             return None
         model = self.embedding.get()
@@ -78,33 +79,39 @@ class InferenceEngine:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a thread of its own is still at work, which after `stop` means that it is stuck."""
+        """Whether one of its threads still runs; after `stop` that thread is stuck."""
         return self._loading.is_alive() or self.scheduler.is_running
 
     async def embed(self, texts: Sequence[Input], *, truncate: bool = False) -> Reply[Vector]:
-        """One vector of unit norm per text, in order. Raises what `Scheduler.infer` raises."""
-        model = self.embedding.get()
-        return await self.scheduler.infer(model, texts, seconds=self._settings.request_seconds, truncate=truncate)
+        """Returns one vector of unit norm per text, in order. Raises what `Scheduler.infer` raises."""
+        return await self._infer(self.embedding, texts, self._settings.request_seconds, truncate=truncate)
 
     async def classify(
         self, pairs: Sequence[tuple[str, str]], *, truncate: bool = False, spent_seconds: float = 0.0
     ) -> Reply[Scores]:
-        """The three probabilities per (premise, hypothesis), in order. Raises what `Scheduler.infer` raises.
+        """Returns the three probabilities per (premise, hypothesis), in order. Raises what `Scheduler.infer` raises.
 
-        `spent_seconds` of the request's time are gone already.
+        `spent_seconds` is what the request has used of its deadline before this call.
         """
-        model = self.entailment.get()
         seconds = max(0.0, self._settings.request_seconds - spent_seconds)
-        return await self.scheduler.infer(model, pairs, seconds=seconds, truncate=truncate)
+        return await self._infer(self.entailment, pairs, seconds, truncate=truncate)
+
+    async def _infer(
+        self, slot: ModelSlot[ResultT], inputs: Sequence[Input], seconds: float, *, truncate: bool
+    ) -> Reply[ResultT]:
+        """Runs the model, and notes the time of each stage for the request at hand."""
+        reply = await self.scheduler.infer(slot.get(), inputs, seconds=seconds, truncate=truncate)
+        note_stages(reply.seconds)
+        return reply
 
     def _load(self) -> None:
-        """Fill both slots. The thread's edge: a failure of any kind becomes the slot's reason."""
+        """Loads both models; any failure becomes the reason of its slot."""
         if not (self.embedding.is_loading or self.entailment.is_loading):
             return
         settings = self._settings
         before_torch()
         try:
-            # Imported here because it takes two seconds, and the `core` image has no torch at all.
+            # Imported here because it takes two seconds, and the `core` image has no torch.
             from service.inference import torch_models  # noqa: PLC0415 - see above
 
             placement = torch_models.place(

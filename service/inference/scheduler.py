@@ -1,8 +1,8 @@
-"""The one queue before the device: packs rows of many requests into batches by token budget, one thread a worker.
+"""Schedules inference: one queue of rows from all requests, packed into batches by token budget, run by workers.
 
-A worker is what runs one forward pass at a time: a GPU is one, a processor has one for each core, see `torch_models`.
-Admission comes first: a request that finds no room, or could not be done by its deadline, is refused at once. No worker
-is idle while there is work and nothing waits for company: batches form only while all workers are busy.
+A worker is a thread that runs one forward pass at a time. A GPU has one, a CPU one for each core (see `torch_models`).
+A request is refused at once if the queue has no room or its deadline cannot be met. A free worker never waits for a
+batch to fill: batches form only while all workers are busy.
 """
 
 import asyncio
@@ -33,28 +33,28 @@ __all__ = ["BatchRecord", "Scheduler", "SchedulerState", "pack"]
 ResultT = TypeVar("ResultT")
 _LOGGER = logging.getLogger(__name__)
 _WASTE_FRACTION: Final = 0.05
-"""Padding that a batch may carry whatever a pass costs (best of 0 to 0.3 in a simulation of mixed lengths)."""
+"""Accepted padding of a batch, as a fraction (the best of 0 to 0.3 in a simulation of mixed lengths)."""
 _SHARE_TOKENS: Final = 128
-"""Work below this is not split between workers: a pass would cost more than it saves (measured on MiniLM)."""
+"""Less work than this is not split between workers: another pass costs more than it saves (measured on MiniLM)."""
 _WINDOW_ROWS: Final = 1_024
-"""How far down the queue a batch looks for rows of like length."""
+"""How many rows of the queue are considered for a batch."""
 _INLINE_CHARACTERS: Final = 4_000
-"""Inputs shorter than this are tokenised on the event loop (0.2 ms, measured), longer ones on a thread."""
+"""Inputs up to this length are tokenized on the event loop (0.2 ms, measured), longer ones on a thread."""
 _CHARACTERS_PER_TOKEN: Final = 4
-"""What a text is assumed to weigh until it is tokenised (English; others are counted right a moment later)."""
+"""Estimate for a text that is not tokenized yet (English). Its exact tokens replace the estimate."""
 _RATE_MEMORY: Final = 0.9
-"""What each pass leaves of the tokens and seconds before it; their quotient is the rate, so large passes count most."""
+"""Decay of the sums of tokens and seconds with each pass. Their quotient is the rate, so large passes count most."""
 _RATE_START_TOKENS: Final = 5_000.0
-"""Tokens per second of one worker assumed before anything was measured: MiniLM on a core in float32, about."""
+"""Tokens per second of one worker until the first pass is measured: about MiniLM's rate on one core in float32."""
 
 
 def pack(lengths_tokens: Sequence[int], oldest: int, budget_tokens: int, pass_tokens: int) -> list[int]:
-    """Choose the rows of the next batch: indices into `lengths_tokens`, the row `oldest` always among them.
+    """Returns the rows of the next batch, as indices into `lengths_tokens`; the row `oldest` is always one of them.
 
-    A batch costs its longest row's length times its rows, and `pass_tokens` besides. Starting from the oldest row, the
-    neighbour by length that costs least padding joins as long as the cost stays within the budget and padding within
-    `pass_tokens`, which another pass would cost, or a twentieth. Only a single row may exceed the budget. As the oldest
-    is always taken, none waits for ever.
+    A batch costs the length of its longest row times its number of rows, plus `pass_tokens`. Rows are sorted by length.
+    Starting from the oldest row, the neighbor that adds the least padding joins, as long as the batch stays within
+    `budget_tokens` and its padding within the larger of `pass_tokens` (the cost of another pass) and a twentieth of the
+    batch. A single row may exceed the budget. Because the oldest row is always taken, every row is served eventually.
     """
     order = sorted(range(len(lengths_tokens)), key=lengths_tokens.__getitem__)
     first = last = order.index(oldest)
@@ -79,7 +79,7 @@ def pack(lengths_tokens: Sequence[int], oldest: int, budget_tokens: int, pass_to
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """One request in the queue: its results so far, and the future that its caller waits for."""
+    """A request in the queue: its results so far, and the future that its caller awaits."""
 
     model: Model[object]
     future: asyncio.Future[None]
@@ -94,6 +94,8 @@ class _Call:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
+    """One row of a request in the queue."""
+
     call: _Call
     index: int
     row: TokenRow
@@ -112,7 +114,7 @@ class BatchRecord:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerState:
-    """What health and metrics read, a moment old."""
+    """A snapshot for health checks and metrics. `busy_seconds` is the time of the longest pass that is running."""
 
     is_alive: bool
     queued_tokens: int
@@ -122,7 +124,7 @@ class SchedulerState:
 
 
 class Scheduler:
-    """Owns the device's threads. `infer` is called on one event loop; everything else is private to the threads."""
+    """Runs the worker threads. `infer` is called on one event loop; the threads share the queue under one lock."""
 
     def __init__(self, *, queue_tokens: int, observe: Callable[[BatchRecord], None] = lambda _record: None) -> None:
         self._queue_tokens = queue_tokens
@@ -142,12 +144,12 @@ class Scheduler:
         self._workers: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Take requests from now on; called on the event loop that will call `infer`."""
+        """Starts the first worker. Call it on the event loop that will call `infer`."""
         self._loop = asyncio.get_running_loop()
         self.set_workers(1)
 
     def set_workers(self, workers: int) -> None:
-        """Run up to `workers` forward passes at a time from now on; may be called on any thread, fewer is no change."""
+        """Adds workers until there are `workers`; removes none. May be called on any thread."""
         with self._ready:
             for worker in range(len(self._workers), 0 if self._is_stopping else workers):
                 self._workers.append(
@@ -156,24 +158,24 @@ class Scheduler:
                 self._workers[-1].start()
 
     def stop(self, wait_seconds: float) -> bool:
-        """Refuse what is still queued and end the threads; False if one is stuck in a pass after `wait_seconds`."""
+        """Refuses the queued requests and ends the threads; returns False if one still runs after `wait_seconds`."""
         with self._ready:
             self._is_stopping = True
             self._ready.notify_all()
         self._tokenizers.shutdown(wait=False, cancel_futures=True)
-        until = time.monotonic() + wait_seconds
+        deadline = time.monotonic() + wait_seconds
         for worker in self._workers:
-            worker.join(max(0.0, until - time.monotonic()))
+            worker.join(max(0.0, deadline - time.monotonic()))
         return not self.is_running
 
     @property
     def is_running(self) -> bool:
-        """Whether a thread is there."""
+        """Whether a worker thread is alive."""
         return any(worker.is_alive() for worker in self._workers)
 
     @property
     def state(self) -> SchedulerState:
-        """How full, how fast, how long in the longest of the present passes."""
+        """Returns a snapshot of the queue and the workers."""
         busy_since = min(self._busy_since.copy().values(), default=None)
         return SchedulerState(
             is_alive=self.is_running and self._lost is None,
@@ -190,16 +192,16 @@ class Scheduler:
     async def infer(
         self, model: Model[ResultT], inputs: Sequence[Input], *, seconds: float, truncate: bool = False
     ) -> Reply[ResultT]:
-        """Prepare, queue and run `inputs`; the reply is whole or there is none.
+        """Tokenizes, queues and runs `inputs`; returns the results of all of them.
 
-        A cancelled caller's rows are dropped before their forward pass.
+        If the caller is cancelled, its queued rows are dropped.
 
         Raises:
-            OverloadedError: at once, when the queue has no room or the work could not be done within `seconds`.
+            OverloadedError: at once, if the queue has no room or the work cannot be done within `seconds`.
             DeadlineExceededError: after `seconds`.
-            TextTooLongError: for an input over the model's limit, unless `truncate`.
-            InferenceFailedError: when the model raises on one of these inputs.
-            DeviceLostError: when the device is gone for good.
+            TextTooLongError: an input is over the model's limit, unless `truncate`.
+            InferenceFailedError: the model failed on one of these inputs.
+            DeviceLostError: the device failed for good.
         """
         began = time.monotonic()
         self._admit(0, seconds)
@@ -220,24 +222,24 @@ class Scheduler:
             self._admit(tokens, seconds)
             self._entries += [_Entry(call, index, row) for index, row in enumerate(rows)]
             self._queued_tokens += tokens
-            self._ready.notify(len(rows))  # as many workers as may find work
+            self._ready.notify(len(rows))  # wake at most one worker for each row
         try:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + call.deadline - time.monotonic()):
                 await call.future
         except TimeoutError as error:
             raise DeadlineExceededError(seconds) from error
         finally:
-            call.is_abandoned = True  # harmless once it is done
+            call.is_abandoned = True  # no effect on a finished call
         started = call.started if call.started is not None else prepared
         return Reply(
-            # The thread filled every place with what this very model's forward returned.
+            # The results come from `model.forward`, so they have its type.
             cast("Sequence[ResultT]", call.results),
             tokens,
             StageSeconds(prepare=prepared - began, queue=started - prepared, forward=call.forward_seconds),
         )
 
     def _admit(self, tokens: int, seconds: float) -> None:
-        """Raise unless `tokens` more have room. An empty queue takes any one request, or some could never be served."""
+        """Raises unless `tokens` more fit. An empty queue accepts one request of any size."""
         if self._lost is not None:
             raise DeviceLostError(str(self._lost))
         waiting = self._queued_tokens + self._preparing_tokens
@@ -261,27 +263,27 @@ class Scheduler:
             self._preparing_tokens -= estimate_tokens
 
     def _run(self, worker: int) -> None:
-        """A worker's thread: until the device is stopped or lost, take a batch, run it, deliver it."""
+        """Runs in a worker thread: takes and runs batches until the scheduler stops or the device is lost."""
         try:
             while batch := self._next_batch(worker):
                 self._execute(batch)
         except DeviceLostError as error:
-            _LOGGER.critical("the device is lost: %s", error)
+            _LOGGER.critical("device lost: %s", error)
             self._lost = error
-        except Exception:  # the thread's edge: whoever waits must hear of it
-            _LOGGER.exception("a thread of the device failed")
-            self._lost = DeviceLostError("a thread of the device failed")
+        except Exception:  # the outermost frame of the thread: the waiting callers must get an error
+            _LOGGER.exception("a worker thread failed")
+            self._lost = DeviceLostError("a worker thread failed")
         with self._ready:
             left, self._entries, self._queued_tokens = self._entries, [], 0
             self._ready.notify_all()
         self._fail(left, self._lost or OverloadedError(1.0))
 
     def _next_batch(self, worker: int) -> list[_Entry]:
-        """Wait for work and take some: rows of the oldest entry's model. Nothing means stop."""
+        """Waits for rows and returns a batch of the oldest row's model; returns an empty list to end the thread."""
         with self._ready:
             self._busy_since.pop(worker, None)
             while not self._is_stopping and self._lost is None:
-                self._drop_unwanted()
+                self._drop_abandoned()
                 if self._entries:
                     batch = self._take()
                     self._busy_since[worker] = time.monotonic()
@@ -289,7 +291,7 @@ class Scheduler:
                 self._ready.wait()
         return []
 
-    def _drop_unwanted(self) -> None:
+    def _drop_abandoned(self) -> None:
         now = time.monotonic()
         wanted = [each for each in self._entries if not each.call.is_abandoned and each.call.deadline > now]
         if len(wanted) != len(self._entries):
@@ -300,7 +302,7 @@ class Scheduler:
         model = self._entries[0].call.model
         window = [each for each in self._entries if each.call.model is model][:_WINDOW_ROWS]
         lengths = [each.row.length_tokens for each in window]
-        share = sum(lengths) // (len(self._workers) - len(self._busy_since))  # what each idle worker would have to do
+        share = sum(lengths) // (len(self._workers) - len(self._busy_since))  # tokens for each idle worker
         budget = min(self._budgets_tokens.get(model.name, model.batch_tokens), max(share, _SHARE_TOKENS))
         batch = [window[index] for index in pack(lengths, 0, budget, model.pass_tokens)]
         taken = set(map(id, batch))
@@ -309,7 +311,7 @@ class Scheduler:
         return batch
 
     def _execute(self, batch: list[_Entry]) -> None:
-        """Run `batch`, in halves when it fails, so that one bad row fails alone. `DeviceLostError` goes through."""
+        """Runs `batch`; if it fails, in halves, so that a bad row fails alone. Raises `DeviceLostError`."""
         model = batch[0].call.model
         parts = [batch]
         while parts:
@@ -320,12 +322,12 @@ class Scheduler:
             except DeviceLostError as error:
                 self._fail([each for rest in [part, *parts] for each in rest], error)
                 raise
-            except Exception as error:  # noqa: BLE001 - a model may raise anything; the caller gets it
+            except Exception as error:  # noqa: BLE001 - a model may raise anything; the caller gets an error
                 if isinstance(error, DeviceMemoryError):
                     with self._ready:
                         budget = self._budgets_tokens.get(model.name, model.batch_tokens)
                         self._budgets_tokens[model.name] = max(budget // 2, 1)
-                    _LOGGER.warning("out of device memory at %s, halving the batch", error)
+                    _LOGGER.warning("out of device memory at %s; halving the batch", error)
                 if len(part) > 1:
                     parts += [part[len(part) // 2 :], part[: len(part) // 2]]
                 else:
@@ -341,7 +343,7 @@ class Scheduler:
         with self._ready:
             self._recent_tokens = _RATE_MEMORY * self._recent_tokens + tokens
             self._recent_seconds = _RATE_MEMORY * self._recent_seconds + seconds
-            if model.name in self._budgets_tokens:  # after a shortage of memory the budget grows back slowly
+            if model.name in self._budgets_tokens:  # after an out-of-memory error the budget grows back slowly
                 budget = self._budgets_tokens[model.name]
                 self._budgets_tokens[model.name] = min(model.batch_tokens, budget + budget // 64 + 1)
         self._observe(BatchRecord(model.name, len(part), tokens, padded_tokens, seconds))

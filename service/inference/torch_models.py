@@ -1,7 +1,7 @@
-"""The models themselves, on torch: the only module that imports torch, transformers or tokenizers.
+"""Loads and runs the models on torch. The only module that imports torch, transformers or tokenizers.
 
-An embedding is the mean over a text's tokens of the last hidden state, taken and normalised in float32 whatever the
-weights' precision. The tests hold it to sentence-transformers, which takes nine seconds to import and is not used.
+An embedding is the mean of the last hidden state over a text's tokens, computed and normalized in float32 for weights
+of any precision. Tests compare it with sentence-transformers, which is not used here: its import takes nine seconds.
 """
 
 import json
@@ -17,7 +17,7 @@ from tokenizers import Encoding, Tokenizer
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from service.inference.gpu_targets import kept_targets, left_out, refusal
+from service.inference.gpu_targets import applied_rules, kept_targets, refusal
 from service.inference.models import ModelFolder, ModelFolderError
 from service.inference.types import (
     DeviceLostError,
@@ -35,12 +35,13 @@ __all__ = ["Placement", "TorchModel", "convert_tokenizer", "load_embedder", "loa
 
 _BATCH_TOKENS: Final = {"cpu": 1_024, "cuda": 32_768}
 _PASS_TOKENS: Final = {"cpu": 40, "cuda": 2_048}
-"""Of one worker: what a pass should not exceed, and what it costs when it is empty. The processor's are measured on
-MiniLM in bfloat16, where n tokens take 5.3 + 0.13 n ms and 512 are as cheap as 2,048; the GPU's are guesses."""
+"""Most padded tokens of one pass, and the fixed cost of a pass in tokens, both for one worker. The values for the CPU
+are measured on MiniLM in bfloat16: n tokens take 5.3 + 0.13 n ms, and 512 cost as much per token as 2,048. Those for
+the GPU are guesses."""
 _WORKERS: Final = 8
-"""Most passes at a time on a processor (a guess: beyond it cores share a pass, so that batches still form)."""
+"""Most workers on a CPU (a guess). With more cores than this several share a pass, so that batches still form."""
 _PARITY_FRACTION: Final = {"embedding": 0.001, "entailment": 0.005}
-"""How far bfloat16 may be from float32 before it is not used: 1 - the smallest cosine; the largest probability gap."""
+"""Largest accepted deviation of bfloat16 from float32: 1 - the smallest cosine; the largest probability gap."""
 _PROBE: Final[tuple[tuple[str, str], ...]] = (
     ("The sun rises in the east.", "The sun comes up in the east."),
     ("Glaciers have lost mass in every decade since 1970.", "Glaciers are growing."),
@@ -48,15 +49,15 @@ _PROBE: Final[tuple[tuple[str, str], ...]] = (
     ("x", "A sentence about nothing in particular, only somewhat longer than the others. " * 3),
 )
 _POSITIONS_SAFE: Final = 10**6
-"""Tokenizer settings use a huge number for "no limit"; above this it is not a length."""
+"""Tokenizer settings use a huge number for "no limit": from here on a number is not a limit."""
 _CUDNN_RULE: Final = "cudnn-engines"
-"""The rule of the image's slim that takes out what cuDNN computes with."""
+"""The slim rule that removes cuDNN's compute engines."""
 _LOGGER = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 
 class _Output(Protocol):
-    """What a network returns, as far as it is read here."""
+    """The part of a network's output that is used here."""
 
     last_hidden_state: torch.Tensor
     logits: torch.Tensor
@@ -64,12 +65,12 @@ class _Output(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where models run: `device` is "cpu" or "cuda", `dtype` is what the weights are tried in first.
+    """Where and how models run: `device` is "cpu" or "cuda", `dtype` is the precision to try first.
 
-    `workers` is the number of forward passes that run at a time. On a processor each has a core to itself: cores that
-    share a pass wait for one another at every layer. Two workers of a core each did 1.2 to 1.7 times what one worker of
-    two did, and where another process took part of a core, one worker of two fell to a third of one worker of one
-    (measured).
+    `workers` is the number of concurrent forward passes. On a CPU each has its own core, because cores that share a
+    pass wait for one another at every layer. Measured: two workers with one core each did 1.2 to 1.7 times the work of
+    one worker with two cores; if another process used part of a core, the worker with two cores fell to a third of a
+    worker with one.
     """
 
     device: str
@@ -82,24 +83,27 @@ class Placement:
 def place(
     device: Device, dtype: Dtype, *, batch_tokens: int | None = None, compute_threads: int | None = None
 ) -> Placement:
-    """Decide once per process where and how models run; sets torch's thread count and quiets transformers.
+    """Chooses where and how models run. Call it once: it sets torch's thread count and silences transformers.
 
-    `auto` is the GPU if there is one, and bfloat16 where the device computes in it natively. In an image without
-    cuDNN's engines, torch is told to choose cuDNN for nothing: it has attention of its own.
+    Device `auto` is the GPU if there is one; dtype `auto` is bfloat16 if the device computes in it natively. In an
+    image without cuDNN's engines it disables cuDNN in torch, which has its own attention.
+
+    Raises:
+        ModelFolderError: the device is missing, or this image has no code for it.
     """
-    if _CUDNN_RULE in left_out():
+    if _CUDNN_RULE in applied_rules():
         torch.backends.cudnn.enabled = False
         torch.backends.cuda.enable_cudnn_sdp(enabled=False)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     chosen = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if chosen == "cuda" and not torch.cuda.is_available():
-        raise ModelFolderError("any", "the device cuda is asked for, and torch sees none")
+        raise ModelFolderError("any", "TRUTHGRAPH_DEVICE or --device is cuda, and torch finds no GPU")
     workers = 1
     if chosen == "cpu":
         cores = compute_threads or _cores()
         workers = min(cores, _WORKERS)
-        torch.set_num_threads(cores // workers)  # of each thread that computes; one that exists already keeps its own
+        torch.set_num_threads(cores // workers)  # for threads that start later; existing ones keep theirs
         # The public torch.cpu.get_capabilities is not in every release we run on.
         is_native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
     else:
@@ -121,11 +125,11 @@ def place(
 
 
 def load_embedder(folder: ModelFolder, placement: Placement) -> "TorchModel[Vector]":
-    """Load a text embedder that pools by mean, warmed; raise `ModelFolderError` for any other kind."""
+    """Loads a text embedder with mean pooling and warms it up; raises `ModelFolderError` for any other kind."""
     pooling = _json(folder.path / "1_Pooling" / "config.json", default={"pooling_mode_mean_tokens": True})
     modes = [name for name, value in pooling.items() if name.startswith("pooling_mode") and value is True]
     if modes != ["pooling_mode_mean_tokens"]:
-        raise ModelFolderError(folder.name, f"pools by {modes}; only the mean over tokens is implemented")
+        raise ModelFolderError(folder.name, f"its pooling is {modes}; only pooling_mode_mean_tokens is implemented")
 
     def load() -> TorchModel[Vector]:
         network = AutoModel.from_pretrained(folder.path, **_TRUSTED, dtype=torch.float32)
@@ -142,7 +146,7 @@ def load_embedder(folder: ModelFolder, placement: Placement) -> "TorchModel[Vect
 
 
 def load_entailment(folder: ModelFolder, placement: Placement) -> "TorchModel[Scores]":
-    """Load a three-class sequence classifier, warmed. Which output is which comes from the model's own id2label."""
+    """Loads a three-class sequence classifier and warms it up. Its id2label says which output is which label."""
     labels: dict[int, str] = AutoConfig.from_pretrained(folder.path, **_TRUSTED).id2label
     order = [_output_of(folder, label, labels) for label in (Label.ENTAILMENT, Label.NEUTRAL, Label.CONTRADICTION)]
 
@@ -167,10 +171,10 @@ def load_entailment(folder: ModelFolder, placement: Placement) -> "TorchModel[Sc
 
 
 def convert_tokenizer(folder: Path) -> None:
-    """Write the tokenizer.json of a model that comes with a SentencePiece model only (spm.model, needs sentencepiece).
+    """Writes tokenizer.json for a model that has only a SentencePiece model (spm.model). Needs sentencepiece.
 
-    Raises `ValueError` if it could not be made, or does not cut the probe as SentencePiece itself does: transformers
-    makes a tokenizer without a vocabulary, and says nothing, where it finds no file.
+    Raises `ValueError` if the conversion fails, or tokenizes the probe differently from SentencePiece itself:
+    transformers silently makes a tokenizer without a vocabulary if it finds no file.
     """
     from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - only needed here, once for a model
 
@@ -179,12 +183,12 @@ def convert_tokenizer(folder: Path) -> None:
     for text in (text for pair in _PROBE for text in pair):
         expected, found = original.encode(text), made.encode(text, add_special_tokens=False).ids
         if found != expected:
-            raise ValueError(f"{text!r} becomes {found[:8]}, with SentencePiece {expected[:8]}")
+            raise ValueError(f"{text!r} is tokenized as {found[:8]}, with SentencePiece {expected[:8]}")
     made.save(str(folder / "tokenizer.json"))
 
 
 class TorchModel(Generic[ResultT]):
-    """A tokenizer and a network on a device; what `scheduler` knows as a `Model`."""
+    """A tokenizer and a network on a device. Implements `service.inference.types.Model`."""
 
     def __init__(
         self,
@@ -204,7 +208,7 @@ class TorchModel(Generic[ResultT]):
         self.limit_tokens = _limit_tokens(folder.path, network)
         self._network = network.to(placement.device).eval()
         self._read_out = read_out
-        # The file's own truncation would cut silently, and its padding is to a fixed length.
+        # tokenizer.json may configure truncation, which would be silent, and padding to a fixed length.
         self._tokenizer = Tokenizer.from_file(str(folder.path / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -216,15 +220,15 @@ class TorchModel(Generic[ResultT]):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are in."""
+        """Precision of the weights."""
         return self._network.dtype
 
     def convert(self, dtype: torch.dtype) -> None:
-        """Turn the weights into `dtype`, in place."""
+        """Converts the weights to `dtype`, in place."""
         self._network.to(dtype)
 
     def prepare(self, inputs: Sequence[Input], *, truncate: bool) -> list[TokenRow]:
-        """Tokenise; raise `TextTooLongError` for the first input over the limit unless `truncate`."""
+        """Tokenizes; raises `TextTooLongError` for the first input over the limit unless `truncate`."""
         texts = [each for each in inputs if not _is_ids(each)]
         encodings = iter(self._tokenizer.encode_batch(texts))
         rows = [self._row_of_ids(each) if _is_ids(each) else _row(next(encodings)) for each in inputs]
@@ -236,7 +240,7 @@ class TorchModel(Generic[ResultT]):
         return rows
 
     def forward(self, rows: Sequence[TokenRow]) -> list[ResultT]:
-        """One result per row, in order; rows are padded to the longest. On a processor several threads may be in it."""
+        """Returns one result per row, in order. Pads rows to the longest. Thread-safe on a CPU."""
         longest = max(row.length_tokens for row in rows)
         gaps = [longest - row.length_tokens for row in rows]
         padded = list(zip(rows, gaps, strict=True))
@@ -259,7 +263,7 @@ class TorchModel(Generic[ResultT]):
     def _row_of_ids(self, ids: Input) -> TokenRow:
         checked = tuple(token for token in ids if isinstance(token, int) and 0 <= token < self._vocabulary_tokens)
         if len(checked) != len(ids) or not checked:
-            raise ValueError(f"token identifiers are from 0 to {self._vocabulary_tokens - 1}, at least one")
+            raise ValueError(f"token ids must be from 0 to {self._vocabulary_tokens - 1}, at least one")
         return TokenRow(checked, (0,) * len(checked))
 
     def _truncated(self, given: Input, row: TokenRow) -> TokenRow:
@@ -269,7 +273,7 @@ class TorchModel(Generic[ResultT]):
 
 
 _TRUSTED: Final = {"local_files_only": True, "trust_remote_code": False}
-"""For every `from_pretrained`: no network, no code from the folder. Weights are safetensors, `models.add` saw to it."""
+"""For every `from_pretrained`: no network, no code from the folder. `models.add` accepts safetensors only."""
 
 
 def _vectors(output: _Output, mask: torch.Tensor) -> list[Vector]:
@@ -282,7 +286,7 @@ def _vectors(output: _Output, mask: torch.Tensor) -> list[Vector]:
 
 
 def _require_finite(tensor: torch.Tensor) -> None:
-    """An infinity or a NaN must become an error, not a number that looks like an answer."""
+    """Raises `ArithmeticError` for an infinity or a NaN, which would otherwise look like a result."""
     if not torch.isfinite(tensor).all():
         raise ArithmeticError("the network's output is not finite")
 
@@ -293,9 +297,9 @@ def _in_best_dtype(
     gap_fraction: "Callable[[list[ResultT], list[ResultT]], float]",
     allowed_fraction: float,
 ) -> "TorchModel[ResultT]":
-    """Load in float32 and, where the placement asks for less, keep that only if the probe's results stay close.
+    """Loads in float32; converts to the placement's dtype and keeps that only if the probe's results stay close.
 
-    The probe is the warm-up too: the first pass through a network costs several times the later ones.
+    The probe is also the warm-up: the first pass through a network costs several times a later one.
     """
     model = load()
     rows = model.prepare(probe, truncate=True)
@@ -305,14 +309,14 @@ def _in_best_dtype(
     model.convert(model.placement.dtype)
     gap = gap_fraction(exact, model.forward(rows))
     if gap <= allowed_fraction:
-        _LOGGER.info("model %s runs in %s, %.5f from float32", model.name, model.dtype, gap)
+        _LOGGER.info("model %s runs in %s, deviation from float32 %.5f", model.name, model.dtype, gap)
         return model
-    _LOGGER.warning("model %s falls back to float32: %s is %.5f away", model.name, model.dtype, gap)
+    _LOGGER.warning("model %s falls back to float32: the deviation of %s is %.5f", model.name, model.dtype, gap)
     return load()
 
 
 def _output_of(folder: ModelFolder, label: Label, labels: dict[int, str]) -> int:
-    """Which output is `label`; raise `ModelFolderError` unless exactly one of exactly three is."""
+    """Returns the index of the output for `label`; raises `ModelFolderError` unless the three labels have one each."""
     matches = [int(index) for index, name in labels.items() if name.lower().startswith(label.value[:6])]
     if len(matches) != 1 or len(labels) != len(Label):
         raise ModelFolderError(folder.name, f"its id2label must name {', '.join(Label)}; it is {labels}")
@@ -320,7 +324,7 @@ def _output_of(folder: ModelFolder, label: Label, labels: dict[int, str]) -> int
 
 
 def _limit_tokens(folder: Path, network: PreTrainedModel) -> int:
-    """The shortest of the limits that the model's files state, special tokens included."""
+    """Returns the smallest limit in the model's files, in tokens, special ones included."""
     stated = (
         _json(folder / "sentence_bert_config.json", default={}).get("max_seq_length"),
         _json(folder / "tokenizer_config.json", default={}).get("model_max_length"),
@@ -342,7 +346,7 @@ def _row(encoding: Encoding) -> TokenRow:
 
 
 def _cores() -> int:
-    """Cores that this process may really use: its affinity, cut by the container's quota (cgroup v2, cpu.max)."""
+    """Returns how many cores this process may use: its affinity, limited by the container's quota (cgroup v2)."""
     allowed = len(os.sched_getaffinity(0))
     limit = Path("/sys/fs/cgroup/cpu.max")
     quota, _, period = limit.read_text(encoding="ascii").partition(" ") if limit.is_file() else ("max", "", "")

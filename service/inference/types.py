@@ -1,6 +1,7 @@
-"""What inference is made of, without torch: inputs and results, the seam that models fill, and the ways it fails."""
+"""Defines inference without torch: inputs, results, the `Model` interface, model slots and errors."""
 
 from array import array
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,7 +34,7 @@ Input: TypeAlias = str | tuple[str, str] | tuple[int, ...]
 
 
 class Label(StrEnum):
-    """What a premise says about a hypothesis."""
+    """The relation of a premise to a hypothesis."""
 
     ENTAILMENT = "entailment"
     NEUTRAL = "neutral"
@@ -42,39 +43,50 @@ class Label(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """One input, tokenised. `type_ids` tells the two texts of a pair apart."""
+    """One tokenized input. `type_ids` is 0 for the tokens of the first text and 1 for those of a pair's second."""
 
     ids: tuple[int, ...]
     type_ids: tuple[int, ...]
 
     @property
     def length_tokens(self) -> int:
-        """Tokens, special ones included."""
+        """The number of tokens, special ones included."""
         return len(self.ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """An embedding: little-endian float32 of unit norm, kept as bytes because that is how all readers send it on."""
+    """An embedding of unit norm: `data` is little-endian float32.
+
+    Bytes are a quarter of the size of a list, and what base64 needs. Every conversion of a vector is a method here.
+    """
 
     data: bytes
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Vector":
-        """Round `values` to float32."""
+        """Converts from floats, rounding them to float32."""
         return cls(array("f", values).tobytes())
 
     @property
     def dimension(self) -> int:
-        """How many values."""
+        """The number of values."""
         return len(self.data) // 4
 
     def values(self) -> list[float]:
-        """The values as Python floats."""
+        """Converts to floats, as JSON has them."""
         return array("f", self.data).tolist()
 
+    def base64(self) -> str:
+        """Converts to base64 of the bytes, as OpenAI's API has it."""
+        return b64encode(self.data).decode("ascii")
+
+    def pgvector(self) -> str:
+        """Converts to the text that pgvector reads from a bound parameter: `[0.1, 0.2]`."""
+        return str(self.values())
+
     def shortened(self, dimension: int) -> "Vector":
-        """The first `dimension` values, scaled to unit norm again."""
+        """Returns the first `dimension` values, scaled to unit norm."""
         values = self.values()[:dimension]
         norm = sum(value * value for value in values) ** 0.5 or 1.0
         return Vector.of([value / norm for value in values])
@@ -100,7 +112,7 @@ class Scores:
         return max(self.entailment, self.neutral, self.contradiction)
 
     def by_label(self) -> Mapping[Label, float]:
-        """The three probabilities under their labels."""
+        """Returns the three probabilities by label."""
         return {
             Label.ENTAILMENT: self.entailment,
             Label.NEUTRAL: self.neutral,
@@ -109,42 +121,42 @@ class Scores:
 
 
 class Model(Protocol[ResultT]):
-    """A model as the scheduler sees it. `prepare` may run on any thread, `forward` only on the device's workers."""
+    """A model as the scheduler uses it. `prepare` may run on any thread, `forward` only on worker threads."""
 
     @property
     def name(self) -> str:
-        """The model folder's name."""
+        """Name of the model folder."""
 
     @property
     def revision(self) -> str:
-        """What identifies the weights: the hash of the folder's manifest."""
+        """Hash of the model folder's files: equal revisions give comparable results."""
 
     @property
     def limit_tokens(self) -> int:
-        """Tokens that one input may have, special ones included."""
+        """Most tokens of one input, special ones included."""
 
     @property
     def dimension(self) -> int:
-        """Values of one result: of the vector, or one per class."""
+        """Number of values of one result: of the vector, or of the classes."""
 
     @property
     def batch_tokens(self) -> int:
-        """Padded tokens that one forward pass should not exceed."""
+        """Most padded tokens of one forward pass."""
 
     @property
     def pass_tokens(self) -> int:
-        """What a forward pass costs however few its rows, in the tokens that could be done in that time."""
+        """Fixed cost of a forward pass, as the number of tokens that could be computed in the same time."""
 
     def prepare(self, inputs: Sequence[Input], *, truncate: bool) -> list[TokenRow]:
-        """Tokenise; raise `TextTooLongError` for the first input over the limit unless `truncate`."""
+        """Tokenizes; raises `TextTooLongError` for the first input over the limit unless `truncate`."""
 
     def forward(self, rows: Sequence[TokenRow]) -> Sequence[ResultT]:
-        """One result per row, in order. Raises `DeviceMemoryError` or `DeviceLostError` for the device's troubles."""
+        """Returns one result per row, in order. Raises `DeviceMemoryError` or `DeviceLostError` if the device fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageSeconds:
-    """Where a request's time went. `forward` is the time of the passes that its rows were in."""
+    """Seconds that each stage of a request took. `forward` is the time of all passes that contained its rows."""
 
     prepare: float = 0.0
     queue: float = 0.0
@@ -153,7 +165,7 @@ class StageSeconds:
 
 @dataclass(frozen=True, slots=True)
 class Reply(Generic[ResultT]):
-    """One result per input, in order, with the tokens they took and the time."""
+    """One result per input, in order, with the number of tokens of all inputs and the time by stage."""
 
     results: Sequence[ResultT]
     tokens: int
@@ -161,38 +173,38 @@ class Reply(Generic[ResultT]):
 
 
 class InferenceError(Exception):
-    """Why no result came."""
+    """A request without a result."""
 
 
 class TextTooLongError(InferenceError):
-    """Input number `index` has `tokens` tokens where the model takes `limit_tokens`."""
+    """Input number `index` has `tokens` tokens and the model's limit is `limit_tokens`."""
 
     def __init__(self, index: int, tokens: int, limit_tokens: int) -> None:
-        super().__init__(f"input {index} has {tokens} tokens, the model takes {limit_tokens}")
+        super().__init__(f"input {index} has {tokens} tokens, more than the model's limit of {limit_tokens}")
         self.index = index
         self.tokens = tokens
         self.limit_tokens = limit_tokens
 
 
 class ModelUnavailableError(InferenceError):
-    """No usable model for `role`: `reason` says why and what to do."""
+    """There is no usable model for `role`; `reason` says why and how to fix it."""
 
     def __init__(self, role: str, reason: str) -> None:
-        super().__init__(f"{role} model unavailable: {reason}")
+        super().__init__(f"the {role} model is not available: {reason}")
         self.role = role
         self.reason = reason
 
 
 class OverloadedError(InferenceError):
-    """The queue has no room; it will have some in about `retry_after_seconds`."""
+    """The queue has no room; it should have some after `retry_after_seconds`."""
 
     def __init__(self, retry_after_seconds: float) -> None:
-        super().__init__(f"the queue is full, retry after {retry_after_seconds:.0f} s")
+        super().__init__(f"the queue is full; retry after {retry_after_seconds:.0f} s")
         self.retry_after_seconds = retry_after_seconds
 
 
 class DeadlineExceededError(InferenceError):
-    """The result was not there after `seconds`."""
+    """There was no result within `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(f"no result within {seconds:g} s")
@@ -200,19 +212,19 @@ class DeadlineExceededError(InferenceError):
 
 
 class InferenceFailedError(InferenceError):
-    """The model raised on this very request's input; the log has the cause."""
+    """The model failed on this request's input; the log has the cause."""
 
 
 class DeviceMemoryError(InferenceError):
-    """The batch did not fit into the device's memory; a smaller one may."""
+    """The batch does not fit into the device's memory; a smaller one may."""
 
 
 class DeviceLostError(InferenceError):
-    """The device answers no more; only a new process can."""
+    """The device failed for good; only a new process can use it again."""
 
 
 class SlotState(StrEnum):
-    """What became of a model."""
+    """State of a model slot. OMITTED: not configured. FAILED: configured and not loaded."""
 
     LOADING = "loading"
     READY = "ready"
@@ -221,34 +233,34 @@ class SlotState(StrEnum):
 
 
 class ModelSlot(Generic[ResultT]):
-    """The place of one model: empty with a reason until the model is there. Written by one thread, read by all."""
+    """Holds one model, or the reason why there is none. Written by the loading thread, read by all."""
 
     def __init__(self, role: str, name: str | None) -> None:
         self.role = role
         self.name = name
         self.state = SlotState.LOADING
-        self.reason = "it is still being loaded"
+        self.reason = "it is still loading"
         self._model: Model[ResultT] | None = None
 
     def fill(self, model: Model[ResultT]) -> None:
-        """From now on `get` answers."""
+        """Makes `get` return `model`."""
         self._model, self.reason, self.state = model, "", SlotState.READY
 
     def fail(self, reason: str) -> None:
-        """The model was wanted and could not be had: `get` raises with `reason`, and readiness is false."""
+        """Records that loading failed: `get` raises with `reason`, and the service is not ready."""
         self.reason, self.state = reason, SlotState.FAILED
 
     def omit(self, reason: str) -> None:
-        """The model was never asked for: `get` raises with `reason`, and the rest of the service is ready."""
+        """Records that no model is configured: `get` raises with `reason`, and the service is ready without it."""
         self.reason, self.state = reason, SlotState.OMITTED
 
     @property
     def is_loading(self) -> bool:
-        """Whether the outcome is still open."""
+        """Whether the model is still loading."""
         return self.state is SlotState.LOADING
 
     def get(self) -> Model[ResultT]:
-        """The model, or `ModelUnavailableError`."""
+        """Returns the model, or raises `ModelUnavailableError`."""
         if self._model is None:
             raise ModelUnavailableError(self.role, self.reason)
         return self._model

@@ -1,1 +1,1 @@
-"""The HTTP surface: one module per group of routes, and `table`, which declares them all."""
+"""Handles HTTP requests: one module for each group of routes; each lists its handlers in HANDLERS."""

@@ -1,9 +1,8 @@
-"""As other servers speak, so that their clients work unchanged: OpenAI, text-embeddings-inference (TEI), KServe v2.
+"""Routes that other servers' clients can use: OpenAI, text-embeddings-inference (TEI), KServe v2.
 
-Each group answers errors in its own format. What they do is the same as under /api/v1.
+They do the same as the routes under /api/v1. Each group has its own format of errors.
 """
 
-import base64
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal, TypeAlias
 
@@ -14,26 +13,26 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import FromPath, JSONBody
 from msgspec import Meta, Struct
 
+from service.access import Scope
 from service.database import NotFoundError
 from service.errors import problem_of
 from service.health import Health
 from service.inference.engine import InferenceEngine
 from service.inference.types import Input, Scores, SlotState, Vector
 from service.routes.system import service_version
-from service.telemetry import note_stages
 from service.verification import RequestMismatchError
 
 __all__ = ["HANDLERS"]
 
 _OPENAI_INPUTS: Final = 2_048
-"""As OpenAI's own limit."""
-_MADE_AT: Final = 1_640_995_200
-"""OpenAI's `created` of a model, which nobody keeps for ours: 2022-01-01, about when all-MiniLM-L6-v2 came out."""
+"""OpenAI's limit."""
+_CREATED_SECONDS: Final = 1_640_995_200
+"""OpenAI's `created` of a model, which is unknown for ours: 2022-01-01, about when all-MiniLM-L6-v2 was published."""
 Texts: TypeAlias = Annotated[list[str | int | list[int]], Meta(min_length=1, max_length=_OPENAI_INPUTS)]
 
 
 class OpenAiEmbeddingRequest(Struct, frozen=True):
-    """As OpenAI's POST /v1/embeddings: `input` is a text, texts, token ids, or lists of token ids."""
+    """Body of OpenAI's POST /v1/embeddings: `input` is a text, texts, token ids, or lists of token ids."""
 
     input: str | Texts
     model: str
@@ -51,14 +50,14 @@ class OpenAiEmbedding(Struct, frozen=True):
 
 
 class OpenAiUsage(Struct, frozen=True):
-    """Tokens that were read."""
+    """Number of input tokens."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class OpenAiEmbeddings(Struct, frozen=True):
-    """The vectors, in the order of the input."""
+    """One vector per input, in order."""
 
     object: Literal["list"]
     data: list[OpenAiEmbedding]
@@ -67,7 +66,7 @@ class OpenAiEmbeddings(Struct, frozen=True):
 
 
 class OpenAiModel(Struct, frozen=True):
-    """A model that can be asked for."""
+    """A loaded model."""
 
     id: str
     object: Literal["model"]
@@ -76,14 +75,14 @@ class OpenAiModel(Struct, frozen=True):
 
 
 class OpenAiModels(Struct, frozen=True):
-    """The models that can be asked for."""
+    """The loaded models."""
 
     object: Literal["list"]
     data: list[OpenAiModel]
 
 
 class OpenAiError(Struct, frozen=True):
-    """What went wrong."""
+    """An error in OpenAI's format."""
 
     message: str
     type: str
@@ -92,13 +91,13 @@ class OpenAiError(Struct, frozen=True):
 
 
 class OpenAiErrorBody(Struct, frozen=True):
-    """OpenAI's error format."""
+    """Body of an error in OpenAI's format."""
 
     error: OpenAiError
 
 
 class TeiEmbedRequest(Struct, frozen=True):
-    """As TEI's POST /embed. Vectors are always of unit norm."""
+    """Body of TEI's POST /embed. Vectors always have unit norm."""
 
     inputs: str | Annotated[list[str], Meta(min_length=1, max_length=_OPENAI_INPUTS)]
     truncate: bool = False
@@ -106,7 +105,7 @@ class TeiEmbedRequest(Struct, frozen=True):
 
 
 class TeiPredictRequest(Struct, frozen=True):
-    """As TEI's POST /predict: one pair [premise, hypothesis], or a list of pairs."""
+    """Body of TEI's POST /predict: one pair [premise, hypothesis], or a list of pairs."""
 
     inputs: Annotated[list[str | tuple[str, str]], Meta(min_length=1, max_length=_OPENAI_INPUTS)]
     truncate: bool = False
@@ -114,14 +113,14 @@ class TeiPredictRequest(Struct, frozen=True):
 
 
 class TeiPrediction(Struct, frozen=True):
-    """A label's probability."""
+    """A label and its probability."""
 
     score: float
     label: str
 
 
 class TeiInfo(Struct, frozen=True):
-    """What is served."""
+    """The embedding model and its limits."""
 
     model_id: str
     model_sha: str
@@ -132,26 +131,26 @@ class TeiInfo(Struct, frozen=True):
 
 
 class TeiErrorBody(Struct, frozen=True):
-    """TEI's error format."""
+    """Body of an error in TEI's format."""
 
     error: str
     error_type: str
 
 
 class KserveLive(Struct, frozen=True):
-    """As the open inference protocol, version 2."""
+    """Liveness in the open inference protocol, version 2."""
 
     live: bool
 
 
 class KserveReady(Struct, frozen=True):
-    """As the open inference protocol, version 2."""
+    """Readiness in the open inference protocol, version 2."""
 
     ready: bool
 
 
 class KserveModelReady(Struct, frozen=True):
-    """As the open inference protocol, version 2."""
+    """Readiness of a model in the open inference protocol, version 2."""
 
     name: str
     ready: bool
@@ -163,7 +162,7 @@ def _openai_error(_request: Request[object, object, State], error: Exception) ->
     kind = kinds.get(problem.status, "invalid_request_error" if problem.status < 500 else "server_error")  # noqa: PLR2004
     code = problem.type.rpartition(":")[2].replace("-", "_")
     field = problem.errors[0].field if problem.errors else None
-    # OpenAI's clients know 400, not 422.
+    # OpenAI's clients expect 400 instead of 422.
     status = 400 if problem.status == 422 else problem.status  # noqa: PLR2004
     body = OpenAiErrorBody(OpenAiError(problem.detail, kind, field, code))
     return Response(body, status_code=status, headers=headers)
@@ -183,93 +182,94 @@ def _specified(body: type[Struct], *statuses: int) -> dict[int, ResponseSpec]:
 
 @post(
     "/v1/embeddings",
+    scope=Scope.READ,
     status_code=200,
     tags=["compatible"],
-    summary="OpenAI: embed",
+    summary="OpenAI: embed texts",
     exception_handlers={Exception: _openai_error},
     responses=_specified(OpenAiErrorBody, 400, 401, 403, 404, 408, 413, 429, 500, 503, 504),
 )
 async def openai_embeddings(data: JSONBody[OpenAiEmbeddingRequest], engine: Given[InferenceEngine]) -> OpenAiEmbeddings:
-    """Works with OpenAI's own clients. `dimensions` shortens vectors, which are then scaled to unit norm again."""
+    """Works with OpenAI's clients. `dimensions` shortens the vectors and scales them to unit norm again."""
     model = engine.embedding.get()
     if data.model != model.name:
-        raise NotFoundError("model", f"{data.model} here, only {model.name}")
+        raise NotFoundError("model", data.model, f"the embedding model is {model.name}")
     if data.dimensions is not None and data.dimensions > model.dimension:
-        raise RequestMismatchError(f"dimensions is at most {model.dimension} for {model.name}")
+        raise RequestMismatchError(f"dimensions must be at most {model.dimension} for {model.name}")
     reply = await engine.embed(_openai_inputs(data.input))
-    note_stages(reply.seconds)
     vectors = [each if data.dimensions is None else each.shortened(data.dimensions) for each in reply.results]
-    encode = _base64 if data.encoding_format == "base64" else Vector.values
+    encode = Vector.base64 if data.encoding_format == "base64" else Vector.values
     items = [OpenAiEmbedding("embedding", index, encode(vector)) for index, vector in enumerate(vectors)]
     return OpenAiEmbeddings("list", items, model.name, OpenAiUsage(reply.tokens, reply.tokens))
 
 
 @get(
     "/v1/models",
+    scope=Scope.READ,
     tags=["compatible"],
-    summary="OpenAI: models",
+    summary="OpenAI: list models",
     exception_handlers={Exception: _openai_error},
     responses=_specified(OpenAiErrorBody, 401, 403, 429, 503),
 )
 async def openai_models(engine: Given[InferenceEngine]) -> OpenAiModels:
-    """The models that are there now."""
+    """Lists the loaded models."""
     names = [slot.name for slot in (engine.embedding, engine.entailment) if slot.state is SlotState.READY]
-    return OpenAiModels("list", [OpenAiModel(str(name), "model", _MADE_AT, "truthgraph") for name in names])
+    return OpenAiModels("list", [OpenAiModel(str(name), "model", _CREATED_SECONDS, "truthgraph") for name in names])
 
 
 @post(
     "/embed",
+    scope=Scope.READ,
     status_code=200,
     tags=["compatible"],
-    summary="TEI: embed",
+    summary="TEI: embed texts",
     exception_handlers={Exception: _tei_error},
     responses=_specified(TeiErrorBody, 400, 401, 403, 408, 413, 422, 424, 429, 500, 503, 504),
 )
 async def tei_embed(data: JSONBody[TeiEmbedRequest], engine: Given[InferenceEngine]) -> list[list[float]]:
-    """One vector per input, in order."""
+    """Returns one vector per input, in order."""
     inputs = [data.inputs] if isinstance(data.inputs, str) else data.inputs
     if not all(inputs):
         raise RequestMismatchError("inputs must not be empty")
     reply = await engine.embed(inputs, truncate=data.truncate)
-    note_stages(reply.seconds)
     return [vector.values() for vector in reply.results]
 
 
 @post(
     "/predict",
+    scope=Scope.READ,
     status_code=200,
     tags=["compatible"],
-    summary="TEI: classify",
+    summary="TEI: classify pairs",
     exception_handlers={Exception: _tei_error},
     responses=_specified(TeiErrorBody, 400, 401, 403, 408, 413, 422, 424, 429, 500, 503, 504),
 )
 async def tei_predict(
     data: JSONBody[TeiPredictRequest], engine: Given[InferenceEngine]
 ) -> list[TeiPrediction] | list[list[TeiPrediction]]:
-    """The three labels by falling probability; for a list of pairs, a list of that."""
+    """Returns the three labels, most probable first; for a list of pairs, one such list per pair."""
     engine.entailment.get()
     pairs = [each for each in data.inputs if isinstance(each, tuple)]
     if not pairs and len(data.inputs) == 2:  # noqa: PLR2004 - one pair, not in a list
         premise, hypothesis = data.inputs
         reply = await engine.classify([(str(premise), str(hypothesis))], truncate=data.truncate)
-        note_stages(reply.seconds)
         return _predictions(reply.results[0])
     if len(pairs) != len(data.inputs):
-        raise RequestMismatchError("inputs is one pair of texts, or a list of pairs: the model judges pairs")
+        raise RequestMismatchError("inputs must be a pair of texts or a list of pairs")
     reply = await engine.classify(pairs, truncate=data.truncate)
-    note_stages(reply.seconds)
     return [_predictions(scores) for scores in reply.results]
 
 
 @get(
     "/info",
+    scope=Scope.READ,
     tags=["compatible"],
-    summary="TEI: what is served",
+    summary="TEI: model information",
     exception_handlers={Exception: _tei_error},
     responses=_specified(TeiErrorBody, 401, 403, 429, 503),
 )
 async def tei_info(engine: Given[InferenceEngine]) -> TeiInfo:
-    """The embedding model and its limits."""
+    """Returns the embedding model and its limits."""
     model = engine.embedding.get()
     return TeiInfo(
         model_id=model.name,
@@ -281,27 +281,40 @@ async def tei_info(engine: Given[InferenceEngine]) -> TeiInfo:
     )
 
 
-@get("/v2/health/live", tags=["compatible"], summary="KServe: alive", responses=_specified(KserveLive, 503))
+@get(
+    "/v2/health/live",
+    scope=Scope.PUBLIC,
+    tags=["compatible"],
+    summary="KServe: liveness",
+    responses=_specified(KserveLive, 503),
+)
 async def kserve_live(health: Given[Health]) -> Response[KserveLive]:
-    """As /livez."""
+    """Returns the same state as /livez."""
     return Response(KserveLive(health.is_alive), status_code=200 if health.is_alive else 503)
 
 
-@get("/v2/health/ready", tags=["compatible"], summary="KServe: ready", responses=_specified(KserveReady, 503))
+@get(
+    "/v2/health/ready",
+    scope=Scope.PUBLIC,
+    tags=["compatible"],
+    summary="KServe: readiness",
+    responses=_specified(KserveReady, 503),
+)
 async def kserve_ready(health: Given[Health]) -> Response[KserveReady]:
-    """As /readyz, without the reasons."""
+    """Returns the same state as /readyz, without the reasons."""
     is_ready = all(each.is_ready for each in await health.conditions())
     return Response(KserveReady(is_ready), status_code=200 if is_ready else 503)
 
 
 @get(
     "/v2/models/{model:str}/ready",
+    scope=Scope.PUBLIC,
     tags=["compatible"],
-    summary="KServe: a model is ready",
+    summary="KServe: readiness of a model",
     responses=_specified(KserveModelReady, 404, 503),
 )
 async def kserve_model_ready(model: FromPath[str], engine: Given[InferenceEngine]) -> Response[KserveModelReady]:
-    """200 when the model is loaded, 503 when it is not yet, 404 when there is none of that name."""
+    """Returns 200 if the model is loaded, 503 if it is not, 404 if there is no model of that name."""
     slots = [slot for slot in (engine.embedding, engine.entailment) if slot.name == model]
     is_ready = any(slot.state is SlotState.READY for slot in slots)
     return Response(KserveModelReady(model, is_ready), status_code=200 if is_ready else 503 if slots else 404)
@@ -315,12 +328,8 @@ def _openai_inputs(given: str | list[str | int | list[int]]) -> Sequence[Input]:
     texts = [each for each in given if isinstance(each, str)]
     rows = [tuple(each) for each in given if isinstance(each, list)]
     if not all(given) or len(given) not in {len(texts), len(rows)}:
-        raise RequestMismatchError("input is a text, texts, token ids, or lists of token ids, none of them empty")
+        raise RequestMismatchError("input must be a text, texts, token ids, or lists of token ids, none of them empty")
     return texts or rows
-
-
-def _base64(vector: Vector) -> str:
-    return base64.b64encode(vector.data).decode("ascii")
 
 
 def _predictions(scores: Scores) -> list[TeiPrediction]:

@@ -1,4 +1,8 @@
-"""The OpenAPI document, and a page rendered from it here: no script, nothing loaded from outside."""
+"""Routes of the OpenAPI document and of a page rendered from it, without scripts or external resources.
+
+The page is the only HTML of the service, so it is built from strings: a template engine would be one more package in
+the image.
+"""
 
 from html import escape
 from typing import Any
@@ -9,6 +13,7 @@ from litestar.datastructures import State
 from litestar.openapi.plugins import OpenAPIRenderPlugin
 
 from service import schemas
+from service.access import Scope
 from service.routes import compatible
 
 __all__ = ["HANDLERS", "DocumentationPage", "openapi"]
@@ -23,13 +28,13 @@ _STYLE = (
 
 
 def openapi(litestar: Litestar) -> dict[str, Any]:
-    """The OpenAPI 3.1 document: the operations as Litestar describes them, the structs as msgspec does.
+    """Returns the OpenAPI 3.1 document: operations described by Litestar, structs by msgspec.
 
-    Litestar leaves out limits within lists and that unknown fields are refused; msgspec is what checks requests, so
-    its description is the exact one.
+    msgspec validates the requests, so its description is exact. Litestar's lacks the limits of list items, and that
+    unknown fields are refused.
     """
     document: dict[str, Any] | None = litestar.state.get("openapi")
-    if document is not None:  # it takes a tenth of a second to build
+    if document is not None:  # cached: building takes a tenth of a second
         return document
     document = litestar.openapi_schema.to_schema()
     structs = [each for each in vars(schemas).values() if _is_struct(each)]
@@ -47,13 +52,13 @@ def _is_struct(value: object) -> bool:
 
 
 class DocumentationPage(OpenAPIRenderPlugin):
-    """Operations by tag, each with its parameters, its answers and its schemas."""
+    """Renders the operations by tag, each with its parameters, responses and schemas."""
 
     def __init__(self) -> None:
         super().__init__(path="/", media_type=MediaType.HTML, favicon="", style="")
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        """The page; of `openapi_schema` the exact form is taken, see `openapi`."""
+        """Returns the page. Uses the exact document of `openapi` instead of `openapi_schema`."""
         openapi_schema = openapi(request.app)
         info = openapi_schema["info"]
         parts = [
@@ -79,20 +84,20 @@ def _operation(path: str, method: str, operation: dict[str, Any]) -> str:
         f"<tr><td><code>{escape(each['name'])}</code><td>{escape(each['in'])}<td>{escape(each.get('description', ''))}"
         for each in operation.get("parameters", [])
     )
-    answers = "".join(
-        f"<tr><td>{escape(status)}<td>{escape(answer.get('description', ''))}<td>{_names(answer)}"
-        for status, answer in operation.get("responses", {}).items()
+    responses = "".join(
+        f"<tr><td>{escape(status)}<td>{escape(response.get('description', ''))}<td>{_names(response)}"
+        for status, response in operation.get("responses", {}).items()
     )
     body = _names(operation.get("requestBody", {}))
     return (
         f"<details><summary><b class=m>{method.upper()}</b> <code>{escape(path)}</code> "
         f"{escape(operation.get('summary', ''))}</summary><p>{escape(operation.get('description', ''))}</p>"
-        f"<table>{rows}</table>{f'<p>Body: {body}</p>' if body else ''}<table>{answers}</table></details>"
+        f"<table>{rows}</table>{f'<p>Body: {body}</p>' if body else ''}<table>{responses}</table></details>"
     )
 
 
 def _names(holder: dict[str, Any]) -> str:
-    """Links to the schemas that a body or an answer refers to."""
+    """Returns links to the schemas of a request or response body."""
     references = [media.get("schema", {}).get("$ref", "") for media in (holder.get("content") or {}).values()]
     names = [reference.rsplit("/", 1)[-1] for reference in references if reference]
     return ", ".join(f'<a href="#{escape(name)}">{escape(name)}</a>' for name in names)
@@ -109,9 +114,9 @@ def _schema(name: str, schema: dict[str, Any]) -> str:
     return f'<h3 id="{escape(name)}">{escape(name)}</h3><p>{text}</p><table>{rows}</table>'
 
 
-@get("/openapi.json", include_in_schema=False, media_type=MediaType.JSON)
+@get("/openapi.json", scope=Scope.PUBLIC, include_in_schema=False, media_type=MediaType.JSON)
 async def openapi_document(request: Request[object, object, State]) -> dict[str, Any]:
-    """The OpenAPI 3.1 document."""
+    """Returns the OpenAPI 3.1 document."""
     return openapi(request.app)
 
 

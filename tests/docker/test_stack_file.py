@@ -82,9 +82,9 @@ def test_only_the_proxy_is_reached_from_outside_and_the_database_by_the_api_only
 def test_a_replica_has_the_time_to_end_before_it_is_killed() -> None:
     api = SERVICES["api"]
     environment = api["environment"]
-    linger, drain = (seconds(environment[f"TRUTHGRAPH_{name}_SECONDS"]) for name in ("LINGER", "DRAIN"))
+    delay, drain = (seconds(environment[f"TRUTHGRAPH_{name}_SECONDS"]) for name in ("SHUTDOWN_DELAY", "DRAIN"))
     closing = 1 + Settings().database_timeout_seconds
-    assert seconds(api["stop_grace_period"]) > linger + drain + drain / 2 + closing
+    assert seconds(api["stop_grace_period"]) > delay + drain + drain / 2 + closing
     assert drain >= Settings().request_seconds, "a request that was accepted is answered"
     conf = (PROJECT / "docker/proxy/nginx.conf").read_text()
     [shutdown] = re.findall(r"worker_shutdown_timeout (\d+)s", conf)

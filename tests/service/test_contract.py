@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from service.routes.table import ROUTES, Route
+from tests.service.conftest import ROUTES
 
 if TYPE_CHECKING:
     from schemathesis import Case
 
+    from service.routes.table import Route
     from tests.service.conftest import Served
 
 schemathesis = pytest.importorskip("schemathesis")

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from service.database import SCHEMA_REVISION, migrate
-from tests.service.conftest import Postgres, running_postgres, served, settings, until
+from tests.service.conftest import Postgres, running_postgres, served, settings
+from tests.support.polling import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +101,7 @@ def test_a_database_that_stops_is_told_fails_fast_and_recovers(each_postgres: Po
 def test_an_empty_database_is_told(postgres: Postgres) -> None:
     with served(settings(postgres.empty())) as running:
         reply = running.client.get("/readyz")
-        assert "alembic upgrade head" in reply.json()["reasons"]["database"]
+        assert "python -m service migrate" in reply.json()["reasons"]["database"]
         assert running.client.post("/api/v1/claims", json={"text": "two words"}).status_code == 503
 
 

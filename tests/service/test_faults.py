@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.service.conftest import WAIT_SECONDS, Served, served, settings, until
+from tests.service.conftest import Served, served, settings
+from tests.support.polling import WAIT_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

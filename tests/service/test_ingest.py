@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING
 
-from service.ingest import read_lines
+from service.ingest_file import read_lines
 from service.schemas import NewEvidenceItem
 
 if TYPE_CHECKING:

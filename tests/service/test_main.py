@@ -22,7 +22,8 @@ import httpx
 import pytest
 
 from service.inference.models import MANIFEST, check
-from tests.service.conftest import EMBEDDING, ENTAILMENT, WAIT_SECONDS, Postgres, until
+from tests.service.conftest import EMBEDDING, ENTAILMENT, Postgres
+from tests.support.polling import WAIT_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,10 +178,10 @@ def test_keys_are_made_listed_and_revoked(postgres: Postgres) -> None:
     listed = command("keys", "list", DATABASE_URL=url)
     assert json.loads(listed)["scopes"] == ["read"]
     assert key not in listed
-    assert "there is a key named ci" in command("keys", "add", "ci", DATABASE_URL=url, code=1)
+    assert "there is already an API key named ci" in command("keys", "add", "ci", DATABASE_URL=url, code=1)
     command("keys", "revoke", "ci", DATABASE_URL=url)
     assert json.loads(command("keys", "list", DATABASE_URL=url))["revoked_at"] is not None
-    assert "no key nobody" in command("keys", "revoke", "nobody", DATABASE_URL=url, code=1)
+    assert "there is no API key named nobody" in command("keys", "revoke", "nobody", DATABASE_URL=url, code=1)
 
 
 def test_migrate_brings_an_empty_database_up(postgres: Postgres) -> None:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from service.routes.table import ROUTES
-from tests.service.conftest import EMBEDDING, ENTAILMENT, WAIT_SECONDS, _absent
+from tests.service.conftest import EMBEDDING, ENTAILMENT, ROUTES
+from tests.support.needs import skip_or_fail
+from tests.support.polling import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -63,7 +64,7 @@ def image(request: pytest.FixtureRequest, docker: Sequence[str], pytestconfig: p
     """The name of a built target."""
     name = f"truthgraph-api:{'latest' if request.param == 'api' else request.param}"
     if subprocess.run([*docker, "image", "inspect", name], capture_output=True, check=False).returncode:
-        _absent(pytestconfig, "images", f"the engine has no {name}")
+        skip_or_fail(pytestconfig, "images", f"the engine has no {name}")
     return name
 
 

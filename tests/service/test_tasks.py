@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from typing import TYPE_CHECKING
 
 import pytest
 
-from service.database import Database
 from service.inference.types import Scores
-from service.store import NewVerdict, Outcome, ScoredEvidence, SearchHit, Store
-from service.tasks import Queue, TaskState
+from service.store.claims import ClaimStore
+from service.store.evidence import SearchHit
+from service.store.verdicts import NewVerdict, Outcome, ScoredEvidence, VerdictStore
+from service.tasks import TaskQueue, TaskState
 from service.verification import Options
-from tests.service.conftest import Postgres, Served, served, settings, until
+from tests.service.conftest import Postgres, Served, in_database, served, settings
+from tests.support.polling import until
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
+
+    from service.database import Database
 
 
 def asked(running: Served, text: str = "Bananas are rich in potassium", **headers: str) -> tuple[str, str]:
@@ -37,20 +40,9 @@ def is_final(running: Served, path: str) -> Callable[[], bool]:
     return lambda: status(running, path)["status"] in {"completed", "failed"}
 
 
-def in_database(url: str, work: Callable[[Database], Awaitable[None]]) -> None:
-    async def run() -> None:
-        database = Database(url, connections=4, timeout_seconds=20)
-        await database.open()
-        try:
-            await work(database)
-        finally:
-            await database.close()
-
-    asyncio.run(run())
-
-
 def verdict() -> NewVerdict:
-    judged = ScoredEvidence(SearchHit(None, "text", None, None, 0.5), Scores(0.9, 0.05, 0.05))
+    hit = SearchHit(evidence_id=None, content="text", source_url=None, published_on=None, similarity=0.5)
+    evidence = ScoredEvidence(hit, Scores(0.9, 0.05, 0.05))
     return NewVerdict(
         verdict=Outcome.SUPPORTED,
         confidence=0.9,
@@ -64,7 +56,7 @@ def verdict() -> NewVerdict:
         entailment_model="n",
         warnings=(),
         processing_seconds=0.1,
-        judged=(judged,),
+        evidence=(evidence,),
     )
 
 
@@ -163,8 +155,8 @@ def test_a_lease_that_ran_out_passes_on_and_the_late_holder_writes_nothing(postg
     url = postgres.fresh()
 
     async def work(database: Database) -> None:
-        queue, store = Queue(database, lease_seconds=0.001, attempts=3), Store(database)
-        claim = await store.add_claim("t", "a claim", None)
+        queue, claims = TaskQueue(database, lease_seconds=0.001, attempts=3), ClaimStore(database)
+        claim = await claims.add("t", "a claim", None)
         task, is_new = await queue.add("t", claim, Options(), None)
         assert is_new
         late, prompt = uuid.uuid4(), uuid.uuid4()
@@ -174,7 +166,7 @@ def test_a_lease_that_ran_out_passes_on_and_the_late_holder_writes_nothing(postg
         assert taken is not None
         assert (taken.id, taken.attempts) == (task.id, 2)
         assert not await queue.complete(lost, late, verdict())
-        assert await store.latest_verdict("t", claim.id) is None
+        assert await VerdictStore(database).latest("t", claim.id) is None
         assert await queue.complete(taken, prompt, verdict())
         assert not await queue.complete(taken, prompt, verdict())
         assert (await queue.task("t", task.id)).status is TaskState.COMPLETED
@@ -186,8 +178,8 @@ def test_attempts_are_limited(postgres: Postgres) -> None:
     url = postgres.fresh()
 
     async def work(database: Database) -> None:
-        queue, store = Queue(database, lease_seconds=0.001, attempts=2), Store(database)
-        claim = await store.add_claim("t", "a claim", None)
+        queue, claims = TaskQueue(database, lease_seconds=0.001, attempts=2), ClaimStore(database)
+        claim = await claims.add("t", "a claim", None)
         task, _ = await queue.add("t", claim, Options(), None)
         for _ in range(2):
             assert await queue.lease(uuid.uuid4()) is not None
@@ -203,8 +195,8 @@ def test_a_transient_failure_is_tried_again_later_and_then_given_up(postgres: Po
     url = postgres.fresh()
 
     async def work(database: Database) -> None:
-        queue, store = Queue(database, lease_seconds=60, attempts=2), Store(database)
-        claim = await store.add_claim("t", "a claim", None)
+        queue, claims = TaskQueue(database, lease_seconds=60, attempts=2), ClaimStore(database)
+        claim = await claims.add("t", "a claim", None)
         task, _ = await queue.add("t", claim, Options(), None)
         holder = uuid.uuid4()
         leased = await queue.lease(holder)

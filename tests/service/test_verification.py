@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.inference.types import Scores
-from service.store import Outcome, ScoredEvidence, SearchHit
-from service.verification import InvalidTextError, checked_text, decide
+from service.store.evidence import SearchHit
+from service.store.verdicts import Outcome, ScoredEvidence
+from service.verification import InvalidTextError, check_claim, decide
 
 probability = st.floats(0, 1)
 
@@ -22,12 +23,13 @@ def judgements(draw: st.DrawFn) -> ScoredEvidence:
 
 def judged(entailment: float, contradiction: float, similarity: float = 0.8) -> ScoredEvidence:
     scores = Scores(entailment, max(0.0, 1 - entailment - contradiction), contradiction)
-    return ScoredEvidence(SearchHit(uuid.uuid4(), "text", None, None, similarity), scores)
+    hit = SearchHit(evidence_id=uuid.uuid4(), content="text", source_url=None, published_on=None, similarity=similarity)
+    return ScoredEvidence(hit, scores)
 
 
 def mirrored(each: ScoredEvidence) -> ScoredEvidence:
     scores = Scores(each.scores.contradiction, each.scores.neutral, each.scores.entailment)
-    return ScoredEvidence(each.found, scores)
+    return ScoredEvidence(each.hit, scores)
 
 
 def test_no_evidence_is_not_enough() -> None:
@@ -99,7 +101,7 @@ def test_more_support_never_lowers_the_support_score(evidence: list[ScoredEviden
 )
 def test_what_is_no_claim_is_refused_by_code(text: str, code: str) -> None:
     with pytest.raises(InvalidTextError) as caught:
-        checked_text(text)
+        check_claim(text)
     assert caught.value.code == code
 
 
@@ -116,14 +118,14 @@ def test_what_is_no_claim_is_refused_by_code(text: str, code: str) -> None:
     ],
 )
 def test_claims_in_any_script_are_taken(text: str) -> None:
-    assert checked_text(text)[0] == text
+    assert check_claim(text).text == text
 
 
 def test_the_text_is_put_into_normal_form() -> None:
-    assert checked_text("cafe\u0301 is open")[0] == "café is open"
+    assert check_claim("cafe\u0301 is open").text == "café is open"
 
 
 def test_doubtful_texts_are_taken_with_a_warning() -> None:
-    assert checked_text("two words")[1] == ("MINIMAL_CONTEXT",)
-    assert checked_text("word " * 501)[1] == ("POTENTIAL_TRUNCATION", "EXCESSIVE_LENGTH")
-    assert checked_text("地球是圆的")[1] == ("HIGH_NON_ASCII_RATIO",)
+    assert check_claim("two words").warnings == ("MINIMAL_CONTEXT",)
+    assert check_claim("word " * 501).warnings == ("POTENTIAL_TRUNCATION", "EXCESSIVE_LENGTH")
+    assert check_claim("地球是圆的").warnings == ("HIGH_NON_ASCII_RATIO",)

@@ -8,8 +8,9 @@ import pytest
 from service.inference.engine import InferenceEngine
 from service.inference.scheduler import Scheduler
 from service.inference.types import DeadlineExceededError, ModelUnavailableError, SlotState
-from tests.service.conftest import settings, until
+from tests.service.conftest import settings
 from tests.service.fakes import FakeEntailment
+from tests.support.polling import until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from service.inference.gpu_targets import is_served, kept_targets, left_out, refusal
+from service.inference.gpu_targets import applied_rules, has_code_for, kept_targets, refusal
 
 
 def record(folder: Path, name: str, targets: list[str] | None) -> None:
@@ -34,7 +34,7 @@ def test_what_every_layer_kept_is_kept(tmp_path: Path) -> None:
     ("capability", "served"), [((8, 0), True), ((8, 9), True), ((9, 0), False), ((7, 5), False), ((12, 0), False)]
 )
 def test_code_runs_on_later_minors_of_its_major_only(capability: tuple[int, int], *, served: bool) -> None:
-    assert is_served(capability, ((8, 0),)) is served
+    assert has_code_for(capability, ((8, 0),)) is served
 
 
 def test_a_whole_installation_refuses_no_gpu() -> None:
@@ -56,5 +56,5 @@ def test_the_rules_of_every_record_are_what_is_left_out(tmp_path: Path) -> None:
         removals = [{"rule": rule, "removed": {"x": 1}} for rule in rules]
         (tmp_path / f"{name}.json").write_text(json.dumps({"targets": None, "removals": removals}))
 
-    assert left_out(tmp_path) == {"cudnn-engines", "tests"}
-    assert left_out(tmp_path / "none") == frozenset()
+    assert applied_rules(tmp_path) == {"cudnn-engines", "tests"}
+    assert applied_rules(tmp_path / "none") == frozenset()

@@ -14,6 +14,7 @@ import pytest
 import tokenizers
 import transformers
 
+from service.inference import torch_models
 from service.inference.models import KNOWN, MANIFEST, ModelFolderError, add, check
 
 if TYPE_CHECKING:
@@ -136,7 +137,9 @@ def sentencepiece_origin(origin: Path) -> Path:
 
 
 def test_a_sentencepiece_tokenizer_is_converted_and_listed(sentencepiece_origin: Path, tmp_path: Path) -> None:
-    folder = add(tmp_path / "models", "m", str(sentencepiece_origin)).path
+    folder = add(
+        tmp_path / "models", "m", str(sentencepiece_origin), convert_tokenizer=torch_models.convert_tokenizer
+    ).path
     assert "tokenizer.json" in json.loads((folder / MANIFEST).read_text())["files"]
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     pair = tokenizer.encode("the sun", "rises")
@@ -151,7 +154,7 @@ def test_a_tokenizer_that_cuts_differently_is_refused(
     made = SimpleNamespace(backend_tokenizer=empty)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: made)
     with pytest.raises(ModelFolderError, match=r"spm\.model could not be converted.*with SentencePiece"):
-        add(tmp_path, "m", str(sentencepiece_origin))
+        add(tmp_path, "m", str(sentencepiece_origin), convert_tokenizer=torch_models.convert_tokenizer)
 
 
 class _Hub(http.server.SimpleHTTPRequestHandler):

@@ -16,8 +16,8 @@ from service.inference.types import (
     OverloadedError,
     TextTooLongError,
 )
-from tests.service.conftest import WAIT_SECONDS
 from tests.service.fakes import FakeEmbedder
+from tests.support.polling import WAIT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -179,7 +179,7 @@ def test_without_cudnns_engines_torch_chooses_cudnn_for_nothing(monkeypatch: pyt
         torch_models.place("cpu", "float32")
         assert torch.backends.cuda.cudnn_sdp_enabled()
 
-        monkeypatch.setattr(torch_models, "left_out", lambda: frozenset({"cudnn-engines", "tests"}))
+        monkeypatch.setattr(torch_models, "applied_rules", lambda: frozenset({"cudnn-engines", "tests"}))
         torch_models.place("cpu", "float32")
         assert not torch.backends.cuda.cudnn_sdp_enabled()
         assert not torch.backends.cudnn.enabled
