@@ -90,7 +90,7 @@ def test_a_replica_has_the_time_to_end_before_it_is_killed() -> None:
     [shutdown] = re.findall(r"worker_shutdown_timeout (\d+)s", conf)
     assert seconds(SERVICES["proxy"]["stop_grace_period"]) > float(shutdown) > Settings().request_seconds
     [validity] = re.findall(r"valid=(\d+)s", conf)
-    assert linger > 2 * float(validity), "the proxy has asked again before a replica stops listening"
+    assert delay > 2 * float(validity), "the proxy has asked again before a replica stops listening"
 
 
 def test_an_update_starts_first_waits_for_health_and_rolls_back() -> None:
