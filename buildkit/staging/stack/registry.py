@@ -1,7 +1,7 @@
-"""A registry on this machine's loopback: Debian's docker-registry, unpacked into a folder of ours, never installed.
+"""Runs a registry on this machine's loopback address, and deletes images from it.
 
-Unpacking changes nothing else on the machine: no user, no service, no file below /etc. It is for tests and for staging
-without a network; whoever has a registry names that one.
+The registry is Debian's docker-registry, unpacked into the state folder and not installed: no user, no service and no
+file below /etc is added. It serves tests and staging on one machine; otherwise name a registry with `--registry`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from buildkit.engine.processes import end, program_of
 from buildkit.errors import CommandFailed, RegistryFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 __all__ = ["LocalRegistry", "Registry"]
 
@@ -40,7 +40,7 @@ _HTTP_ACCEPTED: Final = 202
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """A registry's HTTP API (OCI distribution-spec 1.1), as far as releases ask it anything, without credentials.
+    """The part of a registry's HTTP API that releases need (OCI distribution-spec 1.1), without credentials.
 
     Attributes:
         address: host:port.
@@ -49,58 +49,44 @@ class Registry:
     address: str
 
     def answers(self) -> bool:
-        """Whether it speaks the protocol."""
+        """Returns whether a registry listens there."""
         try:
-            return self._ask("GET", "/v2/")[0] in {200, 401}
-        except (OSError, http.client.HTTPException):
+            return self._request("GET", "/v2/") in {200, 401}
+        except RegistryFailed:
             return False
 
-    def digest(self, repository: str, reference: str) -> str | None:
-        """The digest that *reference* (a tag or digest) stands for; None where there is none.
-
-        Raises:
-            RegistryFailed: it does not answer, or with something else.
-        """
-        status, headers, _ = self._must("HEAD", f"/v2/{repository}/manifests/{reference}")
-        if status == _HTTP_NOT_FOUND:
-            return None
-        return headers.get("docker-content-digest")
-
     def delete(self, repository: str, digest: str) -> bool:
-        """Forgets a manifest; its blobs go with the next `LocalRegistry.collect`. False where it was not there.
+        """Deletes a manifest and returns whether it existed. `LocalRegistry.collect_garbage` deletes its blobs.
 
         Raises:
             RegistryFailed: it does not answer, or does not allow it.
         """
-        status, _, _ = self._must("DELETE", f"/v2/{repository}/manifests/{digest}")
+        status = self._request("DELETE", f"/v2/{repository}/manifests/{digest}")
         if status not in {_HTTP_ACCEPTED, _HTTP_NOT_FOUND}:
-            raise RegistryFailed(self.address, f"deleting {repository}@{digest} was answered {status}")
+            raise RegistryFailed(self.address, f"answered {status} to the deletion of {repository}@{digest}")
         return status == _HTTP_ACCEPTED
 
-    def _must(self, method: str, path: str) -> tuple[int, Mapping[str, str], bytes]:
-        try:
-            return self._ask(method, path)
-        except (OSError, http.client.HTTPException) as error:
-            raise RegistryFailed(self.address, f"does not answer: {error}") from error
-
-    def _ask(self, method: str, path: str) -> tuple[int, Mapping[str, str], bytes]:
+    def _request(self, method: str, path: str) -> int:
+        """Returns the status of the answer."""
         connection = http.client.HTTPConnection(self.address, timeout=_ANSWER_SECONDS)
         try:
             connection.request(method, path, headers={"Accept": _MANIFESTS})
             answer = connection.getresponse()
-            body = answer.read()
-            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, body
+            answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise RegistryFailed(self.address, f"does not answer: {error}") from error
         finally:
             connection.close()
+        return answer.status
 
 
 @dataclass(frozen=True, slots=True)
 class LocalRegistry:
-    """The registry that we start ourselves.
+    """The registry that staging starts on this machine.
 
     Attributes:
-        folder: holds the unpacked package, the configuration, the images, the log and the process id.
-        port: on 127.0.0.1; engines talk plain HTTP to it (their default for 127.0.0.0/8).
+        folder: of the unpacked package, the configuration, the images, the log and the process id.
+        port: on 127.0.0.1; engines use plain HTTP there (their default for 127.0.0.0/8).
     """
 
     folder: Path
@@ -108,7 +94,7 @@ class LocalRegistry:
 
     @property
     def address(self) -> str:
-        """As images name it."""
+        """host:port, as image names have it."""
         return f"127.0.0.1:{self.port}"
 
     @property
@@ -118,7 +104,7 @@ class LocalRegistry:
 
     @property
     def log(self) -> Path:
-        """What it prints."""
+        """The file with its output."""
         return self.folder / "registry.log"
 
     @property
@@ -130,17 +116,17 @@ class LocalRegistry:
         return self.folder / "config.yml"
 
     def ensure(self, log: Callable[[str], None]) -> Registry:
-        """Unpacks and starts it unless it runs; says each change before it makes it.
+        """Unpacks and starts the registry unless it runs; logs each change before making it.
 
         Raises:
-            CommandFailed: the package cannot be had.
-            RegistryFailed: it did not come up, or another program has the port.
+            CommandFailed: the package cannot be downloaded or unpacked.
+            RegistryFailed: it did not start, or another program has the port.
         """
         registry = Registry(self.address)
         if self.pid() is not None and registry.answers():
             return registry
         if registry.answers():
-            reason = "another registry, not started by this project, has the port"
+            reason = "another registry, not started by this project, uses the port"
             raise RegistryFailed(self.address, reason, "name it with --registry, or choose another --registry-port")
         if not self.program.exists():
             self._unpack(log)
@@ -169,7 +155,7 @@ class LocalRegistry:
         raise RegistryFailed(self.address, f"did not start; the end of {self.log}:\n{tail}")
 
     def stop(self, log: Callable[[str], None], *, purge: bool = False) -> bool:
-        """Ends it; False where it did not run. *purge* removes all of its folder."""
+        """Stops the registry and returns whether it ran; *purge* removes its folder."""
         pid = self.pid()
         if pid is not None:
             log(f"stopping the local registry {pid}")
@@ -181,15 +167,15 @@ class LocalRegistry:
         return pid is not None
 
     def pid(self) -> int | None:
-        """The process that runs; a stale file, whose number may be another program's by now, counts as none."""
+        """Returns the identifier of its process; None if it does not run, or if the number is another program's now."""
         try:
             pid = int(self._pid_file.read_text())
         except (OSError, ValueError):
             return None
         return pid if program_of(pid) == _PROGRAM[:15] else None  # the kernel keeps 15 characters (proc(5), comm)
 
-    def collect(self, log: Callable[[str], None]) -> int:
-        """Removes blobs that no manifest names; the bytes freed. The registry is stopped meanwhile: uploads would race.
+    def collect_garbage(self, log: Callable[[str], None]) -> int:
+        """Deletes blobs without a manifest and returns the bytes freed. The registry is stopped meanwhile.
 
         Raises:
             CommandFailed: its garbage collection failed.
@@ -205,7 +191,7 @@ class LocalRegistry:
         return before_bytes - _folder_bytes(self.folder / "images")
 
     def configuration(self) -> dict[str, object]:
-        """Its config.yml."""
+        """Returns the content of its config.yml."""
         return {
             "version": 0.1,
             "log": {"level": "warn"},
@@ -217,16 +203,16 @@ class LocalRegistry:
         }
 
     def _unpack(self, log: Callable[[str], None]) -> None:
-        """Fetches Debian's package with apt and unpacks it; nothing is installed."""
+        """Downloads Debian's package with apt and unpacks it."""
         scratch = self.folder / "fetched"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        log(f"fetching Debian's {_PACKAGE} and unpacking it into {self.folder / 'package'}")
+        log(f"downloading Debian's {_PACKAGE} and unpacking it into {self.folder / 'package'}")
         try:
             try:
                 _run(["apt-get", "download", _PACKAGE], scratch)
             except CommandFailed:
-                log("running apt-get update: no list of packages knows it")
+                log("running apt-get update: the package lists do not have it")
                 _run(["apt-get", "--quiet", "update"], scratch)
                 _run(["apt-get", "download", _PACKAGE], scratch)
             [package] = scratch.glob(f"{_PACKAGE}_*.deb")
@@ -242,11 +228,11 @@ def _run(command: list[str], folder: Path) -> None:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
-        raise CommandFailed(command, 127, "the local registry is Debian's package and needs apt") from error
+        raise CommandFailed(command, 127, "the local registry is a Debian package and needs apt") from error
     if done.returncode != 0:
         raise CommandFailed(command, done.returncode, (done.stdout + done.stderr).strip()[-2000:])
 
 
 def _folder_bytes(folder: Path) -> int:
-    """Bytes of the regular files below *folder*."""
+    """Returns the bytes of the regular files below *folder*."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
