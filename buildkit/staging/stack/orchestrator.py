@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping  # noqa: TC003 - in signatures of a protocol that tests inspect
+from collections.abc import Callable, Mapping  # noqa: TC003 - in signatures
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
