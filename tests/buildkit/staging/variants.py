@@ -1,6 +1,7 @@
-"""Releases of our own making, good and bad: the verified image with a few files changed, and records that say so.
+"""Builds variants of the verified image, good and bad releases, with build and verification records that pass them.
 
-They are real images that the engine runs; only their verification is ours, since a bad release must get past it.
+A variant is a real image that the engine runs. Its fault is a module of `faults/`, installed as sitecustomize.py, which
+Python imports before the service. So no file of the service is changed, and mypy checks the names that a fault replaces.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checks.results import RESULTS_VERSION
+from tests.support.release_records import check_result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["VARIANTS", "Variant", "make"]
+__all__ = ["VARIANTS", "Variant", "build_variant", "revision_of"]
 
+FAULTS = Path(__file__).parent / "faults"
+LARGE_BYTES = 300_000_000
 TINY_NLI = """
 import shutil, torch
 from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
@@ -32,9 +36,9 @@ DebertaV2ForSequenceClassification(DebertaV2Config(
 )).save_pretrained("/tmp/tiny")
 shutil.copy("/opt/models/all-MiniLM-L6-v2/tokenizer.json", "/tmp/tiny")
 """
-"""A classifier with seeded weights: it judges nothing well, and the same pair always the same."""
+"""Makes an entailment model with seeded random weights: its scores mean nothing, but never change."""
 
-_MIGRATION = '''"""Adds a place for notes on claims."""
+_MIGRATION = '''"""Adds a column for notes on claims."""
 
 from alembic import op
 
@@ -51,122 +55,97 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.execute("ALTER TABLE claims DROP COLUMN note")
 '''
-_TO_0002 = ("service/database.py", 'SCHEMA_REVISION: Final = "0001"', 'SCHEMA_REVISION: Final = "0002"')
-
-
-_SICK = """message="running") if __import__("os").environ["TRUTHGRAPH_TASK_WORKERS"] == "0" else \\
-            Condition("process", Level.DEGRADED, is_ready=False, message="sick")"""
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A release: files that are added (path below /app -> text), and texts that are replaced (path, old, new)."""
+    """One release.
 
-    why: str
-    files: Mapping[str, str]
-    changes: Sequence[tuple[str, str, str]]
+    Attributes:
+        description: how it differs from the verified image.
+        fault: module of `faults/`; "" for none.
+        migration: text of migration 0002; "" for none.
+    """
+
+    description: str
+    fault: str = ""
+    migration: str = ""
 
 
-LARGE_BYTES = 300_000_000
 VARIANTS: Mapping[str, Variant] = {
-    "first": Variant("as built, with a tiny entailment model", {}, ()),
-    "second": Variant("a change of code alone", {"service/second.txt": "second"}, ()),
-    "migrating": Variant(
-        "a migration that serves the code before, and can be taken back",
-        {"migrations/versions/0002_notes.py": _MIGRATION},
-        (_TO_0002,),
-    ),
+    "first": Variant("no change"),
+    "second": Variant("no change but its name"),
+    "large": Variant("random bytes that take time to push"),
+    "migrating": Variant("a migration that the code before works with", "schema_0002", _MIGRATION),
     "unmigratable": Variant(
         "a migration that fails half way",
-        {"migrations/versions/0002_notes.py": _MIGRATION.replace("ADD COLUMN note text", "ADD COLUMN note nonsense")},
-        (_TO_0002,),
+        "schema_0002",
+        _MIGRATION.replace("ADD COLUMN note text", "ADD COLUMN note x"),
     ),
     "breaking": Variant(
-        "a migration that does not say that it serves the code before",
-        {"migrations/versions/0002_notes.py": _MIGRATION.replace('compatible_with = ("0001",)\n', "")},
-        (_TO_0002,),
+        "a migration that does not name the code before as compatible",
+        "schema_0002",
+        _MIGRATION.replace('compatible_with = ("0001",)\n', ""),
     ),
-    "crashing": Variant(
-        "ends at once",
-        {},
-        (("service/server.py", "    configure_logging(settings.log_level)", "    raise SystemExit(7)"),),
-    ),
-    "sick": Variant(
-        "runs well until it gets traffic's settings, then is never ready",
-        {},
-        (
-            (
-                "service/health.py",
-                'message="running")',
-                _SICK,
-            ),
-        ),
-    ),
-    "wrong": Variant(
-        "healthy, with another vector for each text",
-        {},
-        (("service/inference/types.py", 'array("f", self.data).tolist()', 'array("f", self.data).tolist()[::-1]'),),
-    ),
+    "crashing": Variant("the server ends at its start", "crash"),
+    "sick": Variant("never ready, except as a canary", "never_ready"),
+    "wrong": Variant("ready, with wrong embeddings", "wrong_embeddings"),
 }
-
-
-def make(docker: Sequence[str], name: str, *, base: str, build_record: Path, folder: Path) -> Path:
-    """Builds the variant *name* of the image *base* and writes image.json and verify.json into *folder*/*name*.
-
-    `large` is `first` with random bytes, which take their time to be sent.
-    """
-    variant = VARIANTS.get(name, VARIANTS["first"])
-    target = folder / name
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        context = Path(scratch)
-        (context / "tiny.py").write_text(TINY_NLI)
-        (context / "files.json").write_text(
-            json.dumps({"files": dict(variant.files), "changes": list(variant.changes)})
-        )
-        (context / "apply.py").write_text(_APPLY)
-        large = f"head -c {LARGE_BYTES} /dev/urandom >/changed/service/large" if name == "large" else ":"
-        (context / "Dockerfile").write_text(_DOCKERFILE.format(base=base, large=large))
-        metadata = context / "metadata.json"
-        output = f"type=image,name=staging-variant:{name},compression=zstd,compression-level=1,oci-mediatypes=true"
-        command = [*docker, "buildx", "build", "--quiet", "--provenance=false", "--metadata-file", str(metadata)]
-        subprocess.run([*command, "--output", output, str(context)], check=True, capture_output=True)
-        digest = json.loads(metadata.read_text())["containerimage.digest"]
-    record = json.loads(build_record.read_text())
-    revision = f"{len(name):02x}{name.encode().hex():0<38.38}"
-    (target / "image.json").write_text(json.dumps({**record, "digest": digest, "revision": revision}))
-    check = {"name": "made", "title": "Made.", "group": "made", "tier": "static", "outcome": "pass", "seconds": 0.0}
-    results = {"image": digest, "target": "api", "seconds": 0.0, "checks": [check], "schema_version": RESULTS_VERSION}
-    (target / "verify.json").write_text(json.dumps(results))
-    return target
-
-
-_APPLY = """
-import json, pathlib, py_compile
-given = json.load(open("/tmp/files.json"))
-app = pathlib.Path("/app")
-for name, text in given["files"].items():
-    (app / name).write_text(text)
-for name, old, new in given["changes"]:
-    path = app / name
-    text = path.read_text()
-    assert old in text, (name, old)
-    path.write_text(text.replace(old, new))
-    # Bytecode is not checked against the source in this image: it must be made anew.
-    unchecked = py_compile.PycInvalidationMode.UNCHECKED_HASH
-    py_compile.compile(str(path), dfile=f"/app/{name}", doraise=True, invalidation_mode=unchecked)
-"""
 
 _DOCKERFILE = """
 FROM {base} AS tiny
 USER 0:0
 COPY tiny.py /tmp/tiny.py
 RUN TMPDIR=/tmp python /tmp/tiny.py && python -m service models add tiny-nli --from /tmp/tiny --into /layer
-FROM {base} AS changed
+FROM {base} AS random
 USER 0:0
-COPY files.json apply.py /tmp/
-RUN cp -r /app /changed && sed -i s,/app,/changed, /tmp/apply.py && python /tmp/apply.py && {large}
+RUN mkdir /random && head -c {random_bytes} /dev/urandom >/random/{name}
 FROM {base}
 COPY --from=tiny /layer/tiny-nli /opt/models/tiny-nli
-COPY --from=changed /changed /app
+COPY --from=random /random /app/service
+COPY app /app
 """
+
+
+def build_variant(docker: Sequence[str], name: str, *, base: str, build_record: Path, folder: Path) -> Path:
+    """Builds a variant of the image *base* and returns the folder with its image.json and verify.json.
+
+    Args:
+        docker: the docker command with its options.
+        name: of the variant.
+        base: a tag of the verified image.
+        build_record: of the verified image.
+        folder: gets a folder of the variant's name.
+    """
+    target = folder / name
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        context = Path(scratch)
+        _write_context(context, name, base)
+        metadata = context / "metadata.json"
+        output = f"type=image,name=staging-variant:{name},compression=zstd,compression-level=1,oci-mediatypes=true"
+        command = [*docker, "buildx", "build", "--quiet", "--provenance=false", "--metadata-file", str(metadata)]
+        subprocess.run([*command, "--output", output, str(context)], check=True, capture_output=True)
+        digest = json.loads(metadata.read_text())["containerimage.digest"]
+    record = json.loads(build_record.read_text())
+    (target / "image.json").write_text(json.dumps({**record, "digest": digest, "revision": revision_of(name)}))
+    results = {"image": digest, "target": "api", "seconds": 0.0, "checks": [check_result("pass")]}
+    (target / "verify.json").write_text(json.dumps({**results, "schema_version": RESULTS_VERSION}))
+    return target
+
+
+def revision_of(name: str) -> str:
+    """Returns a git revision made from the variant's name; releases are named by its first digits."""
+    return f"{len(name):02x}{name.encode().hex():0<38.38}"
+
+
+def _write_context(context: Path, name: str, base: str) -> None:
+    variant = VARIANTS[name]
+    (context / "tiny.py").write_text(TINY_NLI)
+    (context / "app" / "migrations" / "versions").mkdir(parents=True)
+    if variant.fault:
+        (context / "app" / "sitecustomize.py").write_text((FAULTS / f"{variant.fault}.py").read_text())
+    if variant.migration:
+        (context / "app" / "migrations" / "versions" / "0002_notes.py").write_text(variant.migration)
+    random_bytes = LARGE_BYTES if name == "large" else 16
+    (context / "Dockerfile").write_text(_DOCKERFILE.format(base=base, name=name, random_bytes=random_bytes))
