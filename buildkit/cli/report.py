@@ -23,6 +23,7 @@ from buildkit.image.analyze import analyze
 from buildkit.image.layer_stream import Limits
 from buildkit.image.read import ReadOptions, read_image
 from buildkit.report import builds, render, terminal
+from buildkit.report.content import ImageReport
 from buildkit.timing import builder, record, run
 from buildkit.timing.record import SCENARIOS
 
@@ -41,7 +42,6 @@ __all__ = [
     "add_measure_arguments",
     "add_time_arguments",
     "add_verify_arguments",
-    "load_measurement",
     "run_compare",
     "run_measure",
     "run_time",
@@ -102,33 +102,31 @@ def run_measure(arguments: argparse.Namespace) -> int:
     if arguments.keep:
         log(f"wrote {history.append(measurement, folder, series=series, measured_at=datetime.now(tz=UTC))}")
     earlier = history.load_series(folder, series)
-    report = _evaluate(arguments, measurement)
+    budgets = _evaluate(arguments, measurement)
     tables = []
     if arguments.format == "terminal":
         tables = [terminal.measurement_tables(measurement)]
     else:
         timelines += _timelines(arguments)
-        text = render.render(arguments.format, measurement, budgets=report, timelines=timelines, history=earlier)
-        write(text, arguments.output)
-    return _finish(arguments, tables, report)
+        report = ImageReport(measurement, budgets=budgets, timelines=tuple(timelines), history=earlier)
+        write(render.render(arguments.format, report), arguments.output)
+    return _finish(arguments, tables, budgets)
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
     """Compares two images and prints or writes the report."""
     before, after = _measure(arguments.before, arguments), _measure(arguments.after, arguments)
     comparison = diff.compare(before, after, base_layers=arguments.base_layers)
-    report = _evaluate(arguments, after, before)
-    names: Any = dict(zip(("before", "after"), _short_names(arguments.before, arguments.after), strict=True))
+    budgets = _evaluate(arguments, after, before)
+    before_name, after_name = _short_names(arguments.before, arguments.after)
     tables = []
     if arguments.format == "terminal":
-        tables = [terminal.comparison_tables(comparison, **names)]
+        tables = [terminal.comparison_tables(comparison, before=before_name, after=after_name)]
     else:
-        timelines = _timelines(arguments)
-        text = render.render(
-            arguments.format, after, comparison=comparison, budgets=report, timelines=timelines, **names
-        )
-        write(text, arguments.output)
-    return _finish(arguments, tables, report)
+        timelines = tuple(_timelines(arguments))
+        report = ImageReport(after, comparison, budgets, timelines, before=before_name, after=after_name)
+        write(render.render(arguments.format, report), arguments.output)
+    return _finish(arguments, tables, budgets)
 
 
 def _short_names(*given: str) -> tuple[str, ...]:
@@ -201,25 +199,15 @@ def _report_timings(arguments: argparse.Namespace, timings: Timings, budgets: Bu
     return _finish(arguments, tables, report) or (_NOT_TIMED if timings.not_run else 0)
 
 
-def load_measurement(name: str, options: ReadOptions | None = None) -> Measurement:
-    """Loads a saved measurement if *name* is a file that ends in .json; otherwise reads and analyzes the image *name*.
-
-    Raises:
-        InvalidFile: the file is not a measurement of this version.
-        ImageError, LayerError, CommandFailed: as `read_image` does.
-    """
+def _measure(name: str, arguments: argparse.Namespace) -> Measurement:
+    """Loads a saved measurement if *name* is a file that ends in .json; else reads and analyzes the image *name*."""
+    log(f"reading {name}")
     path = Path(name)
     if path.suffix == ".json" and path.is_file():
         return model.load(path)
-    return analyze(read_image(name, options or ReadOptions()))
-
-
-def _measure(name: str, arguments: argparse.Namespace) -> Measurement:
-    """Loads or makes the measurement of an image, with the engine if one answers; files need none."""
-    log(f"reading {name}")
     try:
         host = daemon.find(os.environ, daemon.ManagedDaemon()).host
-    except BuildkitError:
+    except BuildkitError:  # an image in files needs no engine
         host = ""
     options = ReadOptions(
         cache=arguments.project / FOLDER / "cache" / "layers",
@@ -228,7 +216,7 @@ def _measure(name: str, arguments: argparse.Namespace) -> Measurement:
         limits=_limits(arguments),
         engine_host=host,
     )
-    return load_measurement(name, options)
+    return analyze(read_image(name, options))
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:
@@ -274,16 +262,16 @@ def _evaluate(
     )
 
 
-def _finish(arguments: argparse.Namespace, tables: list[Group], report: BudgetReport | None) -> int:
+def _finish(arguments: argparse.Namespace, tables: list[Group], budgets: BudgetReport | None) -> int:
     """Prints *tables* and the budgets; returns 1 if a budget failed, unless --exit-zero is given."""
     console = make_console()
     for table in tables:
         console.print(table)
-    if report is None:
+    if budgets is None:
         return 0
     if tables:
-        console.print(terminal.budget_table(report))
-    return 0 if report.has_passed or arguments.exit_zero else 1
+        console.print(terminal.budget_table(budgets))
+    return 0 if budgets.has_passed or arguments.exit_zero else 1
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------

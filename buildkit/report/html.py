@@ -19,10 +19,12 @@ from markupsafe import Markup
 from buildkit.check.budget import BudgetReport
 from buildkit.diff.diff import Comparison
 from buildkit.errors import BuildkitError
+from buildkit.image.gpu_code import GpuCodeMeasurement
 from buildkit.image.model import FolderSize, Measurement
 from buildkit.report import builds, charts, tables
 from buildkit.report.builds import Timeline
 from buildkit.report.charts import Chart
+from buildkit.report.content import ImageReport
 from buildkit.report.format import FIGURES, format_figure, format_figure_change, format_layers_not_searched
 from buildkit.text import format_bytes
 from buildkit.timing.record import Timings
@@ -73,48 +75,32 @@ class _Folder:
     folders: tuple["_Folder", ...]
 
 
-def measurement_page(
-    measurement: Measurement,
-    *,
-    comparison: Comparison | None = None,
-    budgets: BudgetReport | None = None,
-    timelines: Sequence[Timeline] = (),
-    history: Sequence[Measurement] = (),
-    before: str = "Before",
-    after: str = "After",
-) -> str:
-    """Returns the page of *measurement*.
-
-    Args:
-        measurement: the image.
-        comparison: what changed in this image since another; the two are named *before* and *after*.
-        budgets: the results of the budgets.
-        timelines: builds of the image.
-        history: earlier measurements, the oldest first, for the trend.
-        before: the name of the other image.
-        after: the name of this image in the comparison.
+def measurement_page(report: ImageReport) -> str:
+    """Returns the page of an image.
 
     Raises:
         PlotlyMissing: plotly is not installed.
     """
-    sections = [_summary(measurement, comparison, before, after)]
-    if budgets is not None:
-        sections.append(_budgets(budgets))
-    sections += [_places(measurement), _layers(measurement, comparison, before, after)]
-    if comparison is not None:
-        sections.append(_changes(comparison, before, after))
+    measurement = report.measurement
+    sections = [_summary(report)]
+    if report.budgets is not None:
+        sections.append(_budgets(report.budgets))
+    sections += [_places(measurement), _layers(report)]
+    if report.comparison is not None:
+        sections.append(_changes(report.comparison, report.before, report.after))
     sections += [
         _Section("waste", "Waste", "waste.html.j2", {"measurement": measurement, "table": tables.waste(measurement)}),
         _packages(measurement),
         _duplicates(measurement),
     ]
     if measurement.gpu_code.architectures:
-        sections.append(_gpu_code(measurement))
-    if timelines:
-        sections.append(_builds(timelines))
-    if history:
-        values = {"count": len(history), "table": tables.trend(history)}
-        sections.append(_Section("trend", "Trend", "trend.html.j2", values, {"trend": charts.trend(history)}))
+        sections.append(_gpu_code(measurement.gpu_code))
+    if report.timelines:
+        sections.append(_builds(report.timelines))
+    if report.history:
+        values = {"count": len(report.history), "table": tables.trend(report.history)}
+        drawn = {"trend": charts.trend(report.history)}
+        sections.append(_Section("trend", "Trend", "trend.html.j2", values, drawn))
     return _render("measurement.html.j2", sections, image=measurement.image)
 
 
@@ -138,11 +124,12 @@ def timings_page(timings: Timings, budgets: BudgetReport | None = None) -> str:
     return _render("timings.html.j2", sections, timings=timings, legend=builds.LEGEND)
 
 
-def _summary(measurement: Measurement, comparison: Comparison | None, before: str, after: str) -> _Section:
+def _summary(report: ImageReport) -> _Section:
+    comparison, before, after = report.comparison, report.before, report.after
     cards = [
         {
             "label": FIGURES[name],
-            "value": format_figure(name, getattr(measurement.totals, name)),
+            "value": format_figure(name, getattr(report.measurement.totals, name)),
             "change": format_figure_change(comparison.figure(name)) if comparison else "",
         }
         for name in _CARDS
@@ -186,15 +173,16 @@ def _nested(folders: Sequence[FolderSize]) -> tuple[_Folder, ...]:
     return below("", 0)
 
 
-def _layers(measurement: Measurement, comparison: Comparison | None, before: str, after: str) -> _Section:
+def _layers(report: ImageReport) -> _Section:
+    measurement, comparison = report.measurement, report.comparison
     layers = tables.layers(measurement, has_full_instructions=True).select(
         "#", "Instruction", "Unpacked", "Blob", "Visible", "Wasted", "Files", "Executables"
     )
     if comparison is None:
         bars, changes, count = charts.layer_bars(measurement), None, len(measurement.layers)
     else:
-        bars = charts.layer_change_bars(comparison, before, after)
-        changes, count = tables.layer_changes(comparison, before, after), len(comparison.layers)
+        bars = charts.layer_change_bars(comparison, report.before, report.after)
+        changes, count = tables.layer_changes(comparison, report.before, report.after), len(comparison.layers)
     values = {"count": count, "changes": changes, "table": layers}
     return _Section("layers", "Layers", "layers.html.j2", values, {"layers": bars})
 
@@ -221,8 +209,7 @@ def _duplicates(measurement: Measurement) -> _Section:
     return _Section("duplicates", "Duplicates", "duplicates.html.j2", values)
 
 
-def _gpu_code(measurement: Measurement) -> _Section:
-    gpu_code = measurement.gpu_code
+def _gpu_code(gpu_code: GpuCodeMeasurement) -> _Section:
     values = {
         "architectures": tables.gpu_architectures(gpu_code),
         "libraries": tables.gpu_libraries(gpu_code),

@@ -1,6 +1,6 @@
 """Renders a report in the format that the caller chose."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final, Literal, get_args
 
 import msgspec
@@ -9,7 +9,7 @@ from buildkit.check.budget import BudgetReport
 from buildkit.diff.diff import Comparison
 from buildkit.errors import UsageError
 from buildkit.image.model import Measurement
-from buildkit.report.builds import Timeline
+from buildkit.report.content import ImageReport
 from buildkit.report.markdown import (
     budgets_markdown,
     checks_markdown,
@@ -28,49 +28,31 @@ FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 # HTML, JUnit and SARIF are imported where they are written: Jinja2 and junitparser take 60 to 90 ms to import.
 
 
-def render(
-    kind: Format,
-    measurement: Measurement,
-    *,
-    comparison: Comparison | None = None,
-    budgets: BudgetReport | None = None,
-    timelines: Sequence[Timeline] = (),
-    history: Sequence[Measurement] = (),
-    before: str = "Before",
-    after: str = "After",
-) -> str:
-    """Returns a report on *comparison* if there is one, else on *measurement*.
+def render(kind: Format, report: ImageReport) -> str:
+    """Returns a report on the comparison of an image if there is one, else on the image.
 
-    HTML shows *timelines*, and *history* (earlier measurements, the oldest first) as a trend. HTML and Markdown show
-    *budgets* if there are any; JUnit and SARIF need them.
+    HTML shows everything, Markdown all but timelines and history. JUnit and SARIF show budgets and need them.
 
     Raises:
         UsageError: the format is JUnit or SARIF, and there are no budgets.
         PlotlyMissing: the format is HTML, and plotly is not installed.
     """
+    comparison = report.comparison
     match kind:
         case "json":
-            return _json(comparison or measurement)
+            return _json(comparison or report.measurement)
         case "html":
             from buildkit.report.html import measurement_page  # noqa: PLC0415
 
-            return measurement_page(
-                measurement,
-                comparison=comparison,
-                budgets=budgets,
-                timelines=timelines,
-                history=history,
-                before=before,
-                after=after,
-            )
+            return measurement_page(report)
         case "markdown":
             text = (
-                measurement_markdown(measurement)
+                measurement_markdown(report.measurement)
                 if comparison is None
-                else comparison_markdown(comparison, before=before, after=after)
+                else comparison_markdown(comparison, before=report.before, after=report.after)
             )
-            return text if budgets is None else f"{text}\n### Budgets\n\n{budgets_markdown(budgets)}"
-    return _render_budgets(kind, budgets, measurement)
+            return text if report.budgets is None else f"{text}\n### Budgets\n\n{budgets_markdown(report.budgets)}"
+    return _render_budgets(kind, report.budgets, report.measurement)
 
 
 def render_timings(kind: Format, timings: Timings, *, budgets: BudgetReport | None = None) -> str:

@@ -12,6 +12,7 @@ from buildkit.check.budget import BudgetReport, BudgetResult
 from buildkit.diff.diff import compare
 from buildkit.image.model import Measurement
 from buildkit.report.builds import Timeline, TimelineStep
+from buildkit.report.content import ImageReport
 from buildkit.report.html import PlotlyMissing, measurement_page
 from tests.support.images import LayerMaker, measure_layers
 from tests.support.reports import render_in_browser
@@ -41,15 +42,20 @@ def full_page(folder: Path) -> str:
         TimelineStep(HOSTILE, HOSTILE, 0.0, 1.5, is_cached=False),
         TimelineStep("b", "y", 1.5, 0.1, is_cached=True),
     )
-    return measurement_page(
+    report = ImageReport(
         after,
         comparison=compare(before, after),
         budgets=BudgetReport(HOSTILE, (BudgetResult("layers", "failed", 1, 2, HOSTILE),)),
-        timelines=[Timeline(HOSTILE, steps)],
-        history=[replace(before, measured_at="2026-11-23T10:00:00Z"), replace(after, measured_at=HOSTILE)],
+        timelines=(Timeline(HOSTILE, steps),),
+        history=(replace(before, measured_at="2026-11-23T10:00:00Z"), replace(after, measured_at=HOSTILE)),
         before=HOSTILE,
         after="after",
     )
+    return measurement_page(report)
+
+
+def page_of(folder: Path, *layers: LayerMaker) -> str:
+    return measurement_page(ImageReport(measured(folder, *layers)))
 
 
 @dataclass
@@ -131,19 +137,19 @@ def test_keyboard_reaches_scrolling_regions_and_headings_are_nested(outline: Out
 
 
 def test_page_of_one_image_has_no_comparison(tmp_path: Path) -> None:
-    text = measurement_page(measured(tmp_path, LayerMaker().file("a", "1")))
+    text = page_of(tmp_path, LayerMaker().file("a", "1"))
     assert "What changed" not in text
     assert "Where the bytes are" in text
 
 
 def test_image_without_files_has_a_page(tmp_path: Path) -> None:
-    assert "Where the bytes are" in measurement_page(measured(tmp_path, LayerMaker()))
+    assert "Where the bytes are" in page_of(tmp_path, LayerMaker())
 
 
 def test_missing_plotly_is_reported_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(PlotlyMissing, match="plotly"):
-        measurement_page(measured(tmp_path, LayerMaker().file("a", "1")))
+        page_of(tmp_path, LayerMaker().file("a", "1"))
 
 
 @pytest.mark.parametrize("options", [(), ("--window-size=390,844",), ("--blink-settings=preferredColorScheme=0",)])
@@ -166,7 +172,7 @@ def test_browser_draws_every_chart_without_an_error(
 
 def test_browser_draws_the_page_of_an_image_without_files(browser: str, tmp_path: Path) -> None:
     path = tmp_path / "page.html"
-    path.write_text(measurement_page(measured(tmp_path / "image", LayerMaker())))
+    path.write_text(page_of(tmp_path / "image", LayerMaker()))
     document, log = render_in_browser(browser, path)
     assert 'data-drawn="yes"' in document
     assert "CONSOLE" not in log

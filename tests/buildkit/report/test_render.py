@@ -10,6 +10,7 @@ import pytest
 
 from buildkit.diff.diff import compare
 from buildkit.errors import UsageError
+from buildkit.report.content import ImageReport
 from buildkit.report.junit import budgets_junit, checks_junit
 from buildkit.report.markdown import checks_markdown
 from buildkit.report.render import FORMATS, Format, render, render_checks, render_timings
@@ -31,16 +32,16 @@ SERIES = timings(*(replace(build, change=HOSTILE) for build in BUILDS))
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_shows_images_and_builds(kind: Format, after: Measurement, comparison: Comparison) -> None:
     for text in (
-        render(kind, after, budgets=BUDGETS),
-        render(kind, after, comparison=comparison, budgets=BUDGETS),
+        render(kind, ImageReport(after, budgets=BUDGETS)),
+        render(kind, ImageReport(after, comparison, BUDGETS)),
         render_timings(kind, SERIES, budgets=BUDGETS),
     ):
         assert text.startswith(STARTS[kind])
 
 
 def test_json_is_the_comparison_if_there_is_one(before: Measurement) -> None:
-    assert "transfer_bytes" in json.loads(render("json", before, comparison=compare(before, before)))
-    assert json.loads(render("json", before))["totals"]["unpacked_bytes"] == before.totals.unpacked_bytes
+    assert "transfer_bytes" in json.loads(render("json", ImageReport(before, compare(before, before))))
+    assert json.loads(render("json", ImageReport(before)))["totals"]["unpacked_bytes"] == before.totals.unpacked_bytes
 
 
 def test_json_of_timings_has_every_build() -> None:
@@ -48,14 +49,14 @@ def test_json_of_timings_has_every_build() -> None:
 
 
 def test_markdown_shows_budgets_if_there_are_any(before: Measurement) -> None:
-    assert "### Budgets" in render("markdown", before, budgets=BUDGETS)
-    assert "### Budgets" not in render("markdown", before)
+    assert "### Budgets" in render("markdown", ImageReport(before, budgets=BUDGETS))
+    assert "### Budgets" not in render("markdown", ImageReport(before))
 
 
 @pytest.mark.parametrize("kind", ["junit", "sarif"])
 def test_junit_and_sarif_need_budgets(kind: Format, before: Measurement) -> None:
     with pytest.raises(UsageError, match="--budgets"):
-        render(kind, before)
+        render(kind, ImageReport(before))
     with pytest.raises(UsageError):
         render_timings(kind, SERIES)
 
