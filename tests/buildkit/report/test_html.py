@@ -10,6 +10,7 @@ import pytest
 
 from buildkit.check.budget import BudgetReport, BudgetResult
 from buildkit.diff.diff import compare
+from buildkit.image.gpu_code import GpuArchitecture, GpuCodeMeasurement, GpuLibrary
 from buildkit.image.model import Measurement
 from buildkit.report.builds import Timeline, TimelineStep
 from buildkit.report.content import ImageReport
@@ -140,6 +141,28 @@ def test_page_of_one_image_has_no_comparison(tmp_path: Path) -> None:
     text = page_of(tmp_path, LayerMaker().file("a", "1"))
     assert "What changed" not in text
     assert "Where the bytes are" in text
+
+
+def test_gpu_code_has_a_section_and_a_chart(tmp_path: Path) -> None:
+    measurement = measured(tmp_path, LayerMaker().file("a", "1"))
+    code = GpuCodeMeasurement(
+        (GpuArchitecture("sm_90", 7, 1),), (GpuLibrary("lib.so", 0, None, 7, {"sm_90": 7}),), layers_not_searched=(1,)
+    )
+
+    text = measurement_page(ImageReport(replace(measurement, gpu_code=code)))
+
+    assert 'data-chart="gpu-code"' in text
+    assert "Not searched for GPU code" in text
+    assert 'data-chart="gpu-code"' not in measurement_page(ImageReport(measurement))
+
+
+def test_page_has_the_name_and_the_digest_of_the_image(tmp_path: Path) -> None:
+    measurement = measured(tmp_path, LayerMaker().file("a", "1")).renamed("truthgraph-api:latest")
+
+    text = measurement_page(ImageReport(measurement))
+
+    assert "<title>truthgraph-api:latest: what is in the image</title>" in text
+    assert str(measurement.image.manifest_digest) in text
 
 
 def test_image_without_files_has_a_page(tmp_path: Path) -> None:
