@@ -1,7 +1,7 @@
 """Builds variants of the verified image, good and bad releases, with build and verification records that pass them.
 
 A variant is a real image that the engine runs. Its fault is a module of `faults/`, installed as sitecustomize.py, so
-Python imports it before the service. No file of the service is changed, and mypy checks the names that a fault replaces.
+Python imports it before the service. No file of the service is changed, and mypy checks the names a fault replaces.
 """
 
 from __future__ import annotations
