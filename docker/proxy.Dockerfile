@@ -14,7 +14,7 @@ RUN --mount=type=bind,source=docker/apt-install,target=/mnt/apt-install \
  && /mnt/apt-install nginx curl \
  && rm -rf /etc/nginx/sites-* /etc/nginx/modules-* /var/www /var/log/nginx/* \
  && find / -xdev -perm /6000 -type f -exec chmod a-s {} + \
- && /mnt/apt-install --settle
+ && /mnt/apt-install --reset-times
 COPY --link docker/proxy/nginx.conf /etc/truthgraph/nginx.conf
 COPY --link --chmod=0755 docker/proxy/serve /usr/local/bin/serve
 EXPOSE 8080

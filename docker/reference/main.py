@@ -1,4 +1,4 @@
-"""The ASGI application as a module attribute, which `uvicorn --reload` wants; for the two baselines only."""
+"""Provides the ASGI application as a module attribute, which `uvicorn --reload` needs, for phase1 and phase2 only."""
 
 import os
 

@@ -1,12 +1,11 @@
-# The first generation of the report, re-created on today's stack as the baseline. Its defects are kept on purpose:
-# compilers in base and so in every stage, uv and /usr/local copied whole, root, --reload. Built by
-# `nox -s build-image -- phase1`.
-# Differs from the report where it must: uv comes from the package index by hash (not a script piped from the web), the
-# versions are those of docker/lock, and a Python that Debian manages is told to let uv write into it.
+# phase1: the first image of the report, with today's versions, as the baseline of all measurements.
+# `nox -s build-image -- phase1` builds it. Its defects are intended: compilers in `base` and so in every stage, uv and all
+# of /usr/local copied, root, --reload. It differs from the report in three points: uv comes from the package index by its
+# hash (not from a script on the web), versions are those of docker/lock, and uv may write into Debian's Python.
 
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
-# base: Python with the client tools and, already here, the compilers.
+# base: Python with the client tools and the compilers.
 FROM ${PYTHON_IMAGE} AS base
 WORKDIR /app
 RUN --mount=type=secret,id=ca \
@@ -17,11 +16,11 @@ RUN --mount=type=secret,id=ca \
 RUN --mount=type=bind,source=docker/layout.py,target=/mnt/layout.py \
     --mount=type=bind,source=docker/lock/uv.txt,target=/mnt/uv.txt \
     --mount=type=secret,id=ca --mount=type=secret,id=index --mount=type=secret,id=netrc \
-    python3 /mnt/layout.py bootstrap --requirements /mnt/uv.txt \
+    python3 /mnt/layout.py install-uv --lock /mnt/uv.txt \
  && mkdir -p /root/.local/bin && mv /usr/local/bin/uv /root/.local/bin/uv
 ENV PATH=/root/.local/bin:${PATH} UV_BREAK_SYSTEM_PACKAGES=1
 
-# deps-stage: everything that is installed, into the system's Python.
+# deps-stage: all distributions, in the system's Python. `runtime` copies them.
 FROM base AS deps-stage
 RUN apt-get update \
  && apt-get install -y --no-install-recommends build-essential \
@@ -37,7 +36,7 @@ RUN --mount=type=cache,target=/root/.cache \
     for file in /mnt/lock/*.txt; do constraints="${constraints} --constraint ${file}"; done; \
     python3 /mnt/layout.py run uv pip install --system ${constraints} ".[${extras}]"
 
-# runtime: from base with its compilers, and with all of /usr/local and /root/.local.
+# runtime: `base` with its compilers, and all of /usr/local and /root/.local.
 FROM base AS runtime
 COPY --from=deps-stage /usr/local /usr/local
 COPY --from=deps-stage /root/.local /root/.local

@@ -1,7 +1,7 @@
-# The second generation of the report, re-created on today's stack: the compilers moved out of the runtime stage. What
-# it got wrong is kept on purpose: strip where there is no binutils (nothing is stripped, and nobody is told), only
-# python* and pip* of the console scripts, a failed install hidden, one layer for everything, root, --reload.
-# Built by `nox -s build-image -- phase2`. Differs from the report where phase1.Dockerfile does.
+# phase2: the second image of the report, with today's versions: the runtime stage has no compilers.
+# `nox -s build-image -- phase2` builds it. Its defects are intended: strip without binutils (nothing is stripped, without
+# an error), of the console scripts only python* and pip*, a hidden failure of the install, one layer for everything,
+# root, --reload. It differs from the report in the same points as phase1.Dockerfile.
 
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 ARG SITE_PACKAGES=/usr/local/lib/python3.13/site-packages
@@ -23,11 +23,11 @@ RUN apt-get update \
 RUN --mount=type=bind,source=docker/layout.py,target=/mnt/layout.py \
     --mount=type=bind,source=docker/lock/uv.txt,target=/mnt/uv.txt \
     --mount=type=secret,id=ca --mount=type=secret,id=index --mount=type=secret,id=netrc \
-    python3 /mnt/layout.py bootstrap --requirements /mnt/uv.txt \
+    python3 /mnt/layout.py install-uv --lock /mnt/uv.txt \
  && mkdir -p /root/.local/bin && mv /usr/local/bin/uv /root/.local/bin/uv
 ENV PATH=/root/.local/bin:${PATH} UV_BREAK_SYSTEM_PACKAGES=1
 
-# deps-stage: everything that is installed, into the system's Python.
+# deps-stage: all distributions, in the system's Python. `runtime` copies them.
 FROM builder AS deps-stage
 ARG INCLUDE_DEV=0
 COPY pyproject.toml ./
@@ -40,7 +40,7 @@ RUN --mount=type=cache,target=/root/.cache \
     for file in /mnt/lock/*.txt; do constraints="${constraints} --constraint ${file}"; done; \
     python3 /mnt/layout.py run uv pip install --system ${constraints} ".[${extras}]"
 
-# core-stage: without the model libraries; nothing is made from it.
+# core-stage: the distributions without the model libraries. No stage copies them.
 FROM builder AS core-stage
 COPY pyproject.toml ./
 COPY service/__init__.py ./service/__init__.py
@@ -49,19 +49,19 @@ RUN --mount=type=cache,target=/root/.cache \
     --mount=type=secret,id=ca --mount=type=secret,id=index --mount=type=secret,id=netrc \
     python3 /mnt/layout.py run uv pip install --system .
 
-# runtime: from base, with the installed packages.
+# runtime: `base` with the installed distributions.
 FROM base AS runtime
 ARG SITE_PACKAGES
 COPY --from=deps-stage ${SITE_PACKAGES} ${SITE_PACKAGES}
 COPY --from=deps-stage /usr/local/bin/python* /usr/local/bin/
 COPY --from=deps-stage /usr/local/bin/pip* /usr/local/bin/
-# There is no strip here; find reports it, ends with 0, and the tree is as it was.
+# This stage has no strip: find prints errors, exits with 0, and changes nothing.
 RUN find ${SITE_PACKAGES} -type f \( -name '*.so*' -o -name '*.a' \) -exec strip --strip-unneeded {} \; 2>/dev/null || true
 COPY pyproject.toml ./pyproject.toml
 COPY service ./service
 COPY migrations ./migrations
 COPY docker/reference/main.py ./main.py
-# There need be no pip here; the failure is hidden.
+# This stage may have no pip: the failure is hidden.
 RUN python3 -m pip install --no-deps --no-build-isolation . 2>/dev/null || python3 -m pip install --no-deps . 2>/dev/null || true
 RUN mkdir -p /root/.cache/huggingface \
  && echo 'appuser:x:1000:1000::/home/appuser:/bin/sh' >>/etc/passwd && mkdir -p /home/appuser

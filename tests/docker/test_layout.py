@@ -1,4 +1,4 @@
-"""What docker/layout.py does where a locked distribution has no wheel; the rest of it is tried by every build."""
+"""Tests docker/layout.py on distributions without a wheel; every build of an image tests the rest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def layout() -> ModuleType:
         (False, True, ["wheels", "failed"]),
     ],
 )
-def test_compilers_are_fetched_where_wheels_do_not_do(
+def test_compilers_are_installed_only_without_a_wheel(
     layout: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -56,7 +56,7 @@ def test_compilers_are_fetched_where_wheels_do_not_do(
             assert "--require-hashes" in command
             ran.append("sources")
 
-    fakes: dict[str, Any] = {"run": run, "make_skeleton": set}
+    fakes: dict[str, Any] = {"run": run, "make_venv": set}
     for name, fake in fakes.items():
         monkeypatch.setattr(layout, name, fake)
 

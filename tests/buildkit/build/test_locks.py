@@ -154,7 +154,7 @@ def test_dockerfile_copies_each_layer_once(target: str) -> None:
         for name, stage in by_name.items()
         if (
             match := re.search(
-                r"source=docker/lock/([\w-]+)\.txt.*layout\.py install .*--out /layer/\1$",
+                r"^ARG LAYER=([\w-]+) .*source=docker/lock/\$\{LAYER\}\.txt.*layout\.py install .*\"\$LAYER\"$",
                 stage,
                 re.MULTILINE | re.DOTALL,
             )
