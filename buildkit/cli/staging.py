@@ -67,6 +67,7 @@ class _Staging:
             file=file,
             settings=_settings(file),
             secrets=self.state / "secrets",
+            log=log,
         )
 
 
@@ -185,9 +186,9 @@ def run_down(arguments: argparse.Namespace) -> int:
     staging = _Staging(arguments)
     with records.locked(staging.state, f"stage-down {staging.stack.name}"):
         if staging.stack.exists("api") or staging.stack.exists("database"):
-            staging.stack.remove(log)
+            staging.stack.remove()
         if arguments.purge:
-            staging.stack.remove_volumes(log)
+            staging.stack.remove_volumes()
         history = records.load(staging.state)
         records.save(staging.state, records.Releases(releases=history.with_outcome_of_serving("replaced")))
         swarm.leave_swarm(staging.engine, staging.state, log=log)

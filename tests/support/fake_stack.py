@@ -211,20 +211,14 @@ class FakeStack:
         return str(len(self.site.calls))
 
     def wait_for_rollout(
-        self,
-        service: str,
-        *,
-        seconds: float,
-        log: Callable[[str], None],
-        previous_update: str = "",
-        until_digest: str = "",
+        self, service: str, *, seconds: float, previous_update: str = "", until_digest: str = ""
     ) -> None:
-        del seconds, log, previous_update
+        del seconds, previous_update
         self.site.do(f"wait for {service}")
         assert until_digest in {"", self.site.running[service].partition("@")[2]}
 
-    def run_job(self, job: str, image: str, *, seconds: float, log: Callable[[str], None], command: str = "") -> None:
-        del seconds, log
+    def run_job(self, job: str, image: str, *, seconds: float, command: str = "") -> None:
+        del seconds
         revision = command.rpartition(" ")[2]
         newest = self.site.code.get(image, REVISIONS[0])
         assert {revision, self.site.schema or newest} <= set(REVISIONS[: REVISIONS.index(newest) + 1]), (
@@ -233,8 +227,8 @@ class FakeStack:
         self.site.schema = revision
         self.site.do(job, revision)
 
-    def wait_for_job(self, job: str, *, seconds: float, log: Callable[[str], None]) -> None:
-        del seconds, log
+    def wait_for_job(self, job: str, *, seconds: float) -> None:
+        del seconds
         self.site.schema = self.site.schema or self.site.code.get(self.images["api"], REVISIONS[0])
         self.site.do(f"wait for {job}")
 
@@ -266,8 +260,7 @@ class FakeStack:
     def start(self, container: str, *command: str, descriptor: int) -> subprocess.Popen[bytes]:
         raise NotImplementedError
 
-    def remove(self, log: Callable[[str], None]) -> None:
-        del log
+    def remove(self) -> None:
         self.site.running.clear()
         self.site.do("remove")
 

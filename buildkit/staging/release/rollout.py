@@ -26,10 +26,10 @@ def deploy(run: ReleaseRun) -> str:
     context, new = run.context, run.new
     update_seconds = context.spec.staging.update_seconds
     new.deploy()
-    new.wait_for_rollout("database", seconds=_START_SECONDS, log=context.log)
-    new.wait_for_job("migrate", seconds=update_seconds, log=context.log)
-    new.wait_for_rollout("api", seconds=update_seconds, log=context.log)
-    new.wait_for_rollout("proxy", seconds=_START_SECONDS, log=context.log)
+    new.wait_for_rollout("database", seconds=_START_SECONDS)
+    new.wait_for_job("migrate", seconds=update_seconds)
+    new.wait_for_rollout("api", seconds=update_seconds)
+    new.wait_for_rollout("proxy", seconds=_START_SECONDS)
     schema = context.probes.migration_plan(new, new.container("api")).current
     run.record = structs.replace(run.record, migrations=Migrations(before=None, after=schema))
     return f"schema {schema}"
@@ -37,7 +37,7 @@ def deploy(run: ReleaseRun) -> str:
 
 def undo_deploy(run: ReleaseRun) -> str:
     """Removes the stack again; volumes stay."""
-    run.new.remove(run.context.log)
+    run.new.remove()
     return "the stack was removed again; its volumes stay"
 
 
@@ -54,7 +54,7 @@ def update_sidecars(run: ReleaseRun) -> str:
     old = _deployed(run)
     old.with_release({**run.new.images, "api": old.images["api"]}, run.new.settings).deploy()
     for service in ("database", "proxy", "api"):
-        run.new.wait_for_rollout(service, seconds=2 * _START_SECONDS, log=run.context.log)
+        run.new.wait_for_rollout(service, seconds=2 * _START_SECONDS)
     return "the database or the proxy have another image"
 
 
@@ -96,7 +96,6 @@ def undo_roll_out(run: ReleaseRun) -> str:
             "api",
             previous_update=update,
             seconds=run.context.spec.staging.update_seconds,
-            log=run.context.log,
             until_digest=digest,
         )
     if not any(replica.is_running and replica.digest == digest for replica in old.replicas("api")):
@@ -112,7 +111,6 @@ def _update(run: ReleaseRun) -> None:
         "api",
         previous_update=update,
         seconds=run.context.spec.staging.update_seconds,
-        log=run.context.log,
         until_digest=new.images["api"].partition("@")[2],
     )
 

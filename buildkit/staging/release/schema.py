@@ -125,7 +125,6 @@ def _run_migration(run: ReleaseRun, revision: str) -> None:
         "migrate",
         newer.images["api"],
         seconds=_MIGRATE_SECONDS,
-        log=run.context.log,
         command=f"{_COMMAND} --to {revision}",
     )
 

@@ -9,8 +9,6 @@ from buildkit.errors import StackFailed
 from buildkit.staging.stack.polling import polls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from buildkit.staging.stack.stack import Replica, Stack
 
 __all__ = ["run_job", "wait_for_job"]
@@ -20,9 +18,7 @@ _ATTEMPTS: Final = 2
 _ERROR: Final = re.compile(r"[\w.]*(Error|Exception)\b")
 
 
-def run_job(
-    stack: Stack, job: str, image: str, *, seconds: float, log: Callable[[str], None], command: str = ""
-) -> None:
+def run_job(stack: Stack, job: str, image: str, *, seconds: float, command: str = "") -> None:
     """Runs *job* once more from *image* and waits for its end; *command* replaces the one in the stack file.
 
     Raises:
@@ -32,22 +28,20 @@ def run_job(
     arguments = ("--args", command) if command else ()
     name = stack.service_name(job)
     stack.docker("service", "update", "--detach", "--force", "--with-registry-auth", "--image", image, *arguments, name)
-    _wait(stack, job, earlier, attempts=_ATTEMPTS, seconds=seconds, log=log)
+    _wait(stack, job, earlier, attempts=_ATTEMPTS, seconds=seconds)
 
 
-def wait_for_job(stack: Stack, job: str, *, seconds: float, log: Callable[[str], None]) -> None:
+def wait_for_job(stack: Stack, job: str, *, seconds: float) -> None:
     """Waits for the end of the *job* that the first deployment started.
 
     Raises:
         StackFailed: it failed as often as the stack file allows.
     """
     attempts = 1 + int(stack.inspect(job)["Spec"]["TaskTemplate"]["RestartPolicy"].get("MaxAttempts", 0))
-    _wait(stack, job, set(), attempts=attempts, seconds=seconds, log=log)
+    _wait(stack, job, set(), attempts=attempts, seconds=seconds)
 
 
-def _wait(
-    stack: Stack, job: str, earlier: set[str], *, attempts: int, seconds: float, log: Callable[[str], None]
-) -> None:
+def _wait(stack: Stack, job: str, earlier: set[str], *, attempts: int, seconds: float) -> None:
     """Waits until one of the job's tasks, except the *earlier* ones, is complete."""
     shown = ""
     failed: list[Replica] = []
@@ -58,7 +52,7 @@ def _wait(
         failed = [task for task in tasks if task.has_failed]
         state = next((task.state for task in tasks if not task.has_failed), "waiting")
         if (line := f"{job} {state}, attempt {len(failed) + 1}") != shown:
-            log(shown := line)
+            stack.log(shown := line)
         if len(failed) >= attempts:
             raise StackFailed(f"{job} failed: {_reason(stack, job, failed[-1])}")
     reason = f"{job} did not end within {seconds:.0f} s"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping  # noqa: TC003 - in signatures
+from collections.abc import Mapping  # noqa: TC003 - in signatures
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ class Orchestrator(Protocol):
     """One deployment of the stack file: its services, their images and settings.
 
     Services are `api`, `database`, `proxy`, the job `migrate`, and during a release `canary`. Every method that waits
-    takes the longest time in seconds and reports progress to *log*.
+    takes the longest time in seconds, and logs its progress.
     """
 
     @property
@@ -55,20 +55,14 @@ class Orchestrator(Protocol):
         """Returns an identifier of the service's last update; "" before the first."""
 
     def wait_for_rollout(
-        self,
-        service: str,
-        *,
-        seconds: float,
-        log: Callable[[str], None],
-        previous_update: str = "",
-        until_digest: str = "",
+        self, service: str, *, seconds: float, previous_update: str = "", until_digest: str = ""
     ) -> None:
         """Waits until the update after *previous_update* is complete and every replica runs; else `StackFailed`."""
 
-    def run_job(self, job: str, image: str, *, seconds: float, log: Callable[[str], None], command: str = "") -> None:
+    def run_job(self, job: str, image: str, *, seconds: float, command: str = "") -> None:
         """Runs the job once more from *image* and waits for its end; `StackFailed` if it fails."""
 
-    def wait_for_job(self, job: str, *, seconds: float, log: Callable[[str], None]) -> None:
+    def wait_for_job(self, job: str, *, seconds: float) -> None:
         """Waits for the end of the job that the first deployment started; `StackFailed` if it fails."""
 
     def start_canary(self, image: str, *, seconds: float) -> str:
@@ -92,5 +86,5 @@ class Orchestrator(Protocol):
     def start(self, container: str, *command: str, descriptor: int) -> subprocess.Popen[bytes]:
         """Starts *command* in *container*; it reads from and writes to the open file *descriptor*."""
 
-    def remove(self, log: Callable[[str], None]) -> None:
+    def remove(self) -> None:
         """Removes the services; stored data stays."""

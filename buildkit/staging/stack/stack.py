@@ -88,6 +88,7 @@ class Stack:
         images: service (`api`, `database`, `proxy`) -> repository with digest.
         settings: variables of the stack file, none of them secret.
         secrets: folder with the files of the secrets.
+        log: gets a line for each change that a method waits for.
     """
 
     engine: Engine
@@ -96,6 +97,7 @@ class Stack:
     images: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     secrets: Path = Path("/nonexistent")
+    log: Callable[[str], None] = field(default=lambda _line: None, repr=False)
 
     @property
     def certificate(self) -> str | None:
@@ -184,27 +186,20 @@ class Stack:
         return _started(self.inspect(service).get("UpdateStatus") or {})
 
     def wait_for_rollout(
-        self,
-        service: str,
-        *,
-        seconds: float,
-        log: Callable[[str], None],
-        previous_update: str = "",
-        until_digest: str = "",
+        self, service: str, *, seconds: float, previous_update: str = "", until_digest: str = ""
     ) -> None:
-        """Follows a service until its update is complete and every replica runs.
+        """Follows a service until its update is complete and every replica runs; logs each change of a replica.
 
         Args:
             service: the service.
             seconds: the longest time to wait.
-            log: gets a line for each change of a replica.
             previous_update: `last_update` from before the change; swarm reports it until the new update starts.
             until_digest: the digest that every replica must run; "" for any.
 
         Raises:
             StackFailed: swarm rolled the update back or paused it, or time is up. The reason has the replicas' errors.
         """
-        progress = _Progress(service, log)
+        progress = _Progress(service, self.log)
         running: list[Replica] = []
         desired = 0
         for _ in polls(seconds):
@@ -224,13 +219,13 @@ class Stack:
         reason = progress.reason or f"{len(running)} of {desired} replicas of {service} run"
         raise StackFailed(f"the rollout was not complete within {seconds:.0f} s: {reason}")
 
-    def run_job(self, job: str, image: str, *, seconds: float, log: Callable[[str], None], command: str = "") -> None:
+    def run_job(self, job: str, image: str, *, seconds: float, command: str = "") -> None:
         """Runs a job of the stack once more; see `jobs.run_job`."""
-        jobs.run_job(self, job, image, seconds=seconds, log=log, command=command)
+        jobs.run_job(self, job, image, seconds=seconds, command=command)
 
-    def wait_for_job(self, job: str, *, seconds: float, log: Callable[[str], None]) -> None:
+    def wait_for_job(self, job: str, *, seconds: float) -> None:
         """Waits for the end of a job; see `jobs.wait_for_job`."""
-        jobs.wait_for_job(self, job, seconds=seconds, log=log)
+        jobs.wait_for_job(self, job, seconds=seconds)
 
     def start_canary(self, image: str, *, seconds: float) -> str:
         """Starts one replica without traffic; see `canary.start_canary`."""
@@ -318,9 +313,9 @@ class Stack:
     def _label(self) -> tuple[str, str]:
         return "--filter", f"label=com.docker.stack.namespace={self.name}"
 
-    def remove(self, log: Callable[[str], None]) -> None:
+    def remove(self) -> None:
         """Removes services, networks and secrets, and waits until they are gone; volumes stay."""
-        log(f"removing the stack {self.name}")
+        self.log(f"removing the stack {self.name}")
         self.docker("stack", "rm", self.name)
         for _ in polls(_COMMAND_SECONDS):
             containers = self.docker("ps", "--all", "--quiet", *self._label).strip()
@@ -328,10 +323,10 @@ class Stack:
                 return
         raise CommandFailed(["docker", "stack", "rm", self.name], 124, "containers or networks are still there")
 
-    def remove_volumes(self, log: Callable[[str], None]) -> None:
+    def remove_volumes(self) -> None:
         """Removes the volumes, with the database in them. Works outside a swarm too."""
         for volume in self.docker("volume", "ls", "--quiet", *self._label).split():
-            log(f"removing the volume {volume}")
+            self.log(f"removing the volume {volume}")
             self.docker("volume", "rm", volume)
 
 

@@ -156,7 +156,7 @@ class StagingUnderTest:
 
     def wait_until_running(self, service: str = "api") -> None:
         """Waits until all replicas of the service run."""
-        self.stack.wait_for_rollout(service, seconds=_SETTLED_SECONDS, log=lambda _: None)
+        self.stack.wait_for_rollout(service, seconds=_SETTLED_SECONDS)
 
     # ---- load -------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 def test_job_runs_again_from_another_image(engine: FakeEngine, stack: Stack) -> None:
     show_tasks(engine, [task("old", "complete")], [task("old", "complete"), task("new", "complete")])
 
-    stack.run_job("migrate", "api@sha256:b", seconds=5, log=lambda _: None, command="migrate --to 0002")
+    stack.run_job("migrate", "api@sha256:b", seconds=5, command="migrate --to 0002")
 
     [update] = engine.called("service update")
     assert update.endswith("--force --with-registry-auth --image api@sha256:b --args migrate --to 0002 s_migrate")
@@ -26,7 +27,7 @@ def test_job_progress_is_logged_once_a_change(engine: FakeEngine, stack: Stack) 
     lines: list[str] = []
     show_tasks(engine, [], [task("a", "running")], [task("a", "running")], [task("a", "complete")])
 
-    stack.run_job("migrate", "image", seconds=5, log=lines.append)
+    replace(stack, log=lines.append).run_job("migrate", "image", seconds=5)
 
     assert lines == ["migrate running, attempt 1"]
 
@@ -44,14 +45,14 @@ def test_job_that_fails_twice_names_its_error(engine: FakeEngine, stack: Stack, 
     engine.answers["logs"] = log
 
     with pytest.raises(StackFailed, match=f"^migrate failed: {reason}$"):
-        stack.run_job("migrate", "image", seconds=5, log=lambda _: None)
+        stack.run_job("migrate", "image", seconds=5)
 
 
 def test_job_without_end_fails_in_time(engine: FakeEngine, stack: Stack) -> None:
     show_tasks(engine, [], [task("a", "failed"), task("b", "running")])
 
     with pytest.raises(StackFailed, match="migrate did not end within 0 s, after 1 failures"):
-        stack.run_job("migrate", "image", seconds=0.02, log=lambda _: None)
+        stack.run_job("migrate", "image", seconds=0.02)
 
 
 def test_first_job_may_fail_as_often_as_the_stack_file_allows(engine: FakeEngine, stack: Stack) -> None:
@@ -59,4 +60,4 @@ def test_first_job_may_fail_as_often_as_the_stack_file_allows(engine: FakeEngine
     engine.answers["service inspect s_migrate"] = json.dumps([{"Spec": spec}])
     show_tasks(engine, [task("a", "failed"), task("b", "failed")], [task("c", "complete")])
 
-    stack.wait_for_job("migrate", seconds=5, log=lambda _: None)
+    stack.wait_for_job("migrate", seconds=5)

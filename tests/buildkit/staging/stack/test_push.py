@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +9,7 @@ from buildkit.errors import CommandFailed, RegistryFailed
 from buildkit.staging.stack import push as push_module
 from buildkit.staging.stack.push import push
 from tests.support.fake_engine import FakeEngine
+from tests.support.polling import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,12 +66,8 @@ def test_long_push_logs_its_progress(engine: FakeEngine, monkeypatch: pytest.Mon
         del arguments
         for line in OUTPUT.splitlines():
             on_line(line)
-        deadline = time.monotonic() + 60
-        while not lines and time.monotonic() < deadline:
-            time.sleep(0.001)
+        until(lambda: any(line.startswith("2 of 2 layers are in the registry after 0 s") for line in lines))
 
     monkeypatch.setattr(FakeEngine, "stream", stream)
 
     push(engine, digest=DIGEST, repository="r.test/api", tag="1", log=lines.append)
-
-    assert lines[0].startswith("2 of 2 layers are in the registry after 0 s")

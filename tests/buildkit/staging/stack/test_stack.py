@@ -116,8 +116,10 @@ class ScriptedStack(Stack):
 def follow(stack: Stack, *states: tuple[dict[str, str], tuple[Replica, ...]], seconds: float = 5) -> list[str]:
     """Returns the log of a rollout that goes through *states*."""
     lines: list[str] = []
-    scripted = ScriptedStack(engine=stack.engine, name="s", file=stack.file, states=deque([({}, ()), *states]))
-    scripted.wait_for_rollout("api", previous_update="old", seconds=seconds, log=lines.append, until_digest=NEW)
+    scripted = ScriptedStack(
+        engine=stack.engine, name="s", file=stack.file, log=lines.append, states=deque([({}, ()), *states])
+    )
+    scripted.wait_for_rollout("api", previous_update="old", seconds=seconds, until_digest=NEW)
     return lines
 
 
@@ -228,7 +230,7 @@ def test_remove_waits_until_containers_and_networks_are_gone(engine: FakeEngine,
     engine.answers["ps --all"] = ["one", ""]
     engine.answers["network ls"] = ["net", ""]
 
-    stack.remove(lambda _: None)
+    stack.remove()
 
     assert len(engine.called("network ls")) == 2
 
@@ -240,12 +242,12 @@ def test_remove_that_does_not_end_is_an_error(
     engine.answers["ps --all"] = "one"
 
     with pytest.raises(CommandFailed, match="containers or networks are still there"):
-        stack.remove(lambda _: None)
+        stack.remove()
 
 
 def test_remove_volumes_removes_those_of_the_stack(engine: FakeEngine, stack: Stack) -> None:
     engine.answers["volume ls --quiet --filter label=com.docker.stack.namespace=s"] = "s_database\ns_models\n"
 
-    stack.remove_volumes(lambda _: None)
+    stack.remove_volumes()
 
     assert engine.called("volume rm") == ["volume rm s_database", "volume rm s_models"]
