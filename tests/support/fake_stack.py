@@ -17,6 +17,7 @@ from buildkit.staging.probes.load import LoadReport
 from buildkit.staging.probes.metrics import Scrape
 from buildkit.staging.probes.smoke_tests import SmokeTestReport
 from buildkit.staging.release.run import ReleaseContext
+from buildkit.staging.stack.sidecars import SIDECARS
 from buildkit.staging.stack.stack import Replica
 from tests.support.fake_engine import FakeEngine
 from tests.support.release_records import write_records
@@ -125,9 +126,7 @@ class FakeSite:
     ) -> ReleaseContext:
         """Returns the inputs of a release of the image whose digest is made from *name*."""
         build_path, verify_path = write_records(self.state, built=digest(name), revision=f"{name:0<40}")
-        for image in (digest(name), *self.sidecars.values()):
-            self.engine.answers["image inspect"] = image
-        self._fill_registry([digest(name), *self.sidecars.values()], name)
+        self._answer_for_images(name)
         loaded = spec.load(ROOT)
         staging = Staging(load_seconds=0.0, budget=loaded.staging.budget)
         return ReleaseContext(
@@ -165,18 +164,16 @@ class FakeSite:
             data_loss=self.data_loss if direction == "down" else (),
         )
 
-    def _fill_registry(self, digests: list[str], name: str) -> None:
-        tags = {f"truthgraph-api:1.2.3-{name:0<12}": digests[0]}
-        tags |= {
-            f"truthgraph-{target}:{self.sidecars[service][7:19]}": self.sidecars[service]
-            for service, target in (("database", "postgres"), ("proxy", "proxy"))
-        }
-        for tag, pushed in tags.items():
-            self.engine.answers.setdefault(
-                f"push registry.test/{tag}", f"{'1' * 12}: Pushed\nt: digest: {pushed} size: 9"
-            )
+    def _answer_for_images(self, name: str) -> None:
+        """Has the engine know and push the image made from *name*, and those of the sidecars."""
+        pushed = {f"truthgraph-api:1.2.3-{name:0<12}": digest(name)}
+        for service, target in SIDECARS.items():
+            pushed[f"truthgraph-{target}:{self.sidecars[service][7:19]}"] = self.sidecars[service]
         layers = {"layers": [{"digest": f"sha256:{'1' * 64}", "size": 1000}]}
-        self.engine.answers.setdefault("buildx imagetools inspect", json.dumps(layers))
+        self.engine.answers["image inspect"] = digest(name)
+        self.engine.answers["buildx imagetools inspect"] = json.dumps(layers)
+        for tag, image in pushed.items():
+            self.engine.answers[f"push registry.test/{tag}"] = f"{'1' * 12}: Pushed\nt: digest: {image} size: 9"
 
 
 @dataclass(frozen=True, slots=True)

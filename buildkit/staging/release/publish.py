@@ -25,7 +25,7 @@ def verify_record(run: ReleaseRun) -> str:
     image = load_verified_image(context.build_path, context.verify_path, engine=context.engine)
     run.record = structs.replace(
         run.record,
-        name=tag_of(image, run.known),
+        name=tag_of(image, run.history),
         digest=image.digest,
         version=image.version,
         revision=image.revision,

@@ -52,10 +52,9 @@ def stage(context: ReleaseContext) -> Release:
     runner = StepRunner(run, context.log)
     with undo_on_failure(run, runner):
         runner.run(PUBLISH)
-        run.old = run.find_deployed()
         runner.run(_remaining_steps(run))
         release = run.finish("serving", runner)
-        records.save(context.state, run.known.with_release(release))
+        records.save(context.state, run.history.with_release(release))
     return release
 
 

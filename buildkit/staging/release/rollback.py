@@ -57,8 +57,8 @@ def roll_back(context: ReleaseContext, name: str | None) -> Release:
         reason = _check(run, runner)
     finally:
         release = run.finish("serving", runner, reason=reason)
-        known = structs.replace(run.known, releases=run.known.with_outcome_of_serving("rolled back"))
-        records.save(context.state, known.with_release(release))
+        history = structs.replace(run.history, releases=run.history.with_outcome_of_serving("rolled back"))
+        records.save(context.state, history.with_release(release))
     return release
 
 
@@ -69,8 +69,8 @@ def find_release(run: ReleaseRun, name: str | None) -> str:
         UsageError: there is no release *name*.
         ReleaseFailed: there is no earlier release, it serves already, or nothing is deployed.
     """
-    known, serving = run.known, run.known.serving
-    target = known.find(name) if name else known.previous()
+    history, serving = run.history, run.history.serving
+    target = history.find(name) if name else history.previous()
     if target is None:
         raise ReleaseFailed("there is no earlier release")
     if serving is not None and target.digest == serving.digest:
@@ -87,12 +87,10 @@ def find_release(run: ReleaseRun, name: str | None) -> str:
         sidecars=target.sidecars,
         bytes_sent=0,
     )
-    run.old = run.find_deployed()
-    if run.old is None:
-        raise ReleaseFailed("the stack does not run; `nox -s stage` starts it")
+    old = run.deployed()
     # The database and the proxy stay as they are: that they were different then is no reason to restart them.
-    sidecars = {service: run.old.images[service] for service in SIDECARS}
-    run.new = run.old.with_release({"api": target.image, **sidecars}, target.settings)
+    sidecars = {service: old.images[service] for service in SIDECARS}
+    run.new = old.with_release({"api": target.image, **sidecars}, target.settings)
     run.record = structs.replace(run.record, sidecars=sidecars)
     return target.name
 

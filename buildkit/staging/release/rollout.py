@@ -13,7 +13,6 @@ from buildkit.staging.stack.sidecars import SIDECARS
 
 if TYPE_CHECKING:
     from buildkit.staging.release.run import ReleaseRun
-    from buildkit.staging.stack.orchestrator import Orchestrator
 
 __all__ = ["deploy", "roll_out", "sidecars_differ", "undo_deploy", "undo_roll_out", "update_sidecars"]
 
@@ -51,7 +50,7 @@ def update_sidecars(run: ReleaseRun) -> str:
 
     Has no undo: swarm itself rolls back a sidecar that does not start.
     """
-    old = _deployed(run)
+    old = run.deployed()
     old.with_release({**run.new.images, "api": old.images["api"]}, run.new.settings).deploy()
     for service in ("database", "proxy", "api"):
         run.new.wait_for_rollout(service, seconds=2 * _START_SECONDS)
@@ -84,7 +83,7 @@ def undo_roll_out(run: ReleaseRun) -> str:
     Raises:
         ReleaseFailed: the previous release does not run again.
     """
-    old = _deployed(run)
+    old = run.deployed()
     previous = old.images["api"]
     digest = previous.partition("@")[2]
     update = old.last_update("api")
@@ -93,10 +92,7 @@ def undo_roll_out(run: ReleaseRun) -> str:
         old.deploy()
     with contextlib.suppress(StackFailed):  # swarm reports its own rollback as a failed update
         old.wait_for_rollout(
-            "api",
-            previous_update=update,
-            seconds=run.context.spec.staging.update_seconds,
-            until_digest=digest,
+            "api", seconds=run.context.spec.staging.update_seconds, previous_update=update, until_digest=digest
         )
     if not any(replica.is_running and replica.digest == digest for replica in old.replicas("api")):
         raise ReleaseFailed(f"{previous} does not run again")
@@ -113,9 +109,3 @@ def _update(run: ReleaseRun) -> None:
         seconds=run.context.spec.staging.update_seconds,
         until_digest=new.images["api"].partition("@")[2],
     )
-
-
-def _deployed(run: ReleaseRun) -> Orchestrator:
-    if run.old is None:
-        raise ReleaseFailed("no release is deployed")
-    return run.old

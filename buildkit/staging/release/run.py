@@ -83,9 +83,9 @@ class ReleaseRun:
 
     Attributes:
         context: the inputs.
-        known: releases.json as it was at the start.
+        history: releases.json as it was at the start.
+        old: the deployment as it was at the start, to be restored after a failure; None if nothing is deployed.
         new: the deployment as it should become.
-        old: the deployment as it serves; None if nothing is deployed.
         record: what is known about the release so far; goes to releases.json at the end.
         target: the earlier release that a rollback returns to.
         plan: what happens to the schema.
@@ -95,10 +95,10 @@ class ReleaseRun:
     """
 
     context: ReleaseContext
-    known: Releases
+    history: Releases
+    old: Orchestrator | None
     new: Orchestrator
     record: Release
-    old: Orchestrator | None = None
     target: Release | None = None
     plan: SchemaPlan | None = None
     baseline: Baseline | None = None
@@ -111,18 +111,24 @@ class ReleaseRun:
 
         Raises:
             InvalidFile: releases.json cannot be read.
+            CommandFailed: the engine does not answer.
         """
-        known = records.load(context.state)
-        return cls(context=context, known=known, new=context.stack, record=records.new_release())
+        stack, history = context.stack, records.load(context.state)
+        old = None
+        if stack.exists("api"):
+            images = {service: stack.image(service) for service in SERVICES}
+            old = stack.with_release(images, history.serving.settings if history.serving else stack.settings)
+        return cls(context=context, history=history, old=old, new=stack, record=records.new_release())
 
-    def find_deployed(self) -> Orchestrator | None:
-        """Returns the deployment as it is now, so that it can be restored; None if nothing is deployed."""
-        stack = self.context.stack
-        if not stack.exists("api"):
-            return None
-        images = {service: stack.image(service) for service in SERVICES}
-        serving = self.known.serving
-        return stack.with_release(images, serving.settings if serving else stack.settings)
+    def deployed(self) -> Orchestrator:
+        """Returns `old`.
+
+        Raises:
+            ReleaseFailed: nothing is deployed.
+        """
+        if self.old is None:
+            raise ReleaseFailed("the stack does not run; `nox -s stage` starts it")
+        return self.old
 
     def api_key(self, stack: Orchestrator, service: str = "api") -> ApiKey:
         """Returns the key for the probes; the first call creates it in a container of *service*."""
@@ -165,12 +171,12 @@ def undo_on_failure(run: ReleaseRun, runner: StepRunner[ReleaseRun]) -> Iterator
                 outcome: ReleaseOutcome = "failed" if isinstance(error, Exception) else "interrupted"
                 reason = error.reason if isinstance(error, ReleaseFailed) else str(error) or type(error).__name__
                 record = run.finish(outcome, runner, failed_step=failed_step, reason=reason)
-                records.save(run.context.state, run.known.with_release(record))
+                records.save(run.context.state, run.history.with_release(record))
         raise
 
 
 def _serving(run: ReleaseRun, runner: StepRunner[ReleaseRun]) -> str:
     if not runner.is_undone:
         return "not everything was undone: `nox -s stage-status` shows what is serving"
-    serving = run.known.serving
+    serving = run.history.serving
     return f"{serving.name} is still serving" if serving else "no release is serving, as before"

@@ -66,7 +66,7 @@ def plan_rollback(run: ReleaseRun) -> str:
     Raises:
         ReleaseFailed: the rollback would lose data, or the plan is unknown.
     """
-    revision, serving_revision = _revision(run.target), _revision(run.known.serving)
+    revision, serving_revision = _revision(run.target), _revision(run.history.serving)
     if revision is None:
         raise ReleaseFailed(f"the record of {run.record.name} does not say which schema it worked on")
     if revision == serving_revision:
@@ -119,8 +119,7 @@ def undo_migrate(run: ReleaseRun) -> str:
 
 def _run_migration(run: ReleaseRun, revision: str) -> None:
     """Runs the job with the newer of the two releases: the older one lacks the migration."""
-    is_rollback = run.old is not None and _plan(run).direction == "down"
-    newer = run.old if is_rollback and run.old is not None else run.new
+    newer = run.deployed() if _plan(run).direction == "down" else run.new
     run.new.run_job(
         "migrate",
         newer.images["api"],
@@ -135,9 +134,7 @@ def _plan_by_either_code(run: ReleaseRun, revision: str) -> SchemaPlan:
     Each answers in a canary: the replicas that serve may be broken.
     """
     reasons: list[str] = []
-    for stack in (run.old, run.new):
-        if stack is None:
-            continue
+    for stack in (run.deployed(), run.new):
         try:
             container = run.new.start_canary(stack.images["api"], seconds=_START_SECONDS)
             return run.context.probes.migration_plan(run.new, container, revision)

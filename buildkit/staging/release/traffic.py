@@ -27,12 +27,12 @@ _ROLLOUT_PAUSE_SECONDS: Final = 0.05
 
 def measure_baseline(run: ReleaseRun) -> str:
     """Takes reference answers of the serving release, and measures it under load."""
-    if run.old is None:
-        raise ReleaseFailed("no release is deployed")
-    key = run.api_key(run.old)
-    load = run.context.probes.load(run.old, key, workers=_ROLLOUT_WORKERS, pause_seconds=_ROLLOUT_PAUSE_SECONDS)
+    old = run.deployed()
+    load = run.context.probes.load(
+        old, run.api_key(old), workers=_ROLLOUT_WORKERS, pause_seconds=_ROLLOUT_PAUSE_SECONDS
+    )
     load.prepare()
-    window, _ = _measure_under_load(run, run.old)
+    window, _ = _measure_under_load(run, old)
     run.baseline = Baseline(load, window)
     return _summary(window)
 
@@ -49,7 +49,7 @@ def smoke_test_canary(run: ReleaseRun) -> str:
 def smoke_test(run: ReleaseRun) -> str:
     """Runs the smoke tests through the proxy."""
     report = run.context.probes.smoke_test(run.new, run.api_key(run.new), _vectors(run))
-    _count(run, {"checks": len(report.checks), "checks_wrong": len(report.failures), "requests": report.requests})
+    _count(run, {"checks": len(report.checks), "checks_failed": len(report.failures), "requests": report.requests})
     return _passed(report)
 
 
