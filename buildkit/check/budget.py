@@ -168,9 +168,9 @@ def _yaml_rules(text: str, where: str) -> list[tuple[yaml.Node, yaml.Node]]:
     expected = "expected `rules:` and below it lines of `name: value`"
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UsageError(f"{where}:{line}", error.problem, expected) from error
+    except yaml.YAMLError as error:
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        raise UsageError(f"{where}:{mark.line + 1 if mark else 1}", str(error).partition("\n")[0], expected) from error
     if root is None or _is_empty(root):
         return []
     if not isinstance(root, yaml.MappingNode) or [name.value for name, _ in root.value] != ["rules"]:

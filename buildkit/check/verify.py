@@ -108,25 +108,33 @@ def verify(
     json_path.unlink(missing_ok=True)
     junit_path.unlink(missing_ok=True)
     replace(expectations, build_secrets=SecretFingerprint.of(given)).save(expect_path)
-    command = [
-        *(sys.executable, "-m", "pytest", "checks", "--quiet", "--no-header", "--no-summary", "--tb=no"),
-        *("-p", "no:cacheprovider", "--image", image, "--expect", str(expect_path.resolve())),
-        *("--results", str(json_path.resolve()), f"--junit-xml={junit_path.resolve()}"),
-        *("--record", str((output / "observations.json").resolve())),
-        *(("--layer-cache", str(cache.resolve())) if cache else ()),
-    ]
-    # The caller may run in pytest; its options and plugins are unknown to the checks.
-    inherited = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
-    own = {BUILD_SECRETS_VARIABLE: json.dumps(given), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    if engine_host:
-        own["DOCKER_HOST"] = engine_host
-    exit_code, tail = _run(command, {**inherited, **own}, progress)
+    command = _command(image, output, cache)
+    exit_code, tail = _run(command, _environment(environment, given, engine_host), progress)
     if not json_path.exists():
         if exit_code == _PYTEST_USAGE:
             raise UsageError("image", image, tail)
         raise CommandFailed(command, exit_code, tail)
     results = jsonfile.load(json_path, Results, version=RESULTS_VERSION, what="check results", fix="verify again")
     return VerifyResult(results, frozenset(require), json_path, junit_path)
+
+
+def _command(image: str, output: Path, cache: Path | None) -> list[str]:
+    """Returns the call of pytest that runs the checks; the process runs in another folder, so paths are absolute."""
+    files = {name: str((output / name).resolve()) for name in ("expect.json", "verify.json", "observations.json")}
+    return [
+        *(sys.executable, "-m", "pytest", "checks", "--quiet", "--no-header", "--no-summary", "--tb=no"),
+        *("-p", "no:cacheprovider", "--image", image, "--expect", files["expect.json"]),
+        *("--results", files["verify.json"], f"--junit-xml={(output / 'verify.xml').resolve()}"),
+        *("--record", files["observations.json"]),
+        *(("--layer-cache", str(cache.resolve())) if cache else ()),
+    ]
+
+
+def _environment(inherited: Mapping[str, str], secrets: Mapping[str, str], engine_host: str | None) -> dict[str, str]:
+    """Returns the environment of the checks: without pytest's variables, whose options and plugins they do not know."""
+    environment = {name: value for name, value in inherited.items() if not name.startswith("PYTEST_")}
+    environment |= {BUILD_SECRETS_VARIABLE: json.dumps(secrets), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return environment | ({"DOCKER_HOST": engine_host} if engine_host else {})
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str], progress: IO[str]) -> tuple[int, str]:

@@ -151,6 +151,7 @@ def test_dive_rules_are_evaluated_with_the_figures_of_dive(image: Measurement) -
         ("rules:\n- a", ".dive-ci:2"),
         ("rules: 3", ".dive-ci:1"),
         ("rules:\n  a: 'b", ".dive-ci:2"),
+        ("rules:\x00", ".dive-ci:1"),
         ("rules:\n  lowestEfficiency: 1\nlimits:\n  a: 1", ".dive-ci:1"),
     ],
 )
