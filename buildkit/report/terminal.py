@@ -33,7 +33,7 @@ _OUTCOME_STYLES: Final = {
 
 
 def measurement_tables(measurement: Measurement) -> Group:
-    """Returns the tables of an image: totals, layers, tree, largest packages, waste."""
+    """Returns the tables of an image: totals, layers, tree, packages, waste."""
     image, totals = measurement.image, measurement.totals
     figures = ((label, format_figure(name, getattr(totals, name))) for name, label in FIGURES.items())
     layers = tables.layers(measurement).select("#", "Instruction", "Unpacked", "Blob", "Wasted", "Files")
@@ -45,7 +45,7 @@ def measurement_tables(measurement: Measurement) -> Group:
         _grid(tables.table("", "", ("", ""), figures, numbers=(1,))),
         _grid(layers, title="Layers"),
         _grid(tree, title="Tree"),
-        _grid(packages, title="Largest packages"),
+        _grid(packages, title="Packages"),
         _grid(waste, title="Waste", limit=_FEW_ROWS) if measurement.waste else Text("No wasted bytes."),
     )
 
@@ -68,8 +68,8 @@ def timings_tables(timings: Timings) -> Group:
     phases = builds.phase_table(timings)
     return Group(
         Text(builds.circumstances(timings)),
-        _grid(builds.median_table(timings)),
-        _grid(phases, title=phases.caption),
+        _grid(builds.median_table(timings), gap=1),
+        _grid(phases, title=phases.caption, gap=1),
         Text(builds.LEGEND, style="dim"),
         *(Text(f"not timed: {line}", style="yellow") for line in builds.not_timed(timings)),
     )
@@ -119,8 +119,9 @@ def _check_text(check: CheckResult) -> Text:
     return text
 
 
-def _grid(table: Table, *, title: str | None = None, limit: int | None = None) -> Grid:
-    grid = Grid(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+def _grid(table: Table, *, title: str | None = None, limit: int | None = None, gap: int = 2) -> Grid:
+    """Returns the first *limit* rows of *table*, with *gap* spaces between columns."""
+    grid = Grid(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, gap, 0, 0))
     for place, heading in enumerate(table.headings):
         grid.add_column(heading, justify="right" if place in table.numbers else "left", overflow="fold")
     for row in table.rows[:limit]:
