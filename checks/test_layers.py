@@ -67,11 +67,17 @@ def test_no_duplicate_files(file_system: FileSystem, layers: ImageLayers) -> Non
     )
 
 
+def budget(expectations: Expectations, name: str) -> int:
+    """The budget *name*; the check is not applicable if there is none."""
+    limit: int | None = getattr(expectations.budgets, name)
+    if limit is None:
+        not_applicable(f"docker/images.toml sets no budget `{name}` for the target {expectations.target}")
+    return limit
+
+
 def test_size_is_within_budget(layers: ImageLayers, expectations: Expectations) -> None:
     """The files of all layers are within the size budget."""
-    limit = expectations.budgets.unpacked_bytes
-    if limit is None:
-        not_applicable("docker/images.toml sets no budget for the size of this target")
+    limit = budget(expectations, "unpacked_bytes")
     fail_if(
         [f"{layers.unpacked_bytes} bytes, the budget is {limit}"] if layers.unpacked_bytes > limit else [],
         fix="find large files with `python -m buildkit measure`, or raise the budget in docker/images.toml and say why",
@@ -80,9 +86,7 @@ def test_size_is_within_budget(layers: ImageLayers, expectations: Expectations) 
 
 def test_each_layer_is_within_budget(layers: ImageLayers, expectations: Expectations) -> None:
     """The files of each layer are within the budget of one layer."""
-    limit = expectations.budgets.largest_layer_bytes
-    if limit is None:
-        not_applicable("docker/images.toml sets no budget for the layers of this target")
+    limit = budget(expectations, "largest_layer_bytes")
     fail_if(
         (
             f"{layers.name(layer.number)}: {layer.unpacked_bytes} bytes, the budget is {limit}"
@@ -95,9 +99,7 @@ def test_each_layer_is_within_budget(layers: ImageLayers, expectations: Expectat
 
 def test_layer_count_is_within_budget(layers: ImageLayers, expectations: Expectations) -> None:
     """The number of layers is within the budget."""
-    limit = expectations.budgets.layers
-    if limit is None:
-        not_applicable("docker/images.toml sets no budget for the number of layers of this target")
+    limit = budget(expectations, "layers")
     fail_if(
         [f"{len(layers.layers)} layers, the budget is {limit}"] if len(layers.layers) > limit else [],
         fix="merge layers in docker/images.toml that change together",

@@ -22,6 +22,7 @@ from typing import Any
 __all__: list[str] = []
 
 PAUSE_SECONDS = 0.1
+ANSWER_SECONDS = 30.0  # far above what an answer takes, on a loaded machine too
 BODY = b'{"texts": ["a request that is in flight when the service is stopped"]}'
 
 
@@ -33,7 +34,7 @@ def send(**fields: object) -> None:
 
 def get(port: int, path: str) -> list[Any]:
     """Returns status and body of a GET request; 0 and the error if there was no response."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
     try:
         connection.request("GET", path)
         response = connection.getresponse()
@@ -55,7 +56,7 @@ def accepts(port: int) -> bool:
 
 def drain(port: int, path: str, deadline: float) -> dict[str, Any]:
     """Sends half of a request, waits until the service accepts no more connections, and completes the request."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=ANSWER_SECONDS) as connection:
         head = f"POST {path} HTTP/1.1\r\nHost: service\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(BODY)}\r\n\r\n"
         connection.sendall(head.encode() + BODY[:10])

@@ -27,7 +27,7 @@ from tests.checks.faults import (
     FAULTS,
     PLACEHOLDERS,
     SITE,
-    WHOLE,
+    INTACT,
     Fault,
 )
 from tests.support.elf_facts import make_elf
@@ -131,7 +131,7 @@ class Workshop:
     def plant(self, name: str, batch: Batch) -> str:
         """Builds the image with the faults of *batch*; returns its name."""
         context = self.folder / name
-        files: dict[str, str | bytes] = {CUDA: WHOLE}
+        files: dict[str, str | bytes] = {CUDA: INTACT}
         for fault in batch.faults:
             files.update(fault.files)
         lay_out(context / "files", files, self.places)

@@ -29,7 +29,7 @@ __all__ = [
     "PLACEHOLDERS",
     "SITE",
     "TOKEN",
-    "WHOLE",
+    "INTACT",
     "Fault",
 ]
 
@@ -64,15 +64,16 @@ EXPECTED = Expectations(
     labels={"org.opencontainers.image.revision": "0123abc", "org.opencontainers.image.created": None},
     base_paths=("/var/lib/dpkg/", "/etc/passwd"),
     budgets=SizeLimits(unpacked_bytes=10**9, largest_layer_bytes=10**9, layers=100),
-    stop_seconds=5.0,
+    start_seconds=240.0,  # far above what it takes: a loaded machine is no fault
+    stop_seconds=15.0,
 )
 BUILD_SECRET = "secrets::no_build_secret_is_left"  # noqa: S105 - the name of a check
 LIBRARIES = f"{SITE}/torch_x"
 CUDA = f"{LIBRARIES}/lib/libtorch_cuda.so"
-# What torch's own library looks like to the checks: whole, and pruned of one target.
-WHOLE = make_elf(soname="libtorch_cuda.so", needed=["libcuda.so.1"], sections=[(".nv_fatbin", fatbin(80, 90))])
+# A stand-in for the library of torch: intact, and pruned of one target.
+INTACT = make_elf(soname="libtorch_cuda.so", needed=["libcuda.so.1"], sections=[(".nv_fatbin", fatbin(80, 90))])
 PRUNED = make_elf(soname="libtorch_cuda.so", needed=["libcuda.so.1"], sections=[(".nv_fatbin", fatbin(80))])
-# What `slim` leaves for a library that it removed: one that the loader refuses, and one that loads and has no symbol.
+# Placeholders of removed libraries: one that does not load, and one that loads and has no symbols.
 PLACEHOLDERS = {
     f"{LIBRARIES}/lib{rule.sign}.so": library_sign(make_elf(), f"lib{rule.sign}.so", rule)
     for rule in choose_rules("dense-solver,cudnn-engines")

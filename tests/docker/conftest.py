@@ -1,4 +1,4 @@
-"""What the tests of the stack need: its images, made from this checkout, and docker as a function."""
+"""Fixtures for the tests of the stack: its images, built from this checkout, and the docker client."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STACK = PROJECT / "docker" / "stack.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Docker:
-    """The client of the engine, and a name of our own for what is made with it."""
+    """The client of the engine; `name` is a unique prefix for the containers, volumes and networks of one test."""
 
     command: tuple[str, ...]
     name: str
@@ -41,7 +41,7 @@ class Docker:
     def run(
         self, *arguments: str, code: int | None = 0, stdin: bytes = b"", environment: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
-        """`docker *arguments*`; its exit code must be `code`, unless that is None."""
+        """Runs `docker` with *arguments*; fails unless it exits with *code* (None: any exit code)."""
         done = subprocess.run(
             [*self.command, *arguments],
             input=stdin,
@@ -54,22 +54,22 @@ class Docker:
         return done
 
     def text(self, *arguments: str) -> str:
-        """What `docker *arguments*` prints."""
+        """Runs `docker` with *arguments* and returns its output."""
         return self.run(*arguments).stdout.decode().strip()
 
     def logs(self, container: str) -> str:
-        """All that a container printed."""
+        """Returns the log of a container."""
         done = self.run("logs", container)
         return (done.stdout + done.stderr).decode()
 
     def is_healthy(self, container: str) -> bool:
-        """Whether a container's health check says so."""
+        """Whether a container's health check passes."""
         return self.text("inspect", "--format", "{{.State.Health.Status}}", container) == "healthy"
 
 
 @pytest.fixture
 def engine(docker: Sequence[str]) -> Iterator[Docker]:
-    """Docker; containers and volumes that carry our name are removed afterwards."""
+    """The docker client; removes the containers, volumes and networks of the test at its end."""
     made = Docker(tuple(docker), f"tgtest-{uuid.uuid4().hex[:8]}")
     yield made
     containers = made.text("ps", "--all", "--quiet", "--filter", f"name={made.name}").split()
@@ -82,7 +82,7 @@ def engine(docker: Sequence[str]) -> Iterator[Docker]:
 
 @contextlib.contextmanager
 def built(docker: Sequence[str], folder: Path, *names: str) -> Iterator[dict[str, str]]:
-    """The images of these targets, made from this checkout under names of the tests' own; removed afterwards."""
+    """Builds these targets from this checkout; yields target -> image name, and removes the images at the end."""
     spec = msgspec.structs.replace(specs.load(PROJECT), name="truthgraph-test-stack")
     found = daemon.find(os.environ, daemon.ManagedDaemon())
     base = bases.ensure_base_image(

@@ -1,4 +1,4 @@
-"""Stands in for sentence-transformers: knows the vectors of the golden sentences ."""
+"""Stands in for sentence-transformers: returns the golden vectors."""
 
 import json
 import os
@@ -18,7 +18,7 @@ class SentenceTransformer:
         self.vectors = json.loads((Path(folder) / "vectors.json").read_text())
 
     def encode(self, texts: list[str]) -> list[list[float]]:
-        """The vectors, whatever the texts."""
+        """Returns the golden vectors for any texts."""
         del texts
         shift = 0.01 if "embedding" in FAULTS else 0.0
         return [[value + shift for value in vector] for vector in self.vectors]

@@ -1,4 +1,4 @@
-"""A service that starts at once, with the surface that the checks look at; STANDIN_FAULTS makes one part wrong."""
+"""A small service with the routes and commands that the checks need; STANDIN_FAULTS turns on faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DECLARED.append(["POST", "/api/v1/embed"])
 
 
 def answers() -> dict[str, tuple[int, Any]]:
-    """What each path answers."""
+    """Returns path -> (status, body)."""
     described: dict[str, Any] = {path: {method.lower(): {}} for method, path in DECLARED if path != "/openapi.json"}
     if "openapi" in FAULTS:
         del described["/metrics"]
@@ -31,10 +31,10 @@ def answers() -> dict[str, tuple[int, Any]]:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers from the table; a POST is answered once its body is complete."""
+    """Answers GET requests from the table, and POST requests when their bodies are complete."""
 
     def reply(self, status: int, document: Any) -> None:  # noqa: ANN401 - JSON or text
-        """Send one answer."""
+        """Sends one response."""
         body = (document if isinstance(document, str) else json.dumps(document)).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -42,19 +42,19 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_GET(self) -> None:
-        """Look up the path."""
+        """Answers a GET request."""
         if "crash" in FAULTS and self.path == "/openapi.json":
             threading.Timer(0.5, os._exit, [1]).start()
         self.reply(*answers().get(self.path, (404, {})))
 
     def do_POST(self) -> None:
-        """Read it all, then answer."""
+        """Reads the whole body, then answers."""
         self.rfile.read(int(self.headers["Content-Length"]))
         self.reply(503, {})
 
 
 def serve() -> int:
-    """Answer until told to stop."""
+    """Serves until a stop signal arrives."""
     if "start" in FAULTS:
         return 1
     server = ThreadingHTTPServer(("0.0.0.0", 8000), Handler)  # noqa: S104 - in a container without a network
@@ -74,7 +74,7 @@ def serve() -> int:
 
 
 def main() -> int:
-    """Run one command."""
+    """Runs one command."""
     command = sys.argv[1]
     if command == "serve":
         return serve()

@@ -1,4 +1,4 @@
-"""Stands in for torch: version, build and device targets, each of which STANDIN_FAULTS can make wrong."""
+"""Stands in for torch: version, build and device targets, with faults that STANDIN_FAULTS turns on."""
 
 import os
 
@@ -9,27 +9,27 @@ __version__ = "2.12.0+cu130" if "torch version" in FAULTS else "2.13.0+cu130"
 
 
 class version:  # noqa: N801 - as torch calls it
-    """The build."""
+    """The CUDA version."""
 
     cuda = None if "torch build" in FAULTS else "13.0"
 
 
 class cuda:  # noqa: N801 - as torch calls it
-    """No GPU, wherever this runs."""
+    """No GPU."""
 
     @staticmethod
     def is_available() -> bool:
-        """There is none."""
+        """Reports no GPU."""
         return False
 
     @staticmethod
     def device_count() -> int:
-        """There is none."""
+        """Reports no GPU."""
         return 0
 
 
 class _C:
-    """The compiled half."""
+    """The compiled module."""
 
     @staticmethod
     def _cuda_getArchFlags() -> str:  # noqa: N802 - as torch calls it
