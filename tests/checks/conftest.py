@@ -25,9 +25,9 @@ from tests.checks.faults import (
     CUDA,
     EXPECTED,
     FAULTS,
+    INTACT,
     PLACEHOLDERS,
     SITE,
-    INTACT,
     Fault,
 )
 from tests.support.elf_facts import make_elf

@@ -24,12 +24,12 @@ __all__ = [
     "DER",
     "EXPECTED",
     "FAULTS",
+    "INTACT",
     "KEY",
     "PEM",
     "PLACEHOLDERS",
     "SITE",
     "TOKEN",
-    "INTACT",
     "Fault",
 ]
 
