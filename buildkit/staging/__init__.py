@@ -1,1 +1,1 @@
-"""Releases: push, migrate, update, check, watch and roll back, each a step that is recorded and can be undone."""
+"""Releases an image to staging, watches it, and rolls back."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable  # noqa: TC003 - fields of dataclasses
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path  # noqa: TC003 - the same
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -16,7 +14,8 @@ from buildkit.staging.release.probes import Probes, ServiceProbes
 from buildkit.staging.stack.stack import SERVICES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from buildkit.engine.client import Engine
     from buildkit.spec import ImageSpec
@@ -164,9 +163,6 @@ def undo_on_failure(run: ReleaseRun, runner: StepRunner[ReleaseRun]) -> Iterator
         finally:
             if isinstance(error, ReleaseFailed):
                 error.serving = "\n".join([*lines, _serving(run, runner)])
-            else:
-                for line in lines:
-                    run.context.log(line)
             if run.record.image:
                 outcome: ReleaseOutcome = "failed" if isinstance(error, Exception) else "interrupted"
                 reason = error.reason if isinstance(error, ReleaseFailed) else str(error) or type(error).__name__

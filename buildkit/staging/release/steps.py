@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable  # noqa: TC003 - a field of a dataclass
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -12,7 +11,7 @@ from buildkit.staging.probes.client import RequestTimedOut
 from buildkit.staging.release.records import StepRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from buildkit.staging.release.records import StepOutcome
 

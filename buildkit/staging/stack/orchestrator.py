@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003 - in signatures
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Mapping
 
     from buildkit.staging.stack.stack import Replica
 

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass
-from pathlib import Path  # noqa: TC003  # a field of a dataclass that is built from it
 from typing import TYPE_CHECKING, Final
 
 from buildkit.engine.processes import end, program_of
@@ -22,6 +21,7 @@ from buildkit.errors import CommandFailed, RegistryFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 __all__ = ["LocalRegistry", "Registry"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping  # noqa: TC003 - the type of a constant
 from typing import TYPE_CHECKING, Final
 
 from buildkit.build import base, build
@@ -14,7 +13,7 @@ from buildkit.errors import CommandFailed
 from buildkit.jsonfile import InvalidFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from rich.console import Console

@@ -64,7 +64,7 @@ def test_rollback_has_the_documented_steps() -> None:
     ]
 
 
-def test_rollback_changes_code_then_schema_if_the_older_code_is_compatible(newer: FakeSite) -> None:
+def test_rollback_changes_code_first_if_it_is_compatible(newer: FakeSite) -> None:
     made = roll_back(newer.context("b"), None)
 
     assert newer.calls == [
@@ -97,7 +97,7 @@ def test_rollback_changes_code_then_schema_if_the_older_code_is_compatible(newer
     assert not newer.has_key
 
 
-def test_rollback_changes_schema_then_code_if_the_older_code_needs_it(newer: FakeSite) -> None:
+def test_rollback_changes_the_schema_first_if_the_code_needs_it(newer: FakeSite) -> None:
     newer.is_compatible = False
 
     made = roll_back(newer.context("b"), A)
