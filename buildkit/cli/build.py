@@ -43,7 +43,7 @@ def run_engine(arguments: argparse.Namespace) -> int:
 
     managed = daemon.ManagedDaemon()
     if arguments.action == "stop":
-        builder.remove_own(log, purge=arguments.purge)  # of a benchmark that was killed
+        builder.remove_own_builder(log, purge=arguments.purge)  # of a benchmark that was killed
         if not daemon.stop(managed, log, purge=arguments.purge):
             log("no engine was running that was started here")
         return 0

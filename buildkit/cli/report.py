@@ -159,20 +159,20 @@ def run_time(arguments: argparse.Namespace) -> int:
     console = make_console(stderr=True)
     saved = arguments.project / FOLDER / "timings.json"
     with (
-        nullcontext(builder.named(daemon.find(os.environ, daemon.ManagedDaemon()), arguments.builder))
+        nullcontext(builder.user_builder(daemon.find(os.environ, daemon.ManagedDaemon()), arguments.builder))
         if arguments.builder
-        else builder.own(log, keep=arguments.keep_downloads)
-    ) as cache_scope:
+        else builder.own_builder(log, keep_downloads=arguments.keep_downloads)
+    ) as chosen:
         timings = run.time_builds(
             plan,
-            cache_scope,
+            chosen,
             spec=loaded,
             environment=os.environ,
             base_origin=arguments.base_origin,
             cache=arguments.project / FOLDER / "cache",
             show=lambda events, title: display.BuildDisplay(console, events, title=title),
             log=log,
-            keep=lambda so_far: record.save(so_far, saved),
+            save=lambda so_far: record.save(so_far, saved),
         )
     log(f"wrote {saved}")
     return _report_timings(arguments, timings, budgets)
@@ -196,7 +196,7 @@ def _report_timings(arguments: argparse.Namespace, timings: Timings, budgets: Bu
         tables = [terminal.timings_tables(timings)]
     else:
         write(render.render_timings(arguments.format, timings, budgets=report), arguments.output)
-    return _finish(arguments, tables, report) or (_NOT_TIMED if timings.not_run else 0)
+    return _finish(arguments, tables, report) or (_NOT_TIMED if timings.skipped else 0)
 
 
 def _measure(name: str, arguments: argparse.Namespace) -> Measurement:

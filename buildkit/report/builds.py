@@ -110,13 +110,13 @@ def circumstances(timings: Timings) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in timings.versions.items())
     return (
         f"{timings.started}, {machine.cpus} processors ({machine.processor}), {format_bytes(machine.memory_bytes)}, "
-        f"{machine.system}; {versions}; cache: {timings.cache_scope}; base from {timings.base_origin}."
+        f"{machine.system}; {versions}; cache: {timings.builder}; base from {timings.base_origin}."
     )
 
 
 def not_timed(timings: Timings) -> list[str]:
     """Returns a line for each build that did not run, with its reason."""
-    return [f"{each.target}, {each.scenario}, run {each.run}: {each.reason}" for each in timings.not_run]
+    return [f"{each.target}, {each.scenario}, run {each.run}: {each.reason}" for each in timings.skipped]
 
 
 def median_table(timings: Timings) -> Table:

@@ -201,7 +201,7 @@ def timings_markdown(timings: Timings, budgets: BudgetReport | None = None) -> s
         "### All builds\n",
         markdown_table(builds.build_table(timings)),
     ]
-    if timings.not_run:
+    if timings.skipped:
         parts += ["### Not timed\n", "".join(f"- {_escape(line)}\n" for line in builds.not_timed(timings))]
     if budgets is not None:
         parts += ["### Budgets\n", budgets_markdown(budgets)]

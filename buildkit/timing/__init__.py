@@ -1,1 +1,1 @@
-"""How long builds take, phase by phase, and what a node must fetch afterwards: scenarios in turn, all samples kept."""
+"""Times builds, phase by phase, and counts the bytes that a node must fetch afterwards."""

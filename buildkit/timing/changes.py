@@ -1,4 +1,4 @@
-"""What a scenario changes between two builds, made in a copy of the project and never in the user's own tree."""
+"""Makes the changes of the scenarios, in a copy of the project."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
     "change_dependency",
     "change_torch",
     "copy_project",
-    "lower",
+    "earlier_releases",
 ]
 
 CODE_FILE: Final = "service/app.py"
@@ -39,9 +39,9 @@ _MARKER: Final = "etc/truthgraph-timing"
 
 
 def copy_project(project: Path, copy: Path) -> None:
-    """Make *copy* a copy of what git knows of *project* and has not ignored; of everything outside a checkout.
+    """Copies the files that git does not ignore; outside a checkout all files but caches.
 
-    An older copy is replaced. Builds of a copy have no revision, so that their labels are the same.
+    Replaces an older copy. A copy is no checkout, so builds of it have no revision and equal labels.
     """
     shutil.rmtree(copy, ignore_errors=True)
     listed = subprocess.run(
@@ -55,13 +55,13 @@ def copy_project(project: Path, copy: Path) -> None:
         return
     for name in filter(None, listed.stdout.split("\0")):
         source, target = project / name, copy / name
-        if source.is_file() or source.is_symlink():  # not one that was deleted and is still in the index
+        if source.is_file() or source.is_symlink():  # a deleted file may still be in the index
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
 
 
 def change_code(copy: Path, run: int) -> str:
-    """Add a line to the application, another one in each *run*; returns what changed.
+    """Adds a line to the application, a different one in each *run*, and returns the change in words.
 
     Raises:
         UsageError: the project has no such file.
@@ -70,11 +70,11 @@ def change_code(copy: Path, run: int) -> str:
     if not path.is_file():
         raise UsageError("scenario", "code", f"the project has no {CODE_FILE} to change")
     path.write_text(f"{path.read_text()}\nTIMED_RUN = {run}\n")
-    return f"one line more in {CODE_FILE}"
+    return f"one more line in {CODE_FILE}"
 
 
-def lower(spec: ImageSpec, name: str, steps: int) -> list[Requirement]:
-    """Return the *steps* newest releases of the locked distribution *name* below the locked one, the newest first.
+def earlier_releases(spec: ImageSpec, name: str, count: int) -> list[Requirement]:
+    """The *count* newest releases of the distribution *name* below the locked one, the newest first.
 
     Raises:
         UsageError: no lock file names it.
@@ -82,16 +82,16 @@ def lower(spec: ImageSpec, name: str, steps: int) -> list[Requirement]:
     """
     _, requirement = _locked(spec, name)
     found = []
-    for _ in range(steps):
+    for _ in range(count):
         requirement = release_below(requirement, spec.python)
         found.append(requirement)
     return found
 
 
 def change_dependency(spec: ImageSpec, requirement: Requirement) -> str:
-    """Put *requirement* into the lock in the place of another release of the same; returns what changed.
+    """Locks *requirement* instead of the locked release, and returns the change in words.
 
-    Only the lock changes, as it does when a dependency of a dependency is raised.
+    Only the lock changes, as after an upgrade of an indirect dependency.
     """
     path, before = _locked(spec, requirement.name)
     path.write_text(path.read_text().replace(before.text, requirement.text))
@@ -99,7 +99,7 @@ def change_dependency(spec: ImageSpec, requirement: Requirement) -> str:
 
 
 def _locked(spec: ImageSpec, name: str) -> tuple[Path, Requirement]:
-    """Return the lock file that holds *name*, and what it says."""
+    """The lock file of the distribution *name*, and its requirement."""
     for layer in spec.layers:
         path = spec.lock_folder / f"{layer.name}.txt"
         for requirement in parse_requirements(path.read_text()) if path.exists() else ():
@@ -109,11 +109,11 @@ def _locked(spec: ImageSpec, name: str) -> tuple[Path, Requirement]:
 
 
 def change_torch(copy: Path) -> str:
-    """Pin the release of torch before this one in pyproject.toml and resolve the lock again; returns what changed.
+    """Pins the previous release of torch in pyproject.toml, resolves the lock, and returns the change in words.
 
     Raises:
-        UsageError: pyproject.toml does not pin torch, or a layer names a distribution that the other one does not need.
-        CommandFailed: the index cannot be asked, or nothing can be resolved.
+        UsageError: pyproject.toml does not pin torch, or a layer names a distribution that this release does not need.
+        CommandFailed: the index does not answer, or the dependencies cannot be resolved.
     """
     path = copy / "pyproject.toml"
     text = path.read_text()
@@ -121,7 +121,7 @@ def change_torch(copy: Path) -> str:
     if pin is None:
         raise UsageError("scenario", "torch", 'pyproject.toml has no "torch==VERSION" to change')
     spec = specs.load(copy)
-    (before,) = lower(spec, "torch", 1)
+    (before,) = earlier_releases(spec, "torch", 1)
     path.write_text(text.replace(pin[0], f'"torch=={before.version}"'))
     changed = write_locks(specs.load(copy), upgrade=False)
     files = ", ".join(sorted(each.name for each in changed if each.suffix == ".txt"))
@@ -129,15 +129,15 @@ def change_torch(copy: Path) -> str:
 
 
 def base_tag(run: int) -> str:
-    """Return the name of the changed base of *run*."""
+    """The tag of the changed base image of *run*."""
     return f"truthgraph-timing-base:run{run}"
 
 
 def change_base(engine: Engine, base: Base, run: int, scratch: Path) -> Base:
-    """Return a base in the engine that holds what *base* does and a marker in one layer, another one each *run*.
+    """Makes a base image with the files of *base* and a marker in one new layer, a different one in each *run*.
 
-    So every byte of it is new to a node, as after most updates: Debian's own layer is the lowest, and changes. Of its
-    settings the variables are taken; a target sets what else it needs.
+    All its bytes are new to a node, as after most updates of Debian, which change the lowest layer. It has the
+    environment variables of *base*, but no other settings: targets set those that they need.
     """
     context = scratch / f"base-{run}"
     context.mkdir(exist_ok=True)
@@ -146,7 +146,7 @@ def change_base(engine: Engine, base: Base, run: int, scratch: Path) -> Base:
     variables = (variable.partition("=") for variable in config.get("Env") or ())
     lines = [
         f"FROM {base.local} AS before",
-        f"COPY marker /{_MARKER}",  # before the rest is copied: without it that layer is byte for byte the old one
+        f"COPY marker /{_MARKER}",  # copied first: without it the next layer would equal the old one
         "FROM scratch",
         "COPY --from=before / /",
         *(f"ENV {name}={_quoted(value)}" for name, _, value in variables),
@@ -163,6 +163,6 @@ def change_base(engine: Engine, base: Base, run: int, scratch: Path) -> Base:
 
 
 def _quoted(value: str) -> str:
-    """Return *value* as a Dockerfile takes it, nothing of it a variable."""
+    """*value* quoted for a Dockerfile, without variables."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
     return f'"{escaped}"'

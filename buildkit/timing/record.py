@@ -1,16 +1,16 @@
-"""Timed builds as one value that is saved and loaded: each build with its phases, stages and steps, and the medians.
+"""Defines the timings of builds, saved as JSON: each build with its phases, stages and steps, and the medians.
 
-Seconds are wall time. A build's phases come from BuildKit's own events and may overlap (a stage can start while the
-context is still sent):
-    context  the Dockerfile, .dockerignore and the files of the context are read and sent
-    resolve  base images and named contexts are looked up
-    steps    the Dockerfile's instructions run, from all stages at once
-    export   layers, configuration and manifest are written, compressed or not
-    unpack   the image's layers are unpacked, so that containers can start
-`seconds` of a phase is the time in which at least one of its steps ran. What is left of a build's `seconds` is starting
+Seconds are wall time. The phases of a build come from BuildKit's events and may overlap: a stage can start while the
+context is being sent.
+    context  sends the Dockerfile, .dockerignore and the files of the context
+    resolve  looks up base images and named contexts
+    steps    runs the Dockerfile's instructions, of all stages at once
+    export   writes layers, configuration and manifest, compressed or not
+    unpack   unpacks the image's layers, so that containers can start
+`seconds` of a phase is the time in which at least one of its steps ran. The rest of a build's `seconds` is the start of
 the client and waiting for the builder.
 
-The published schema of the saved form is `timings.schema.json` beside this module.
+The published schema of the file is `timings.schema.json` in this folder.
 """
 
 import statistics
@@ -44,7 +44,7 @@ __all__ = [
     "summaries_of",
 ]
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 Scenario = Literal["cold-empty", "cold", "no-op", "code", "dependency", "torch", "base"]
 SCENARIOS: Final[tuple[Scenario, ...]] = get_args(Scenario)
@@ -56,10 +56,12 @@ _CONTEXT: Final = ("load build definition", "load .dockerignore", "load build co
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of a build; `start_seconds` counts from the build's start.
+    """A part of a build.
 
-    `written_bytes` is what the engine's processes handed to the file system between the phase's start and end, a
-    container's at the moment it ended; None where they cannot be seen or the phase never ran.
+    Attributes:
+        start_seconds: since the build's start.
+        written_bytes: bytes that the engine's processes wrote during the phase; those of a container count when it
+            ends. None if they cannot be counted or the phase never ran.
     """
 
     name: PhaseName
@@ -82,7 +84,7 @@ class StageTiming:
 
 @dataclass(frozen=True, slots=True)
 class StepTiming:
-    """One step, or a part of the export that BuildKit times by itself."""
+    """One step, or a part of the export."""
 
     stage: str
     instruction: str
@@ -96,15 +98,15 @@ class BuildTiming:
     """One timed build.
 
     Attributes:
-        run: counts from 1; runs of one number were made one after the other.
-        change: what differs from the full build before, "" for nothing.
-        layer_cache: whether the builder knew any step's result.
-        download_cache: whether the cache mounts (packages, wheels) held what the target had needed before.
+        run: from 1; the builds of one run follow each other.
+        change: the difference to the full build before; "" for none.
+        layer_cache: "warm" if the builder had results of steps.
+        download_cache: "warm" if the cache mounts held the packages that the target needs.
         started: RFC 3339, UTC.
-        load_average: of the last minute when it started, this run's own builds included.
-        written_bytes: handed to the file system by the engine's processes, all in all; None where they are not seen.
-        transfer_bytes: blobs of the image that a node holding the full build's image lacks, all of them for a cold
-            build; None where the engine's store cannot be read.
+        load_average: of the minute before the start, with earlier builds of this benchmark.
+        written_bytes: bytes that the engine's processes wrote; None if they cannot be counted.
+        transfer_bytes: size of the layers that a node with the full build's image must fetch, of all layers for a cold
+            build; None if the engine's store cannot be read.
     """
 
     target: str
@@ -126,7 +128,7 @@ class BuildTiming:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All builds of one target and scenario; `ratio` is its median to the baseline's, None for the baseline itself."""
+    """The builds of one target and scenario; `ratio` is their median divided by the baseline's, None without one."""
 
     target: str
     scenario: Scenario
@@ -139,7 +141,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A scenario that was asked for and could not be timed."""
+    """A build of the plan that could not be timed."""
 
     target: str
     scenario: Scenario
@@ -149,7 +151,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where it was measured."""
+    """The machine of the benchmark."""
 
     system: str
     processor: str
@@ -159,31 +161,32 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """A series of timed builds, in the order in which they were made.
+    """The result of a benchmark: timed builds in the order in which they were made.
 
     Attributes:
         started: RFC 3339, UTC.
-        versions: of engine, client, buildx, BuildKit and this harness.
-        cache_scope: whose cache was emptied and filled, in words.
-        base_origin: where the base image came from: "registry" or "debian".
-        against: the baseline that ratios are to; None without one.
+        versions: of engine, client, buildx, buildkit (the builder) and toolkit (this program).
+        builder: the builder whose cache was used, in words.
+        base_origin: the origin of the base image: "registry" or "debian".
+        against: the target that is the baseline; None without one.
+        skipped: builds of the plan that could not be timed.
     """
 
     schema_version: int
     started: str
     machine: Machine
     versions: dict[str, str]
-    cache_scope: str
+    builder: str
     base_origin: str
     target: str
     against: str | None
     runs: int
     summaries: tuple[Summary, ...]
     builds: tuple[BuildTiming, ...]
-    not_run: tuple[Skipped, ...]
+    skipped: tuple[Skipped, ...]
 
     def transfer_bytes(self, target: str) -> dict[str, int]:
-        """Return the medians of *target* by scenario, for `budget.evaluate`."""
+        """The median `transfer_bytes` of *target* by scenario, for `budget.evaluate`."""
         return {
             each.scenario: each.median_transfer_bytes
             for each in self.summaries
@@ -191,12 +194,12 @@ class Timings:
         }
 
     def seconds_ratio(self, target: str) -> dict[str, float]:
-        """Return the ratios of *target* to the baseline by scenario, for `budget.evaluate`."""
+        """The ratios of *target* to the baseline by scenario, for `budget.evaluate`."""
         ratios = {each.scenario: each.ratio for each in self.summaries if each.target == target}
         return {name: ratio for name, ratio in ratios.items() if ratio is not None}
 
     def typical(self, target: str, scenario: Scenario) -> BuildTiming | None:
-        """Return the build whose time is nearest to the median, the earlier of two; None where there is none."""
+        """The build whose time is nearest to the median, the earlier of two; None if there is no build."""
         builds = [each for each in self.builds if (each.target, each.scenario) == (target, scenario)]
         if not builds:
             return None
@@ -205,7 +208,7 @@ class Timings:
 
 
 def summaries_of(builds: Sequence[BuildTiming], *, against: str | None) -> tuple[Summary, ...]:
-    """Sum *builds* up by target and scenario, in the order in which they first appear."""
+    """The summaries of *builds* by target and scenario, in the order in which they first appear."""
     groups: dict[tuple[str, Scenario], list[BuildTiming]] = {}
     for each in builds:
         groups.setdefault((each.target, each.scenario), []).append(each)
@@ -234,9 +237,12 @@ def _median(values: Iterable[int | None]) -> int | None:
 
 
 def phases_of(steps: Iterable[Step], began: float, written: Sequence[tuple[float, int]] = ()) -> tuple[Phase, ...]:
-    """Divide a build's *steps* into phases; *began* is its start in seconds since the epoch.
+    """The phases of a build.
 
-    *written* are samples in order of time: seconds since the epoch, and bytes written until then.
+    Args:
+        steps: of the build.
+        began: start of the build in seconds since the epoch.
+        written: samples in order of time: seconds since the epoch, and bytes written by then.
     """
     intervals: dict[PhaseName, list[tuple[float, float]]] = {name: [] for name in get_args(PhaseName)}
     cached = dict.fromkeys(intervals, 0)
@@ -254,7 +260,7 @@ def phases_of(steps: Iterable[Step], began: float, written: Sequence[tuple[float
             if part.name.startswith("unpacking") and part.started is not None
         ]
         intervals["unpack"] += unpacking
-        # what is not unpacked is exported; BuildKit unpacks at the end
+        # The rest of the step is the export: BuildKit unpacks last.
         end = min((start for start, _ in unpacking), default=step.started + step.seconds)
         intervals["export"].append((step.started, end))
     found = []
@@ -285,7 +291,7 @@ def _phase(step: Step) -> PhaseName:
 
 
 def stages_of(steps: Iterable[Step]) -> tuple[StageTiming, ...]:
-    """Return the Dockerfile's stages in the order in which they started."""
+    """The stages of the Dockerfile, in the order in which they started."""
     spans: dict[str, list[tuple[float, float]]] = {}
     cached: dict[str, int] = {}
     for step in steps:
@@ -299,7 +305,7 @@ def stages_of(steps: Iterable[Step]) -> tuple[StageTiming, ...]:
 
 
 def steps_of(steps: Iterable[Step], began: float) -> tuple[StepTiming, ...]:
-    """Return the steps that ran or were cached, the parts of the export each by itself."""
+    """The steps that ran or were cached; the export as its parts."""
     found = []
     for step in steps:
         if step.started is None:
@@ -318,7 +324,7 @@ def steps_of(steps: Iterable[Step], began: float) -> tuple[StepTiming, ...]:
 
 
 def _covered(spans: Iterable[tuple[float, float]]) -> float:
-    """Return the time that at least one of *spans* covers."""
+    """The seconds that at least one of *spans* covers."""
     covered, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         covered += max(0.0, end - max(start, reached))
@@ -327,7 +333,7 @@ def _covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def _between(written: Sequence[tuple[float, int]], start: float, end: float) -> int:
-    """Return the bytes written from *start* to *end*, by the last sample at or before either."""
+    """The bytes written from *start* to *end*, by the last samples at or before these times."""
 
     def until(moment: float) -> int:
         return next((count for time, count in reversed(written) if time <= moment), written[0][1])
@@ -336,15 +342,19 @@ def _between(written: Sequence[tuple[float, int]], start: float, end: float) -> 
 
 
 def save(timings: Timings, path: Path) -> None:
-    """Write as JSON; folders are made, a file is replaced whole."""
+    """Writes *timings* as JSON; makes the folders and replaces the file at once."""
     jsonfile.save(timings, path, indent=1)
 
 
 def load(path: Path) -> Timings:
-    """Read what `save` wrote; InvalidFile where it is anything else."""
+    """Reads timings that `save` wrote.
+
+    Raises:
+        InvalidFile: the file is missing, of another version, or something else.
+    """
     return jsonfile.load(path, Timings, version=SCHEMA_VERSION, what="timings")
 
 
 def schema() -> dict[str, object]:
-    """Return the JSON Schema (2020-12) of saved timings."""
+    """The JSON Schema (2020-12) of saved timings."""
     return jsonfile.schema_of(Timings, f"Build timings, version {SCHEMA_VERSION}")

@@ -1,7 +1,7 @@
-"""Times builds: each scenario of each target in turn, a baseline's beside it in the same run.
+"""Times builds: each scenario of a target, and of a baseline in the same run.
 
-A turn starts with an empty builder cache and a full build; every change is then timed against that full build, and at
-the end of the turn the cache is emptied again, so that two targets never need their room at once.
+Targets take turns. A turn starts with an empty build cache and a full build. Each change is timed against that full
+build. The turn ends with an empty cache again, so that two targets never need disk space at the same time.
 """
 
 from __future__ import annotations
@@ -46,26 +46,27 @@ if TYPE_CHECKING:
     from buildkit.build.record import BuildRecord
     from buildkit.errors import BuildkitError
     from buildkit.spec import ImageSpec, Target
-    from buildkit.timing.builder import CacheScope
+    from buildkit.timing.builder import BenchmarkBuilder
     from buildkit.timing.record import CacheState, Scenario
 
 __all__ = ["BenchmarkPlan", "time_builds"]
 
 _SAMPLE_SECONDS: Final = 0.05
+"""Seconds between two samples of the written bytes."""
 _SMALL_BYTES: Final = 1_000_000_000
-"""Room for a build that changes the application only (a generous guess)."""
+"""Room for a build that changes only the application (a generous guess)."""
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkPlan:
-    """What to time.
+    """The builds to time.
 
     Attributes:
-        target: by its name in docker/images.toml.
-        against: the baseline's name, None for none.
-        scenarios: a full build is made in any case, and recorded as what it was.
-        runs: how often each is timed.
-        dependency: the locked distribution whose release the dependency scenario changes.
+        target: a name in docker/images.toml.
+        against: the target that is the baseline; None for none.
+        scenarios: of each target. A full build is always made, and recorded as "cold-empty" or "cold".
+        runs: number of builds of each scenario.
+        dependency: the locked distribution whose version the dependency scenario changes.
     """
 
     target: str
@@ -75,15 +76,15 @@ class BenchmarkPlan:
     dependency: str
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be timed.
+        """Checks the values.
 
         Raises:
-            UsageError: no run, a target against itself, or an unknown scenario.
+            UsageError: there is no run, the target is its own baseline, or a scenario is unknown.
         """
         if self.runs < 1:
-            raise UsageError("runs", self.runs, "at least 1; the median of 3 or more says more")
+            raise UsageError("runs", self.runs, "at least 1; 3 or more give a better median")
         if self.against == self.target:
-            raise UsageError("against", self.against, "another target than the one that is timed")
+            raise UsageError("against", self.against, "must be another target")
         for scenario in self.scenarios:
             if scenario not in SCENARIOS:
                 raise UsageError("scenario", scenario, f"one of {', '.join(SCENARIOS)}")
@@ -91,7 +92,7 @@ class BenchmarkPlan:
 
 def time_builds(
     plan: BenchmarkPlan,
-    scope: CacheScope,
+    builder: BenchmarkBuilder,
     *,
     spec: ImageSpec,
     environment: Mapping[str, str],
@@ -99,43 +100,53 @@ def time_builds(
     cache: Path,
     show: Callable[[Events, str], BuildDisplay],
     log: Callable[[str], None],
-    keep: Callable[[Timings], None],
+    save: Callable[[Timings], None],
 ) -> Timings:
-    """Time every build of *plan* in *scope* and return all samples; *keep* gets what there is after each build.
+    """Makes and times every build of *plan*, and returns the timings.
 
-    Side effects: the cache of *scope* is emptied, images of the targets come and go in it. *cache* is where a base that
-    is made from Debian's packages is kept.
+    Clears the cache of *builder*, and replaces and removes images of the targets in its engine.
+
+    Args:
+        plan: the builds.
+        builder: makes the builds.
+        spec: the project; the builds use copies of it.
+        environment: of the caller, for build secrets.
+        base_origin: where the base image comes from.
+        cache: the folder for a base image that is made from Debian's packages.
+        show: makes the display of a build's progress, with a title.
+        log: gets a line of progress at a time.
+        save: gets the timings so far after each build.
 
     Raises:
-        DiskTooFull: not even the first full build has room.
+        DiskTooFull: the first full build has no room.
         UsageError: the plan does not fit the project.
-        BuildFailed, CommandFailed, BaseUnavailable: as `build` and `base.obtain` do, for a full build. A change that
-            has no room or does not build is listed in `not_run`, and the rest is timed.
+        BuildFailed, CommandFailed, BaseUnavailable: a full build failed. If a changed build fails or has no room, it is
+            listed in `skipped`, and the others are timed.
     """
     targets = tuple(spec.target(name) for name in (plan.target, plan.against) if name is not None)
     with tempfile.TemporaryDirectory(prefix="timing-") as scratch:
         folder = Path(scratch)
         changes.copy_project(spec.project, folder / "context")
         base = bases.ensure_base_image(
-            scope.engine, reference=spec.base, python=spec.python, origin=base_origin, cache=cache, log=log
+            builder.engine, reference=spec.base, python=spec.python, origin=base_origin, cache=cache, log=log
         )
-        bench = _BenchmarkRun(
-            plan, scope, folder=folder, spec=spec, base=base, environment=environment, show=show, log=log, keep=keep
+        benchmark = _BenchmarkRun(
+            plan, builder, folder=folder, spec=spec, base=base, environment=environment, show=show, log=log, save=save
         )
-        bench.clear(downloads=False)
+        benchmark.clear(downloads=False)
         for run in range(1, plan.runs + 1):
             for target in targets:
-                bench.turn(target, run)
-        return bench.timings()
+                benchmark.turn(target, run)
+        return benchmark.timings()
 
 
 class _BenchmarkRun:
-    """Holds what was timed so far; `turn` is called for each target and run, one after the other."""
+    """The state of a benchmark: the builds timed so far, and what the next build needs to know of them."""
 
     def __init__(
         self,
         plan: BenchmarkPlan,
-        scope: CacheScope,
+        builder: BenchmarkBuilder,
         *,
         folder: Path,
         spec: ImageSpec,
@@ -143,76 +154,78 @@ class _BenchmarkRun:
         environment: Mapping[str, str],
         show: Callable[[Events, str], BuildDisplay],
         log: Callable[[str], None],
-        keep: Callable[[Timings], None],
+        save: Callable[[Timings], None],
     ) -> None:
         self._plan = plan
-        self._scope = scope
+        self._builder = builder
         self._folder = folder
-        self._pristine = folder / "context"
+        self._original = folder / "context"
         self._work = folder / "work"
-        self._user_spec = spec
+        self._project_spec = spec
         self._base = base
         self._environment = environment
         self._show = show
-        self._say = log
-        self._keep = keep
+        self._log = log
+        self._save = save
         self._started = datetime.now(tz=UTC)
         self._builds: list[BuildTiming] = []
-        self._not_run: list[Skipped] = []
+        self._skipped: list[Skipped] = []
         self._versions: dict[str, str] = {}
-        self._warm: set[str] = scope.downloaded()
-        self._full: dict[str, int] = {}
-        self._full_bytes = 0
+        self._downloaded: set[str] = builder.downloaded()
+        self._full_build_blobs: dict[str, int] = {}
+        self._full_build_bytes = 0
         self._releases: list[Requirement] = []
         self._older_torch: tuple[Path, str] | None = None
         if "dependency" in plan.scenarios:
-            log(f"asking the package index for other releases of {plan.dependency}")
-            self._releases = changes.lower(self._spec(self._pristine), plan.dependency, plan.runs)
+            log(f"querying the package index for other versions of {plan.dependency}")
+            self._releases = changes.earlier_releases(self._spec(self._original), plan.dependency, plan.runs)
 
     def timings(self) -> Timings:
-        """Return all that was timed so far."""
+        """The timings so far."""
         return Timings(
             schema_version=SCHEMA_VERSION,
             started=self._started.isoformat(timespec="seconds"),
             machine=_machine(),
             versions=self._versions,
-            cache_scope=self._scope.description,
+            builder=self._builder.description,
             base_origin=self._base.origin,
             target=self._plan.target,
             against=self._plan.against,
             runs=self._plan.runs,
             summaries=summaries_of(self._builds, against=self._plan.against),
             builds=tuple(self._builds),
-            not_run=tuple(self._not_run),
+            skipped=tuple(self._skipped),
         )
 
     def turn(self, target: Target, run: int) -> None:
-        """Time one run of all scenarios of *target*, and leave the cache without a layer of it."""
+        """Times one run of all scenarios of *target*, then clears the cache of its layers."""
         wanted = [scenario for scenario in self._plan.scenarios if scenario not in {"cold-empty", "cold"}]
         self._full_build(target, run)
         for scenario in wanted:
             if self._has_room(target, scenario, run):
                 try:
                     self._changed_build(target, scenario, run)
-                except (BuildFailed, CommandFailed) as error:  # what was timed before stays, and so does what follows
-                    self._leave_out(target, scenario, run, error)
+                except (BuildFailed, CommandFailed) as error:  # the other scenarios are still timed
+                    self._skip(target, scenario, run, error)
         self.clear(downloads=False)
 
     def _full_build(self, target: Target, run: int) -> None:
-        """Build without a known step: with empty downloads where that was asked for or is so, with warm ones after."""
-        key = f"{target.name} {builds.lock_digest(self._spec(self._pristine), target)}"
-        is_first = key not in self._warm
+        """Makes a full build, and before it one with empty cache mounts if the plan or the cache requires it."""
+        key = f"{target.name} {builds.lock_digest(self._spec(self._original), target)}"
+        is_first = key not in self._downloaded
         if "cold-empty" in self._plan.scenarios:
             self.clear(downloads=True)
-            self._warm.clear()
+            self._downloaded.clear()
             is_first = True
         if is_first:
-            # a build that fills the downloads is a sample only where they are known to be empty: not in a user's
-            # builder, and not after another target, which may share them
-            is_sample = "cold-empty" in self._plan.scenarios or (self._scope.private is not None and not self._warm)
+            # This build is a sample only if the cache mounts are known to be empty. In a builder of the user they may
+            # not be, nor after the build of another target with the same downloads.
+            is_sample = "cold-empty" in self._plan.scenarios or (
+                self._builder.daemon is not None and not self._downloaded
+            )
             self._build(target, "cold-empty", run, layers="empty", downloads="empty", is_sample=is_sample)
-            self._warm.add(key)
-            self._scope.remember(key)
+            self._downloaded.add(key)
+            self._builder.add_downloaded(key)
             if self._plan.scenarios == ("cold-empty",):
                 return
             self.clear(downloads=False)
@@ -229,55 +242,55 @@ class _BenchmarkRun:
             _copy_tree(context, self._work)
         elif scenario == "base":
             self._fresh()
-            base = changes.change_base(self._scope.engine, self._base, run, self._folder)
-            change = "a base of new layers"
+            base = changes.change_base(self._builder.engine, self._base, run, self._folder)
+            change = "a base image of new layers"
         else:
             self._fresh()
         self._build(target, scenario, run, layers="warm", downloads="warm", change=change, base=base)
 
     def _with_older_torch(self) -> tuple[Path, str]:
-        """Return a copy of the project that pins an older torch; it is resolved once."""
+        """A copy of the project that pins an older torch, and the change in words; it is resolved once."""
         if self._older_torch is None:
             copy = self._folder / "torch"
-            _copy_tree(self._pristine, copy)
-            self._say("resolving the lock with an older torch")
+            _copy_tree(self._original, copy)
+            self._log("resolving the lock with an older torch")
             self._older_torch = copy, changes.change_torch(copy)
         return self._older_torch
 
     def _fresh(self) -> Path:
-        """Make the context that is built as it was in the beginning; always in the same place, as a user's is."""
-        _copy_tree(self._pristine, self._work)
+        """Restores the build context to the original and returns its folder, the same for every build."""
+        _copy_tree(self._original, self._work)
         return self._work
 
     def _spec(self, project: Path) -> ImageSpec:
-        return specs.load(project, base=self._user_spec.base, python=self._user_spec.python)
+        return specs.load(project, base=self._project_spec.base, python=self._project_spec.python)
 
     def clear(self, *, downloads: bool) -> None:
-        """Remove the images that were made, and empty the cache."""
-        self._say("emptying the builder's cache" + (", downloads too" if downloads else ""))
+        """Removes the images of the targets and clears the build cache, with *downloads* the cache mounts too."""
+        self._log("clearing the build cache" + (" and its downloads" if downloads else ""))
         for name in filter(None, (self._plan.target, self._plan.against)):
-            tag = builds.tag_of(self._user_spec, self._user_spec.target(name))
-            self._scope.remove_image(tag)
-            self._scope.remove_image(builds.previous_tag(tag))
+            tag = builds.tag_of(self._project_spec, self._project_spec.target(name))
+            self._builder.remove_image(tag)
+            self._builder.remove_image(builds.previous_tag(tag))
         for run in range(1, self._plan.runs + 1):
-            self._scope.remove_image(changes.base_tag(run))
-        self._scope.empty(downloads=downloads)
+            self._builder.remove_image(changes.base_tag(run))
+        self._builder.clear_cache(downloads=downloads)
 
     def _has_room(self, target: Target, scenario: Scenario, run: int) -> bool:
-        """Whether a changed build has room: in the worst case it takes as much again as the full build did."""
-        free_bytes = self._scope.free_bytes()
-        needed_bytes = _SMALL_BYTES if scenario in {"no-op", "code"} else max(_SMALL_BYTES, self._full_bytes)
+        """Whether a changed build has room: at worst it needs as much as the full build did. Skips it if it has not."""
+        free_bytes = self._builder.free_bytes()
+        needed_bytes = _SMALL_BYTES if scenario in {"no-op", "code"} else max(_SMALL_BYTES, self._full_build_bytes)
         if free_bytes is None or free_bytes >= needed_bytes:
             return True
-        refusal = DiskTooFull(str(self._scope.engine.root), target.name, needed_bytes, free_bytes)
-        self._leave_out(target, scenario, run, refusal)
+        refusal = DiskTooFull(str(self._builder.engine.root), target.name, needed_bytes, free_bytes)
+        self._skip(target, scenario, run, refusal)
         return False
 
-    def _leave_out(self, target: Target, scenario: Scenario, run: int, error: BuildkitError) -> None:
-        self._say(f"{target.name}, {scenario}: {error}")
+    def _skip(self, target: Target, scenario: Scenario, run: int, error: BuildkitError) -> None:
+        self._log(f"{target.name}, {scenario}: {error}")
         reason = f"{error.stage}: {error.instruction}" if isinstance(error, BuildFailed) else str(error)
-        self._not_run.append(Skipped(target.name, scenario, run, " ".join(reason.split())))
-        self._keep(self.timings())
+        self._skipped.append(Skipped(target.name, scenario, run, " ".join(reason.split())))
+        self._save(self.timings())
 
     def _build(
         self,
@@ -294,31 +307,31 @@ class _BenchmarkRun:
         is_full = layers == "empty"
         if is_full:
             self._fresh()
-        self._say(f"run {run} of {self._plan.runs}: {target.name}, {scenario}" + (f" ({change})" if change else ""))
-        os.sync()  # so that no build pays for what an earlier one wrote
-        free_bytes = self._scope.free_bytes()
+        self._log(f"run {run} of {self._plan.runs}: {target.name}, {scenario}" + (f" ({change})" if change else ""))
+        os.sync()  # so that no build waits for the writes of an earlier one
+        free_bytes = self._builder.free_bytes()
         load_average = os.getloadavg()[0]
-        with _writes(self._scope) as written:
+        with _written_samples(self._builder) as written:
             record = builds.build(
                 self._spec(self._work),
                 target,
-                engine=self._scope.engine,
+                engine=self._builder.engine,
                 base=base or self._base,
                 environment=self._environment,
                 folder=self._folder / "records",
                 show=lambda events: self._show(events, f"{target.name}, {scenario}, run {run}"),
                 check_disk=is_full,
-                network=self._scope.network,
+                network=self._builder.network,
             )
         self._versions = record.versions
-        blobs = self._scope.blobs(record.digest)
+        blobs = self._builder.blobs(record.digest)
         if is_full:
-            self._full = blobs
+            self._full_build_blobs = blobs
             if free_bytes is not None:
-                self._full_bytes = free_bytes - (self._scope.free_bytes() or 0)
+                self._full_build_bytes = free_bytes - (self._builder.free_bytes() or 0)
         if not is_sample:
             return
-        transfer_bytes = sum(size for digest, size in blobs.items() if is_full or digest not in self._full)
+        transfer_bytes = sum(size for digest, size in blobs.items() if is_full or digest not in self._full_build_blobs)
         self._builds.append(
             _timing(
                 record,
@@ -332,7 +345,7 @@ class _BenchmarkRun:
                 transfer_bytes=transfer_bytes,
             )
         )
-        self._keep(self.timings())
+        self._save(self.timings())
 
 
 def _timing(
@@ -373,13 +386,13 @@ def _copy_tree(source: Path, copy: Path) -> None:
 
 
 @contextmanager
-def _writes(scope: CacheScope) -> Iterator[list[tuple[float, int]]]:
-    """Collect samples for the length of the block: the moment, and what the engine wrote until then."""
+def _written_samples(builder: BenchmarkBuilder) -> Iterator[list[tuple[float, int]]]:
+    """Collects samples inside the block: seconds since the epoch, and the bytes that the engine had written by then."""
     samples: list[tuple[float, int]] = []
     is_over = threading.Event()
 
     def sample() -> None:
-        count = scope.written_bytes()
+        count = builder.written_bytes()
         if count is not None:
             samples.append((time.time(), count))
 
@@ -399,7 +412,7 @@ def _writes(scope: CacheScope) -> Iterator[list[tuple[float, int]]]:
 
 
 def _machine() -> Machine:
-    """This machine; the engine's where it is another is not asked."""
+    """This machine, even if the engine is on another."""
     facts = platform.freedesktop_os_release()
     processor = next(
         (

@@ -6,7 +6,7 @@ from buildkit.report import builds
 from buildkit.timing.record import Skipped
 from tests.buildkit.timing.test_record import BUILDS, timings
 
-SERIES = replace(timings(*BUILDS), not_run=(Skipped("phase1", "dependency", 1, "no room"),))
+SERIES = replace(timings(*BUILDS), skipped=(Skipped("phase1", "dependency", 1, "no room"),))
 
 
 def test_each_scenario_has_the_timeline_of_its_typical_build() -> None:

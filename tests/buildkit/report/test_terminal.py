@@ -53,7 +53,7 @@ def test_budgets_show_every_status() -> None:
 
 
 def test_timings_show_ratio_phases_and_skipped_builds() -> None:
-    series = replace(timings(*BUILDS), not_run=(Skipped("phase1", "dependency", 1, "no room"),))
+    series = replace(timings(*BUILDS), skipped=(Skipped("phase1", "dependency", 1, "no room"),))
     text = terminal_text(timings_tables(series))
 
     assert re.search(r"cold +api +40\.0 +30\.0 50\.0 +0\.50", text)

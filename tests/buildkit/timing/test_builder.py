@@ -1,9 +1,7 @@
-"""Whose cache is emptied: which records go, which builder is taken, and which address ranges are."""
+"""Builders of benchmarks: the records that a cleared cache loses, and the choice of the builder."""
 
 from __future__ import annotations
 
-import ipaddress
-import os
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -14,130 +12,103 @@ from buildkit.engine.client import Engine
 from buildkit.engine.daemon import ManagedDaemon
 from buildkit.errors import CommandFailed, EngineUnavailable, UsageError
 from buildkit.timing import builder
+from buildkit.timing.builder import BenchmarkBuilder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.support.docker_stub import DockerStub
+
 ENGINE = Engine("unix:///nowhere.sock", "26.1.5", None)
+OF_USER = BenchmarkBuilder(ENGINE, "", "", None)
 
 
-@pytest.fixture
-def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What a stand-in for docker was told, one line a call."""
-    program = tmp_path / "docker"
-    log = tmp_path / "said"
-    program.write_text(
-        f'#!/bin/sh\necho "$*" >>{log}\n'
-        'case "$*" in "buildx inspect mine"*) printf "Name: mine\\nDriver:        docker-container\\n";;\n'
-        '"buildx inspect"*) echo "no builder" >&2; exit 1;; esac\n'
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    return log
+def pruned(docker_stub: DockerStub) -> set[str]:
+    """The kinds of cache records that were pruned."""
+    return {call.partition("type=")[2] for call in docker_stub.calls}
 
 
-def kinds(log: Path) -> set[str]:
-    return {line.partition("type=")[2] for line in log.read_text().splitlines()}
+def test_cleared_cache_keeps_downloads(docker_stub: DockerStub) -> None:
+    docker_stub.answer("buildx prune *")
+
+    OF_USER.clear_cache(downloads=False)
+
+    assert pruned(docker_stub) == {"regular", "source.local", "internal", "frontend"}
 
 
-def test_warm_downloads_stay_when_the_layers_go(said: Path) -> None:
-    builder.CacheScope(ENGINE, "", "", None).empty(downloads=False)
+def test_cleared_cache_with_downloads_keeps_nothing(docker_stub: DockerStub) -> None:
+    docker_stub.answer("buildx prune *")
 
-    assert kinds(said) == {"regular", "source.local", "internal", "frontend"}
+    OF_USER.clear_cache(downloads=True)
 
-
-def test_everything_goes_where_downloads_are_to_be_empty(said: Path) -> None:
-    builder.CacheScope(ENGINE, "", "", None).empty(downloads=True)
-
-    assert kinds(said) == {"regular", "source.local", "internal", "frontend", "exec.cachemount"}
+    assert pruned(docker_stub) == {"regular", "source.local", "internal", "frontend", "exec.cachemount"}
 
 
-def test_a_kept_engine_knows_its_downloads_until_they_are_emptied(tmp_path: Path, said: Path) -> None:
-    private = ManagedDaemon(tmp_path, tmp_path, "x0")
-    builder.CacheScope(ENGINE, "host", "", private).remember("api abc")
-
-    later = builder.CacheScope(ENGINE, "host", "", private)
-
-    assert later.downloaded() == {"api abc"}
-    later.empty(downloads=True)
-    assert later.downloaded() == set()
-    assert said.exists()
-
-
-def test_of_a_users_builder_nothing_is_known_and_no_process_is_watched() -> None:
-    users = builder.CacheScope(ENGINE, "", "", None)
-
-    users.remember("api abc")
-
-    assert users.downloaded() == set()
-    assert users.written_bytes() is None
-
-
-@pytest.mark.parametrize(("name", "why"), [("absent", "no builder"), ("mine", "docker-container")])
-def test_a_builder_that_cannot_be_used_is_refused_with_the_reason(said: Path, name: str, why: str) -> None:
-    with pytest.raises(UsageError, match=why):
-        builder.named(ENGINE, name)
-    assert said.exists()
-
-
-def test_routes_are_read_from_the_kernels_table() -> None:
-    table = (
-        "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
-        "eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n"
-        "docker0\t000011AC\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n"
-    )
-
-    assert list(builder._routes(table)) == [ipaddress.IPv4Network("172.17.0.0/16")]
-
-
-def test_a_range_that_is_routed_is_passed_over_and_none_left_is_said() -> None:
-    first, second, *_ = builder._RANGES
-
-    assert builder._free_range([]) == first
-    assert builder._free_range([first.supernet(new_prefix=16)]) == second
-    with pytest.raises(EngineUnavailable, match="address range"):
-        builder._free_range([ipaddress.IPv4Network("10.0.0.0/8")])
-
-
-def test_an_engine_that_is_gone_has_written_nothing_that_can_be_seen(tmp_path: Path) -> None:
-    assert builder.CacheScope(ENGINE, "host", "", ManagedDaemon(tmp_path, tmp_path, "x0")).written_bytes() is None
-
-
-def test_a_machine_without_dockerd_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-
-    with (
-        pytest.raises(EngineUnavailable, match="dockerd is not installed"),
-        builder.own(lambda _: None, keep=False, private=ManagedDaemon(tmp_path, tmp_path, "x0")),
-    ):
-        pytest.fail("there is no engine to be had")
-
-
-def test_failures_of_the_engine_are_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "docker"
-    program.write_text("#!/bin/sh\necho nothing was pruned >&2\nexit 1\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+def test_failed_prune_is_an_error(docker_stub: DockerStub) -> None:
+    docker_stub.answer("buildx prune *", errors="nothing was pruned", exit_code=1)
 
     with pytest.raises(CommandFailed, match="nothing was pruned"):
-        builder.CacheScope(ENGINE, "", "", None).empty(downloads=False)
+        OF_USER.clear_cache(downloads=False)
 
 
-def test_what_was_forgotten_is_awaited_until_it_is_deleted(
-    said: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_own_builder_knows_its_downloads_until_they_are_cleared(tmp_path: Path, docker_stub: DockerStub) -> None:
+    docker_stub.answer("buildx prune *")
+    managed = ManagedDaemon(tmp_path, tmp_path, "x0")
+    BenchmarkBuilder(ENGINE, "host", "", managed).add_downloaded("api abc")
+
+    later = BenchmarkBuilder(ENGINE, "host", "", managed)
+
+    assert later.downloaded() == {"api abc"}
+    later.clear_cache(downloads=True)
+    assert later.downloaded() == set()
+
+
+def test_builder_of_the_user_records_no_downloads_and_no_writes() -> None:
+    OF_USER.add_downloaded("api abc")
+
+    assert OF_USER.downloaded() == set()
+    assert OF_USER.written_bytes() is None
+
+
+def test_stopped_daemon_has_no_written_bytes(tmp_path: Path) -> None:
+    assert BenchmarkBuilder(ENGINE, "host", "", ManagedDaemon(tmp_path, tmp_path, "x0")).written_bytes() is None
+
+
+def test_clear_cache_waits_until_the_space_is_free(
+    docker_stub: DockerStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A collector that frees 5 MB a look, ten times, and then nothing."""
-    looks = iter([*range(0, 50_000_000, 5_000_000), *[50_000_000] * 100])
+    """The free space grows ten times by 5 MB and then stays."""
+    docker_stub.answer("buildx prune *")
+    free = iter([*range(0, 50_000_000, 5_000_000), *[50_000_000] * 100])
     seen: list[int] = []
 
     def usage(_: Path) -> SimpleNamespace:
-        seen.append(next(looks))
+        seen.append(next(free))
         return SimpleNamespace(free=seen[-1])
 
     monkeypatch.setattr("buildkit.timing.builder.shutil.disk_usage", usage)
     monkeypatch.setattr(builder, "_QUIET_SECONDS", 0.05)
 
-    builder.CacheScope(replace(ENGINE, root=tmp_path), "", "", None).empty(downloads=False)
+    replace(OF_USER, engine=replace(ENGINE, root=tmp_path)).clear_cache(downloads=False)
 
     assert seen.count(50_000_000) > 5
-    assert said.read_text()
+
+
+@pytest.mark.parametrize(("name", "reason"), [("absent", "no builder"), ("mine", "docker-container")])
+def test_unusable_builder_is_refused_with_the_reason(docker_stub: DockerStub, name: str, reason: str) -> None:
+    docker_stub.answer("buildx inspect *", errors="no builder", exit_code=1)
+    docker_stub.answer("buildx inspect mine", output="Name: mine\nDriver:        docker-container")
+
+    with pytest.raises(UsageError, match=reason):
+        builder.user_builder(ENGINE, name)
+
+
+def test_machine_without_dockerd_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    managed = ManagedDaemon(tmp_path, tmp_path, "x0")
+
+    with (
+        pytest.raises(EngineUnavailable, match="dockerd is not installed"),
+        builder.own_builder(lambda _: None, keep_downloads=False, daemon=managed),
+    ):
+        pytest.fail("the block ran without an engine")

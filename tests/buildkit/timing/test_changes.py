@@ -1,4 +1,4 @@
-"""What scenarios change: in a copy, one thing each, and never in the user's tree."""
+"""The changes of the scenarios: one each, in a copy of the project."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
-def test_a_copy_has_what_git_knows_and_not_what_it_ignores(tmp_path: Path) -> None:
+def test_copy_has_the_files_that_git_does_not_ignore(tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     for name in ("known", "new", "ignored", "deleted"):
@@ -40,7 +40,7 @@ def test_a_copy_has_what_git_knows_and_not_what_it_ignores(tmp_path: Path) -> No
     assert set(contents(tmp_path / "copy")) == {"known", "new", ".gitignore"}
 
 
-def test_outside_a_checkout_everything_but_caches_is_copied(tmp_path: Path) -> None:
+def test_copy_outside_a_checkout_has_all_but_caches(tmp_path: Path) -> None:
     project = tmp_path / "project"
     (project / "build").mkdir(parents=True)
     (project / "build" / "big").write_text("x")
@@ -51,46 +51,46 @@ def test_outside_a_checkout_everything_but_caches_is_copied(tmp_path: Path) -> N
     assert set(contents(tmp_path / "copy")) == {"a.py"}
 
 
-def test_a_code_change_is_one_file_and_another_one_each_run(copy: Path) -> None:
+def test_code_change_is_one_file_and_differs_in_each_run(copy: Path) -> None:
     before = contents(copy)
 
-    said = changes.change_code(copy, 1)
+    change = changes.change_code(copy, 1)
     first = contents(copy)
     changes.change_code(copy, 2)
 
     assert {name for name in first if first[name] != before.get(name)} == {changes.CODE_FILE}
     assert contents(copy)[changes.CODE_FILE] != first[changes.CODE_FILE]
-    assert changes.CODE_FILE in said
+    assert changes.CODE_FILE in change
     compile(first[changes.CODE_FILE], "app.py", "exec")
 
 
-def test_a_project_without_the_application_has_no_code_change(tmp_path: Path) -> None:
+def test_code_change_without_application_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"no service/app\.py to change"):
         changes.change_code(tmp_path, 1)
 
 
-def test_a_dependency_change_is_one_requirement_of_one_lock_file(copy: Path) -> None:
+def test_dependency_change_is_one_locked_requirement(copy: Path) -> None:
     before = contents(copy)
     other = Requirement("tqdm", "1.2.3", "tqdm==1.2.3 \\\n    --hash=sha256:" + "0" * 64)
 
-    said = changes.change_dependency(specs.load(copy), other)
+    change = changes.change_dependency(specs.load(copy), other)
 
     after = contents(copy)
     assert {name for name in after if after[name] != before[name]} == {"docker/lock/models.txt"}
     lines = set(after["docker/lock/models.txt"].decode().splitlines())
     assert lines - set(before["docker/lock/models.txt"].decode().splitlines()) == set(other.text.splitlines())
-    assert said.endswith(" to 1.2.3")
+    assert change.endswith(" to 1.2.3")
     assert contents(PROJECT / "docker") == {
         name.removeprefix("docker/"): content for name, content in before.items() if name.startswith("docker/")
     }
 
 
-def test_a_dependency_that_is_not_locked_is_refused(copy: Path) -> None:
+def test_dependency_that_is_not_locked_is_refused(copy: Path) -> None:
     with pytest.raises(UsageError, match="no-such-thing"):
-        changes.lower(specs.load(copy), "no-such-thing", 1)
+        changes.earlier_releases(specs.load(copy), "no-such-thing", 1)
 
 
-def test_a_project_that_does_not_pin_torch_has_no_torch_change(copy: Path) -> None:
+def test_torch_change_without_a_pin_is_refused(copy: Path) -> None:
     path = copy / "pyproject.toml"
     path.write_text(path.read_text().replace('"torch==', '"torch>='))
 

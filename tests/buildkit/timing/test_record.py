@@ -1,4 +1,4 @@
-"""Timed builds as a value: phases from BuildKit's steps, medians and ratios, saved and held against the schema."""
+"""Timings: phases of BuildKit's steps, medians and ratios, the saved file and its schema."""
 
 import json
 from dataclasses import replace
@@ -25,6 +25,7 @@ from buildkit.timing.record import (
     summaries_of,
 )
 
+MEASURED = Path(__file__).resolve().parents[3] / "docs" / "measured"
 SCHEMA = Path(record_module.__file__).with_name("timings.schema.json")
 BEGAN = 1000.0
 
@@ -51,7 +52,7 @@ STEPS = (
     step("internal", "load build context", 0.3, 0.5),
     step("base", "FROM base", 0.3, 0.0, cached=True),
     step("base", "RUN apt", 0.4, 2.0),
-    step("torch", "RUN install", 1.4, 4.0),  # beside the one above for a second
+    step("torch", "RUN install", 1.4, 4.0),  # runs during the last second of the step above
     step(
         "export",
         "exporting to image",
@@ -65,7 +66,7 @@ STEPS = (
 )
 
 
-def test_phases_cover_a_build_and_count_what_ran_at_once_once() -> None:
+def test_phases_count_concurrent_steps_once() -> None:
     phases = {phase.name: phase for phase in phases_of(STEPS, BEGAN)}
 
     assert {name: (phase.seconds, phase.steps) for name, phase in phases.items()} == {
@@ -80,7 +81,7 @@ def test_phases_cover_a_build_and_count_what_ran_at_once_once() -> None:
     assert all(phase.written_bytes is None for phase in phases.values())
 
 
-def test_bytes_are_counted_while_their_phase_lasted() -> None:
+def test_written_bytes_belong_to_the_phase_of_their_time() -> None:
     written = [(BEGAN, 100), (BEGAN + 5, 600), (BEGAN + 5.9, 700), (BEGAN + 9.4, 1700), (BEGAN + 10, 1750)]
 
     phases = {phase.name: phase.written_bytes for phase in phases_of(STEPS, BEGAN, written)}
@@ -88,20 +89,20 @@ def test_bytes_are_counted_while_their_phase_lasted() -> None:
     assert (phases["steps"], phases["export"], phases["unpack"]) == (500, 1000, 50)
 
 
-def test_a_phase_that_never_ran_has_no_seconds_and_no_bytes() -> None:
+def test_phase_that_never_ran_has_no_seconds_and_no_bytes() -> None:
     (unpack,) = [each for each in phases_of(STEPS[:2], BEGAN, [(BEGAN, 1)]) if each.name == "unpack"]
 
     assert (unpack.seconds, unpack.steps, unpack.written_bytes) == (0.0, 0, None)
 
 
-def test_stages_are_the_dockerfiles_own() -> None:
+def test_stages_are_those_of_the_dockerfile() -> None:
     assert [(each.stage, each.seconds, each.steps, each.cached) for each in stages_of(STEPS)] == [
         ("base", 2.0, 2, 1),
         ("torch", 4.0, 1, 0),
     ]
 
 
-def test_the_timeline_has_the_parts_of_the_export_instead_of_the_export() -> None:
+def test_steps_have_the_parts_of_the_export() -> None:
     steps = steps_of(STEPS, BEGAN)
 
     assert [each.instruction for each in steps if each.stage == "export"] == [
@@ -150,18 +151,18 @@ def timings(*builds: BuildTiming) -> Timings:
         started="2026-11-24T10:00:00+00:00",
         machine=Machine("Debian", "EPYC", 2, 24_000_000_000),
         versions={"engine": "26.1.5"},
-        cache_scope="an engine of its own",
+        builder="an engine of its own",
         base_origin="debian",
         target="api",
         against="phase1",
         runs=2,
         summaries=summaries_of(builds, against="phase1"),
         builds=builds,
-        not_run=(),
+        skipped=(),
     )
 
 
-def test_a_ratio_is_of_medians_of_the_same_scenario_in_the_same_run() -> None:
+def test_ratio_divides_medians_of_the_same_scenario() -> None:
     found = timings(*BUILDS)
 
     assert {(each.target, each.scenario): each.median_seconds for each in found.summaries} == {
@@ -175,7 +176,7 @@ def test_a_ratio_is_of_medians_of_the_same_scenario_in_the_same_run() -> None:
     assert found.transfer_bytes("phase1") == {}
 
 
-def test_the_typical_build_is_one_of_them() -> None:
+def test_typical_build_is_nearest_to_the_median() -> None:
     found = timings(*BUILDS, build("api", "cold", 45, run=3))
 
     typical = found.typical("api", "cold")
@@ -185,8 +186,8 @@ def test_the_typical_build_is_one_of_them() -> None:
     assert found.typical("api", "torch") is None
 
 
-def test_timings_are_saved_and_loaded_as_they_were_and_fit_the_schema(tmp_path: Path) -> None:
-    path = tmp_path / "kept" / "timings.json"
+def test_saved_timings_load_equal_and_fit_the_schema(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "timings.json"
 
     save(timings(*BUILDS), path)
 
@@ -194,14 +195,19 @@ def test_timings_are_saved_and_loaded_as_they_were_and_fit_the_schema(tmp_path: 
     jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text())).validate(json.loads(path.read_text()))
 
 
-def test_the_published_schema_is_the_programs() -> None:
+@pytest.mark.parametrize("path", sorted(MEASURED.glob("times-*.json")), ids=lambda path: path.name)
+def test_timings_of_the_documentation_load(path: Path) -> None:
+    assert load(path).builds
+
+
+def test_published_schema_is_current() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
     assert json.loads(SCHEMA.read_text()) == schema()
 
 
-def test_timings_of_another_version_are_refused_by_name(tmp_path: Path) -> None:
+def test_timings_of_another_version_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "timings.json"
     save(replace(timings(), schema_version=9), path)
 
-    with pytest.raises(jsonfile.InvalidFile, match="schema version 9, this program reads 1"):
+    with pytest.raises(jsonfile.InvalidFile, match="schema version 9, but this program reads version 2"):
         load(path)

@@ -1,4 +1,4 @@
-"""Timed builds with the real builder, in an engine of its own beside the one that is there."""
+"""Benchmarks with the real builder, in a managed daemon that runs next to the present engine."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from buildkit import spec as specs
 from buildkit.build.display import BuildDisplay
 from buildkit.engine.daemon import ManagedDaemon
 from buildkit.errors import DiskTooFull, EngineUnavailable, UsageError
-from buildkit.timing import builder as scopes
+from buildkit.timing import builder as builders
 from buildkit.timing.run import BenchmarkPlan, time_builds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from buildkit.timing.builder import CacheScope
+    from buildkit.timing.builder import BenchmarkBuilder
     from buildkit.timing.record import Timings
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -68,22 +68,22 @@ COPY service /app/service
 
 
 @pytest.fixture(scope="module")
-def own(docker: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[CacheScope]:
-    """An engine of its own, gone at the end; nothing of it was ever in the firewall, and the other engine goes on."""
+def own(docker: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[BenchmarkBuilder]:
+    """The builder of a managed daemon. It never changes the firewall or docker0, and is removed at the end."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("dockerd", "iptables-save", "ip"))):
         pytest.skip("only root can start an engine, with dockerd, iptables and iproute2")
-    run = Path(tempfile.mkdtemp(prefix="tgt", dir="/run"))  # a socket's path has 107 letters at most
-    private = ManagedDaemon(tmp_path_factory.mktemp("engine"), run, "tgtest0")
+    run = Path(tempfile.mkdtemp(prefix="tgt", dir="/run"))  # the path of a socket has at most 107 characters
+    managed = ManagedDaemon(tmp_path_factory.mktemp("engine"), run, "tgtest0")
     docker0 = Path("/sys/class/net/docker0").exists()
-    with scopes.own(print, keep=False, private=private) as scope:
+    with builders.own_builder(print, keep_downloads=False, daemon=managed) as builder:
         show = ["ip", "-brief", "address", "show", "tgtest0"]
         address = subprocess.run(show, capture_output=True, text=True, check=True).stdout.split()[2]
         assert not mentioned_in_firewall("tgtest0", address)
-        yield scope
+        yield builder
     assert not mentioned_in_firewall("tgtest0", address)
     assert Path("/sys/class/net/docker0").exists() == docker0
-    assert not private.state.exists()
-    assert not private.run.exists()
+    assert not managed.state.exists()
+    assert not managed.run.exists()
     run.with_name(f"{run.name}.lock").unlink()
     assert not Path("/sys/class/net/tgtest0").exists()
     assert subprocess.run([*docker, "info"], capture_output=True, check=False).returncode == 0
@@ -106,22 +106,24 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def users_builder(own: CacheScope, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CacheScope:
-    """The same engine as a builder that a user has a name for: a context of docker's client."""
+def user_builder(own: BenchmarkBuilder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BenchmarkBuilder:
+    """The same engine as a builder of the user, by the name of a docker context."""
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "client"))
     command = ["docker", "context", "create", "mine", "--docker", f"host={own.engine.host}"]
     subprocess.run(command, capture_output=True, check=True)
-    return scopes.named(own.engine, "mine")
+    return builders.user_builder(own.engine, "mine")
 
 
 @pytest.fixture
-def timed(own: CacheScope, project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[BenchmarkPlan], list[Timings]]:
-    """Times a plan; returns what was kept after each build, the whole last."""
-    monkeypatch.setattr(scopes, "_QUIET_SECONDS", 0.2)  # these images are small, and nobody reads the seconds
+def timed(
+    own: BenchmarkBuilder, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[BenchmarkPlan], list[Timings]]:
+    """Runs a plan; returns the timings that were saved after each build, and the result last."""
+    monkeypatch.setattr(builders, "_QUIET_SECONDS", 0.2)  # small images are deleted at once
 
     def call(plan: BenchmarkPlan) -> list[Timings]:
-        kept: list[Timings] = []
-        whole = time_builds(
+        saved: list[Timings] = []
+        result = time_builds(
             plan,
             own,
             spec=specs.load(project),
@@ -130,42 +132,45 @@ def timed(own: CacheScope, project: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
             cache=PROJECT / "build" / "cache",
             show=lambda events, title: BuildDisplay(Console(file=io.StringIO()), events, title=title),
             log=print,
-            keep=kept.append,
+            save=saved.append,
         )
-        return [*kept, whole]
+        return [*saved, result]
 
     return call
 
 
 def plan(**changed: object) -> BenchmarkPlan:
-    whole: dict[str, object] = {
+    values: dict[str, object] = {
         "target": "small",
         "against": None,
         "scenarios": ("cold", "no-op", "code", "base"),
         "runs": 1,
         "dependency": "tqdm",
     }
-    return BenchmarkPlan(**(whole | changed))  # type: ignore[arg-type] # the fields are those of BenchmarkPlan
+    return BenchmarkPlan(**(values | changed))  # type: ignore[arg-type] # the fields are those of BenchmarkPlan
 
 
-def test_a_second_run_leaves_the_first_ones_engine_alone(own: CacheScope) -> None:
-    assert own.private is not None
-    said: list[str] = []
+def test_second_benchmark_leaves_the_running_one_alone(own: BenchmarkBuilder) -> None:
+    assert own.daemon is not None
+    logged: list[str] = []
 
-    with pytest.raises(EngineUnavailable, match="another run"), scopes.own(print, keep=False, private=own.private):
+    with (
+        pytest.raises(EngineUnavailable, match="another benchmark"),
+        builders.own_builder(print, keep_downloads=False, daemon=own.daemon),
+    ):
         pytest.fail("the engine is taken")
-    scopes.remove_own(said.append, purge=True, private=own.private)
+    builders.remove_own_builder(logged.append, purge=True, daemon=own.daemon)
 
-    assert said == ["timed builds are running in an engine of their own, which is left alone"]
+    assert logged == ["a benchmark is running; its engine stays"]
     assert own.written_bytes()
 
 
-def test_each_scenario_is_what_it_says(timed: Callable[[BenchmarkPlan], list[Timings]], project: Path) -> None:
-    *kept, whole = timed(plan())
+def test_each_scenario_changes_what_it_names(timed: Callable[[BenchmarkPlan], list[Timings]], project: Path) -> None:
+    *saved, result = timed(plan())
 
-    builds = {build.scenario: build for build in whole.builds}
-    assert list(builds) == ["cold-empty", "cold", "no-op", "code", "base"]  # the first filled the downloads
-    assert [len(each.builds) for each in kept] == [1, 2, 3, 4, 5]
+    builds = {build.scenario: build for build in result.builds}
+    assert list(builds) == ["cold-empty", "cold", "no-op", "code", "base"]  # the first one filled the downloads
+    assert [len(each.builds) for each in saved] == [1, 2, 3, 4, 5]
     steps = {
         scenario: next(phase for phase in build.phases if phase.name == "steps") for scenario, build in builds.items()
     }
@@ -175,23 +180,25 @@ def test_each_scenario_is_what_it_says(timed: Callable[[BenchmarkPlan], list[Tim
     assert builds["no-op"].transfer_bytes == 0
     assert 0 < (builds["code"].transfer_bytes or 0) < 5_000_000 < (builds["cold"].transfer_bytes or 0)
     assert builds["no-op"].digest == builds["cold"].digest != builds["code"].digest
-    # a new base is new to a node, every byte of it: the base that these images are made on has about 100 MB
+    # A node has no byte of a new base image; this one has about 100 MB.
     assert (builds["base"].transfer_bytes or 0) > (builds["cold"].transfer_bytes or 0) * 0.8
     assert (builds["cold"].written_bytes or 0) >= 5_000_000
-    assert {stage.stage for stage in builds["cold"].stages} == {"python", "maker", "runtime"} - {"python"}
+    assert {stage.stage for stage in builds["cold"].stages} == {"maker", "runtime"}
     assert all(phase.seconds <= builds["cold"].seconds for phase in builds["cold"].phases)
     assert (project / "service/app.py").read_text() == "VALUE = 1\n"
 
 
-def test_targets_take_turns_and_leave_no_layer_behind(
-    timed: Callable[[BenchmarkPlan], list[Timings]], own: CacheScope
+def test_targets_take_turns_and_leave_no_layers(
+    timed: Callable[[BenchmarkPlan], list[Timings]], own: BenchmarkBuilder
 ) -> None:
-    whole = timed(plan(against="other", scenarios=("cold", "no-op"), runs=2))[-1]
+    result = timed(plan(against="other", scenarios=("cold", "no-op"), runs=2))[-1]
 
-    assert {build.target for build in whole.builds if build.scenario == "cold-empty"} <= {"small"}  # others share it
-    order = [(build.target, build.run) for build in whole.builds if build.scenario == "no-op"]
+    assert {build.target for build in result.builds if build.scenario == "cold-empty"} <= {
+        "small"
+    }  # the other target shares the downloads
+    order = [(build.target, build.run) for build in result.builds if build.scenario == "no-op"]
     assert order == [("small", 1), ("other", 1), ("small", 2), ("other", 2)]
-    assert set(whole.seconds_ratio("small")) >= {"cold", "no-op"}
+    assert set(result.seconds_ratio("small")) >= {"cold", "no-op"}
     host = ["docker", "--host", own.engine.host]
     images = subprocess.run([*host, "images", "-q", "truthgraph-test-timing"], capture_output=True, check=True).stdout
     assert images == b""
@@ -201,61 +208,61 @@ def test_targets_take_turns_and_leave_no_layer_behind(
         assert ("ID" in found) == is_left, kind
 
 
-def test_a_change_without_room_is_listed_and_the_rest_is_timed(
+def test_change_without_room_is_skipped_and_the_rest_is_timed(
     timed: Callable[[BenchmarkPlan], list[Timings]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rooms = iter([9 * 10**9, 2 * 10**9, 9 * 10**9, 2 * 10**9])  # before and after each of the full builds: 7 GB each
+    rooms = iter([9 * 10**9, 2 * 10**9, 9 * 10**9, 2 * 10**9])  # before and after each full build: 7 GB each
 
-    def free(_scope: CacheScope) -> int:
-        return next(rooms, 10**9)  # later: for the application, not for more
+    def free(_builder: BenchmarkBuilder) -> int:
+        return next(rooms, 10**9)  # afterwards: room for the application only
 
-    monkeypatch.setattr(scopes.CacheScope, "free_bytes", free)
-    monkeypatch.setattr(scopes.CacheScope, "_await_collection", lambda _scope: None)  # it looks at the room too
+    monkeypatch.setattr(builders.BenchmarkBuilder, "free_bytes", free)
+    monkeypatch.setattr(
+        builders.BenchmarkBuilder, "_wait_for_deletion", lambda _builder: None
+    )  # it reads the free space too
 
-    whole = timed(plan(scenarios=("no-op", "base")))[-1]
+    result = timed(plan(scenarios=("no-op", "base")))[-1]
 
-    changed = [build.scenario for build in whole.builds if build.scenario not in {"cold", "cold-empty"}]
+    changed = [build.scenario for build in result.builds if build.scenario not in {"cold", "cold-empty"}]
     assert changed == ["no-op"]
-    assert [(each.target, each.scenario, each.run) for each in whole.not_run] == [("small", "base", 1)]
-    assert "1.0 GB are free" in whole.not_run[0].reason
+    assert [(each.target, each.scenario, each.run) for each in result.skipped] == [("small", "base", 1)]
+    assert "1.0 GB are free" in result.skipped[0].reason
 
 
-def test_a_change_that_does_not_build_is_listed_and_the_rest_is_timed(
-    timed: Callable[[BenchmarkPlan], list[Timings]], project: Path
-) -> None:
+def test_change_that_does_not_build_is_skipped(timed: Callable[[BenchmarkPlan], list[Timings]], project: Path) -> None:
     dockerfile = project / "docker/Dockerfile"
     dockerfile.write_text(f"{DOCKERFILE}RUN if grep TIMED_RUN /app/service/app.py; then exit 3; fi\n")
 
-    whole = timed(plan(scenarios=("code", "no-op")))[-1]
+    result = timed(plan(scenarios=("code", "no-op")))[-1]
 
-    assert [build.scenario for build in whole.builds if build.scenario not in {"cold", "cold-empty"}] == ["no-op"]
-    assert [(each.target, each.scenario) for each in whole.not_run] == [("small", "code")]
-    assert whole.not_run[0].reason == "runtime: RUN if grep TIMED_RUN /app/service/app.py; then exit 3; fi"
+    assert [build.scenario for build in result.builds if build.scenario not in {"cold", "cold-empty"}] == ["no-op"]
+    assert [(each.target, each.scenario) for each in result.skipped] == [("small", "code")]
+    assert result.skipped[0].reason == "runtime: RUN if grep TIMED_RUN /app/service/app.py; then exit 3; fi"
 
 
-def test_a_builder_that_the_user_named_is_emptied_and_filled(
-    users_builder: CacheScope, project: Path, own: CacheScope
+def test_builder_of_the_user_is_cleared_and_filled(
+    user_builder: BenchmarkBuilder, project: Path, own: BenchmarkBuilder
 ) -> None:
-    whole = time_builds(
+    result = time_builds(
         plan(scenarios=("no-op",)),
-        replace(users_builder, network="host"),  # this engine has no network of its own
+        replace(user_builder, network="host"),  # this engine has no network for RUN steps
         spec=specs.load(project),
         environment={},
         base_origin="auto",
         cache=PROJECT / "build" / "cache",
         show=lambda events, title: BuildDisplay(Console(file=io.StringIO()), events, title=title),
         log=print,
-        keep=lambda _: None,
+        save=lambda _: None,
     )
 
-    assert users_builder.engine.host == own.engine.host
-    assert [build.scenario for build in whole.builds] == ["cold", "no-op"]  # what its downloads held is not known
-    assert whole.builds[0].written_bytes is None
-    assert whole.builds[0].transfer_bytes
-    assert "the builder mine" in whole.cache_scope
+    assert user_builder.engine.host == own.engine.host
+    assert [build.scenario for build in result.builds] == ["cold", "no-op"]  # its downloads are unknown
+    assert result.builds[0].written_bytes is None
+    assert result.builds[0].transfer_bytes
+    assert "the builder mine" in result.builder
 
 
-def test_no_room_for_a_full_build_is_an_error(timed: Callable[[BenchmarkPlan], list[Timings]], project: Path) -> None:
+def test_full_build_without_room_is_an_error(timed: Callable[[BenchmarkPlan], list[Timings]], project: Path) -> None:
     path = project / "docker/images.toml"
     path.write_text(IMAGES.replace("disk_bytes = 1000", "disk_bytes = 900_000_000_000_000"))
 
@@ -267,7 +274,7 @@ def test_no_room_for_a_full_build_is_an_error(timed: Callable[[BenchmarkPlan], l
     ("changed", "field"),
     [({"runs": 0}, "runs"), ({"against": "small"}, "against"), ({"scenarios": ("warm",)}, "scenario")],
 )
-def test_a_plan_that_cannot_be_timed_is_refused(changed: dict[str, object], field: str) -> None:
+def test_invalid_plan_is_refused_with_its_field(changed: dict[str, object], field: str) -> None:
     with pytest.raises(UsageError) as caught:
         plan(**changed)
 
