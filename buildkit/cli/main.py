@@ -79,8 +79,8 @@ COMMANDS: Final = (
     Command(
         "time",
         "time builds, side by side with a baseline",
-        add_arguments="buildkit.cli.report:add_time_arguments",
-        run="buildkit.cli.report:run_time",
+        add_arguments="buildkit.cli.time:add_time_arguments",
+        run="buildkit.cli.time:run_time",
         example="time api --against phase1 --runs 2 --scenarios cold,no-op",
         interrupted=_NO_CHANGE,
     ),

@@ -1,15 +1,13 @@
-"""Runs `verify`, `measure`, `compare` and `time`: reports on images and builds, and evaluates their budgets."""
+"""Runs `verify`, `measure` and `compare`: reports on images, and evaluates their budgets."""
 
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from buildkit import spec
-from buildkit.build import display
 from buildkit.build.record import load_record, record_path
 from buildkit.build.secrets import BuildSecrets
 from buildkit.check import budget, verify
@@ -17,15 +15,14 @@ from buildkit.check.expectations import expectations_of
 from buildkit.console import FOLDER, log, make_console, write
 from buildkit.diff import diff
 from buildkit.engine import daemon
-from buildkit.errors import BuildkitError, UsageError
+from buildkit.errors import BuildkitError
 from buildkit.image import history, model
 from buildkit.image.analyze import analyze
 from buildkit.image.layer_stream import Limits
 from buildkit.image.read import ReadOptions, read_image
 from buildkit.report import builds, render, terminal
 from buildkit.report.content import ImageReport
-from buildkit.timing import builder, record, run
-from buildkit.timing.record import SCENARIOS
+from buildkit.timing import record
 
 if TYPE_CHECKING:
     import argparse
@@ -35,24 +32,22 @@ if TYPE_CHECKING:
     from buildkit.check.budget import BudgetReport, Budgets
     from buildkit.image.model import Measurement
     from buildkit.report.builds import Timeline
-    from buildkit.timing.record import Timings
 
 __all__ = [
     "add_compare_arguments",
     "add_measure_arguments",
-    "add_time_arguments",
+    "add_output_arguments",
     "add_verify_arguments",
+    "budgets_of",
+    "finish",
     "run_compare",
     "run_measure",
-    "run_time",
     "run_verify",
 ]
 
-_TARGET, _SCENARIOS, _RUNS, _DEPENDENCY = "api", "cold,no-op,code,dependency", 3, "tqdm"
+_TARGET: Final = "api"
 _FORMATS: Final = ("terminal", *render.FORMATS)
 _IMAGE_FORMS: Final = "a name or digest in the engine, an OCI layout, an archive, or a saved .json measurement"
-_NOT_TIMED: Final = 3
-"""The exit code of `time` if a scenario could not be timed."""
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
@@ -110,7 +105,7 @@ def run_measure(arguments: argparse.Namespace) -> int:
         timelines += _timelines(arguments)
         report = ImageReport(measurement, budgets=budgets, timelines=tuple(timelines), history=earlier)
         write(render.render(arguments.format, report), arguments.output)
-    return _finish(arguments, tables, budgets)
+    return finish(arguments, tables, budgets)
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
@@ -126,7 +121,7 @@ def run_compare(arguments: argparse.Namespace) -> int:
         timelines = tuple(_timelines(arguments))
         report = ImageReport(after, comparison, budgets, timelines, before=before_name, after=after_name)
         write(render.render(arguments.format, report), arguments.output)
-    return _finish(arguments, tables, budgets)
+    return finish(arguments, tables, budgets)
 
 
 def _short_names(*given: str) -> tuple[str, ...]:
@@ -134,69 +129,6 @@ def _short_names(*given: str) -> tuple[str, ...]:
     names = tuple(name.removesuffix(".json") for name in given)
     short = tuple(Path(name).name if name != word else name for name, word in zip(names, given, strict=True))
     return short if len(set(short)) == len(short) else names
-
-
-def run_time(arguments: argparse.Namespace) -> int:
-    """Times builds, or loads saved timings, and prints or writes the report."""
-    if arguments.from_file:
-        for name in ("target", "against", "scenarios", "runs", "dependency", "builder"):
-            if getattr(arguments, name) is not None:
-                raise UsageError(
-                    f"--from with {name}", getattr(arguments, name), "the file already says what was timed"
-                )
-        timings = record.load(arguments.from_file)
-        return _report_timings(arguments, timings, _budgets_of(arguments.project, timings.target))
-    loaded = spec.load(arguments.project)
-    scenarios: Any = (arguments.scenarios or _SCENARIOS).split(",")  # BenchmarkPlan refuses unknown ones
-    plan = run.BenchmarkPlan(
-        loaded.target(arguments.target or _TARGET).name,
-        loaded.target(arguments.against).name if arguments.against else None,
-        tuple(scenarios),
-        _RUNS if arguments.runs is None else arguments.runs,
-        arguments.dependency or _DEPENDENCY,
-    )
-    budgets = _budgets_of(arguments.project, plan.target)
-    console = make_console(stderr=True)
-    saved = arguments.project / FOLDER / "timings.json"
-    with (
-        nullcontext(builder.user_builder(daemon.find(os.environ, daemon.ManagedDaemon()), arguments.builder))
-        if arguments.builder
-        else builder.own_builder(log, keep_downloads=arguments.keep_downloads)
-    ) as chosen:
-        timings = run.time_builds(
-            plan,
-            chosen,
-            spec=loaded,
-            environment=os.environ,
-            base_origin=arguments.base_origin,
-            cache=arguments.project / FOLDER / "cache",
-            show=lambda events, title: display.BuildDisplay(console, events, title=title),
-            log=log,
-            save=lambda so_far: record.save(so_far, saved),
-        )
-    log(f"wrote {saved}")
-    return _report_timings(arguments, timings, budgets)
-
-
-def _report_timings(arguments: argparse.Namespace, timings: Timings, budgets: Budgets) -> int:
-    """Writes the report of *timings*; returns 1 if a budget failed, 3 if a scenario could not be timed."""
-    of_builds = budgets.of_builds()
-    report = None
-    if of_builds.limits:
-        report = budget.evaluate(
-            None,
-            of_builds,
-            today=datetime.now(tz=UTC).date(),
-            transfer_bytes=timings.transfer_bytes(timings.target),
-            build_seconds_ratio=timings.seconds_ratio(timings.target),
-            image=timings.target,
-        )
-    tables = []
-    if arguments.format == "terminal":
-        tables = [terminal.timings_tables(timings)]
-    else:
-        write(render.render_timings(arguments.format, timings, budgets=report), arguments.output)
-    return _finish(arguments, tables, report) or (_NOT_TIMED if timings.skipped else 0)
 
 
 def _measure(name: str, arguments: argparse.Namespace) -> Measurement:
@@ -234,7 +166,7 @@ def _timelines(arguments: argparse.Namespace) -> list[Timeline]:
     return list(builds.timelines_of(record.load(arguments.timings))) if arguments.timings else []
 
 
-def _budgets_of(project: Path, target: str) -> Budgets:
+def budgets_of(project: Path, target: str) -> Budgets:
     """Returns the budgets of *target* in docker/images.toml; none if it has no table of them."""
     loaded = spec.load(project)
     return budget.parse_budgets(loaded.budgets.get(loaded.target(target).name, {}), where=f"budgets.{target}")
@@ -247,7 +179,7 @@ def _evaluate(
     if arguments.dive_rules:
         budgets = budget.parse_dive_rules(arguments.dive_rules.read_text(), where=str(arguments.dive_rules))
     elif arguments.budgets:
-        budgets = _budgets_of(arguments.project, arguments.budgets)
+        budgets = budgets_of(arguments.project, arguments.budgets)
     else:
         return None
     timings = record.load(arguments.timings) if arguments.timings else None
@@ -262,7 +194,7 @@ def _evaluate(
     )
 
 
-def _finish(arguments: argparse.Namespace, tables: list[Group], budgets: BudgetReport | None) -> int:
+def finish(arguments: argparse.Namespace, tables: list[Group], budgets: BudgetReport | None) -> int:
     """Prints *tables* and the budgets; returns 1 if a budget failed, unless --exit-zero is given."""
     console = make_console()
     for table in tables:
@@ -290,7 +222,7 @@ def add_verify_arguments(command: argparse.ArgumentParser) -> None:
         metavar="TIER",
         help=f'a tier whose "not verified" fails: {" or ".join(verify.TIERS)}; may be repeated (default: none)',
     )
-    _add_output_arguments(command, "terminal", "json", "markdown", "junit", "sarif")
+    add_output_arguments(command, "terminal", "json", "markdown", "junit", "sarif")
     command.add_argument("--exit-zero", action="store_true", help="exit 0, not 1, if checks fail")
 
 
@@ -325,48 +257,15 @@ def add_compare_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_time_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `time`. Those that --from excludes have no default here, so that it sees them given."""
-    command.add_argument("target", nargs="?", help=f"a target of docker/images.toml (default: {_TARGET})")
-    command.add_argument("--against", metavar="TARGET", help="the baseline, built in turn with it (default: none)")
-    command.add_argument(
-        "--scenarios", metavar="NAMES", help=f"comma-separated: {', '.join(SCENARIOS)} (default: {_SCENARIOS})"
-    )
-    command.add_argument("--runs", type=int, metavar="N", help=f"builds of each scenario (default: {_RUNS})")
-    command.add_argument(
-        "--dependency",
-        metavar="NAME",
-        help=f"the distribution whose version the dependency scenario changes (default: {_DEPENDENCY})",
-    )
-    command.add_argument(
-        "--builder",
-        metavar="CONTEXT",
-        help="the docker context of an engine whose build cache may be cleared (default: one started for the run)",
-    )
-    command.add_argument(
-        "--keep-downloads", action="store_true", help="keep the downloads of this run for the next one"
-    )
-    command.add_argument(
-        "--base-origin",
-        choices=["auto", "registry", "debian"],
-        default="auto",
-        help="pull the base image from a registry, or make it from Debian's packages; auto: pull it if possible",
-    )
-    command.add_argument(
-        "--from", type=Path, metavar="FILE", dest="from_file", help="report these saved timings; build nothing"
-    )
-    _add_output_arguments(command)
-    command.add_argument("--exit-zero", action="store_true", help="exit 0, not 1, if a budget fails")
-
-
-def _add_output_arguments(command: argparse.ArgumentParser, *formats: str) -> None:
+def add_output_arguments(command: argparse.ArgumentParser, *formats: str) -> None:
+    """Adds --format, with all formats unless *formats* names some, and --output."""
     command.add_argument("--format", "-f", default="terminal", choices=formats or _FORMATS, help="format of the report")
     command.add_argument("--output", "-o", type=Path, metavar="FILE", help="a file for the report (default: stdout)")
 
 
 def _add_report_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments that `measure` and `compare` share."""
-    _add_output_arguments(command)
+    add_output_arguments(command)
     limits = Limits()
     command.add_argument("--platform", help="the platform to read from a multi-platform index, such as linux/amd64")
     command.add_argument("--tag", help="the image to read from an archive or layout with several, such as api:1")

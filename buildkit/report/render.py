@@ -95,7 +95,9 @@ def _render_budgets(
     kind: Literal["junit", "sarif"], budgets: BudgetReport | None, measurement: Measurement | None = None
 ) -> str:
     if budgets is None:
-        raise UsageError("format", kind, "shows budgets, and there are none: add --budgets or --dive-rules")
+        raise UsageError(
+            "format", kind, "needs budgets, and none were evaluated: use json, markdown or html, or add budgets"
+        )
     if kind == "junit":
         from buildkit.report.junit import budgets_junit  # noqa: PLC0415
 

@@ -1,11 +1,8 @@
-"""The options and exit codes of measure, compare and time."""
+"""The options and exit codes of measure and compare."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,9 +12,9 @@ from tests.buildkit.timing.test_record import BUILDS, timings
 from tests.support.images import LayerMaker, make_image, oci_files, write_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[3]
+    from tests.buildkit.cli.conftest import RunCommand
 
 
 @pytest.fixture
@@ -33,18 +30,7 @@ def image(tmp_path: Path) -> Path:
     return write_folder(files, tmp_path / "image")
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a command with an empty project folder, or with *project* for its budgets."""
-
-    def call(*words: object, project: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "buildkit", "--project", str(project), *map(str, words)]
-        return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-
-    return call
-
-
-def test_tag_chooses_an_image_of_an_archive(run: Callable[..., subprocess.CompletedProcess[str]], image: Path) -> None:
+def test_tag_chooses_an_image_of_an_archive(run: RunCommand, image: Path) -> None:
     ambiguous = run("measure", image)
     done = run("measure", image, "--tag", "b:2", "--format", "json")
 
@@ -54,9 +40,7 @@ def test_tag_chooses_an_image_of_an_archive(run: Callable[..., subprocess.Comple
     assert json.loads(done.stdout)["totals"]["files"] == 3
 
 
-def test_saved_measurements_have_the_names_of_their_files(
-    run: Callable[..., subprocess.CompletedProcess[str]], image: Path, tmp_path: Path
-) -> None:
+def test_saved_measurements_have_the_names_of_their_files(run: RunCommand, image: Path, tmp_path: Path) -> None:
     before, after, other = (tmp_path / name for name in ("x/before.json", "after.json", "y/after.json"))
     for path, tag in ((before, "a:1"), (after, "b:2"), (other, "b:2")):
         assert run("measure", image, "--tag", tag, "--format", "json", "--output", path).returncode == 0
@@ -74,9 +58,7 @@ def test_saved_measurements_have_the_names_of_their_files(
         ("--max-layer-bytes", "four", "--max-layer-bytes"),
     ],
 )
-def test_image_above_a_limit_is_refused(
-    run: Callable[..., subprocess.CompletedProcess[str]], image: Path, option: str, value: str, message: str
-) -> None:
+def test_image_above_a_limit_is_refused(run: RunCommand, image: Path, option: str, value: str, message: str) -> None:
     done = run("measure", image, "--tag", "b:2", option, value)
 
     assert done.returncode in {2, 3}
@@ -85,9 +67,7 @@ def test_image_above_a_limit_is_refused(
     assert done.stdout == ""
 
 
-def test_kept_measurements_are_the_trend_of_the_page(
-    run: Callable[..., subprocess.CompletedProcess[str]], image: Path, tmp_path: Path
-) -> None:
+def test_kept_measurements_are_the_trend_of_the_page(run: RunCommand, image: Path, tmp_path: Path) -> None:
     words = ("measure", image, "--tag", "a:1", "--keep", "--history", tmp_path / "history")
     first = run(*words)
     page = run(*words, "--format", "html", "--output", tmp_path / "page.html")
@@ -101,70 +81,19 @@ def test_kept_measurements_are_the_trend_of_the_page(
 
 
 def test_timed_builds_are_shown_and_evaluated_with_the_image(
-    run: Callable[..., subprocess.CompletedProcess[str]], image: Path, tmp_path: Path
+    run: RunCommand, image: Path, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     path = tmp_path / "timings.json"
     record.save(timings(*BUILDS), path)  # a code change with 7 bytes to fetch, and a ratio of 0.5
     words = ("measure", image, "--tag", "a:1", "--timings", path, "--budgets", "api", "--history", tmp_path / "history")
 
-    fine = run(*words, "--format", "html", "--output", tmp_path / "page.html", project=PROJECT)
+    fine = run(*words, "--format", "html", "--output", tmp_path / "page.html", project=pytestconfig.rootpath)
     slow = tmp_path / "slow.json"
     slow.write_text(path.read_text().replace('"ratio": 0.5', '"ratio": 0.9'))
-    broken = run(*words[:5], slow, *words[6:], project=PROJECT)
+    broken = run(*words[:5], slow, *words[6:], project=pytestconfig.rootpath)
 
     assert fine.returncode == 0, fine.stderr
     assert "api, cold, run 1: 30.0 s" in (tmp_path / "page.html").read_text()
     assert broken.returncode == 1
     assert "build_seconds_ratio.cold is 0.9000" in " ".join(broken.stdout.split())
-    assert run(*words[:5], slow, *words[6:], "--exit-zero", project=PROJECT).returncode == 0
-
-
-def test_saved_timings_are_reported_without_building(
-    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    path = tmp_path / "timings.json"
-    record.save(timings(*BUILDS), path)
-
-    fine = run("time", "--from", path, "--format", "markdown", project=PROJECT)
-    path.write_text(path.read_text().replace('"ratio": 0.5', '"ratio": 0.9'))
-    broken = run("time", "--from", path, project=PROJECT)
-
-    refused = run("time", "api", "--from", path, project=PROJECT)
-
-    assert fine.returncode == 0, fine.stderr
-    assert refused.returncode == 2
-    assert "--from with target = 'api': the file already says what was timed" in refused.stderr
-    assert "| cold | api | 40.0 | 30.0 50.0 | 0.50 |" in fine.stdout
-    assert broken.returncode == 1
-    assert "build_seconds_ratio.cold is 0.9000" in " ".join(broken.stdout.split())
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("time", "nothing"), "target = 'nothing'"),
-        (("time", "api", "--against", "api"), "against = 'api'"),
-        (("time", "api", "--scenarios", "cold,warm"), "scenario = 'warm'"),
-        (("time", "api", "--runs", "0"), "runs = 0"),
-    ],
-)
-def test_invalid_plan_is_refused_before_an_engine_starts(
-    run: Callable[..., subprocess.CompletedProcess[str]], words: tuple[str, ...], message: str
-) -> None:
-    done = run(*words, project=PROJECT)
-
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "engine" not in done.stderr
-
-
-def test_invalid_timings_are_refused_with_a_fix(
-    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    (tmp_path / "x.json").write_text('{"schema_version": 1')
-
-    refused = run("time", "--from", tmp_path / "x.json")
-
-    assert refused.returncode == 2
-    assert "x.json: not timings" in refused.stderr
-    assert "write it again with this version" in refused.stderr
+    assert run(*words[:5], slow, *words[6:], "--exit-zero", project=pytestconfig.rootpath).returncode == 0

@@ -55,7 +55,7 @@ def test_markdown_shows_budgets_if_there_are_any(before: Measurement) -> None:
 
 @pytest.mark.parametrize("kind", ["junit", "sarif"])
 def test_junit_and_sarif_need_budgets(kind: Format, before: Measurement) -> None:
-    with pytest.raises(UsageError, match="--budgets"):
+    with pytest.raises(UsageError, match="needs budgets"):
         render(kind, ImageReport(before))
     with pytest.raises(UsageError):
         render_timings(kind, SERIES)
