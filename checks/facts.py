@@ -75,7 +75,7 @@ class SharedObject:
 
         Such a placeholder needs one library, whose name is the message. Other placeholders load and need none.
         """
-        return len(self.needed) == 1 and " is left out of this installation (slim rule " in self.needed[0]
+        return len(self.needed) == 1 and " was removed from this installation (slim rule " in self.needed[0]
 
 
 @dataclass(frozen=True, slots=True)

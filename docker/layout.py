@@ -151,8 +151,8 @@ def join_manifests(folder: Path, out: Path) -> None:
     site = environment / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     run(
         *(sys.executable, "-m", "buildkit.slim", "--manifest", str(environment / MANIFESTS / "slim.json")),
-        *("--join", *map(str, sorted(folder.glob(f"*/{MANIFESTS}/*.json"))), "--messages", str(site)),
-        *("--kept", *map(str, sorted(folder.glob(f"*/*/{VENV.relative_to('/')}")))),
+        *("--join", *map(str, sorted(folder.glob(f"*/{MANIFESTS}/*.json"))), "--import-hook", str(site)),
+        *("--installed", *map(str, sorted(folder.glob(f"*/*/{VENV.relative_to('/')}")))),
     )
     compile_tree(environment, VENV)
     reset_metadata(out)

@@ -1,1 +1,1 @@
-"""Reads and rewrites ELF files and CUDA fat binaries. Standard library only."""
+"""Reads and rewrites ELF files and CUDA fat binaries. Imports only the standard library and buildkit.errors."""

@@ -1,7 +1,8 @@
-"""ELF64 files as read-only values: header, program headers, sections and what the dynamic section names.
+"""Reads ELF64 files: header, program headers, sections and the names in the dynamic section.
 
 Field names and constants are those of the System V ABI, chapters 4 and 5 (gabi, "Object Files", "Program Loading
-and Dynamic Linking") and of `elf.h` in glibc 2.41. Anything that this reader does not know is refused by name.
+and Dynamic Linking") and of `elf.h` in glibc 2.41. A file with a feature that this reader does not know raises
+`UnsupportedBinary`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import mmap
 import os
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from buildkit.errors import BuildkitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +37,7 @@ __all__ = [
     "SHT_NULL",
     "SHT_STRTAB",
     "SHT_SYMTAB",
+    "SYMBOL",
     "Content",
     "DynamicNames",
     "Elf",
@@ -51,11 +55,11 @@ Content: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
 
 MAGIC: Final = b"\x7fELF"
 ELF_HEADER_BYTES: Final = 64
-# e_type, e_machine, e_version, e_entry, e_phoff, e_shoff, e_flags, e_ehsize, e_phentsize, e_phnum, e_shentsize,
-# e_shnum, e_shstrndx, after the 16 bytes of e_ident.
+# The fields of `_Header`, after the 16 bytes of e_ident.
 _HEADER: Final = struct.Struct("<HHIQQQIHHHHHH")
 SEGMENT_HEADER: Final = struct.Struct("<IIQQQQQQ")
 SECTION_HEADER: Final = struct.Struct("<IIQQQQIIQQ")
+SYMBOL: Final = struct.Struct("<IBBHQQ")  # name, info, other, section index, value, size
 _DYNAMIC_ENTRY: Final = struct.Struct("<QQ")
 
 _CLASS_64: Final = 2
@@ -82,12 +86,12 @@ _DT_RPATH: Final = 15
 _DT_RUNPATH: Final = 29
 
 
-class UnsupportedBinary(Exception):
-    """A file that the slim leaves exactly as it was, with the reason as a short fixed name.
+class UnsupportedBinary(BuildkitError):
+    """A file with a feature that this program does not support. Such a file is never changed.
 
     Attributes:
         reason: a stable identifier such as `elf-machine` or `fatbin-unknown-kind`.
-        detail: the value that was met, for a reader.
+        detail: the value found in the file.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -96,7 +100,7 @@ class UnsupportedBinary(Exception):
         self.detail = detail
 
     def __reduce__(self) -> tuple[type[UnsupportedBinary], tuple[str, str]]:
-        """Keeps both fields when the error crosses a process."""
+        """Keeps both fields when the error is sent to another process."""
         return (UnsupportedBinary, (self.reason, self.detail))
 
 
@@ -114,7 +118,7 @@ class Segment:
     alignment: int
 
     def pack(self, *, file_offset: int) -> bytes:
-        """The header's 56 bytes, with the content at another place in the file."""
+        """Returns the header's 56 bytes, for a segment whose content is at `file_offset`."""
         return SEGMENT_HEADER.pack(
             self.type,
             self.flags,
@@ -149,7 +153,7 @@ class Section:
 
     @property
     def stored_bytes(self) -> int:
-        """What it occupies in the file: nothing for `SHT_NOBITS` and `SHT_NULL`."""
+        """Its bytes in the file: 0 for `SHT_NOBITS` and `SHT_NULL`."""
         return 0 if self.type in {SHT_NOBITS, SHT_NULL} else self.size_bytes
 
     @property
@@ -160,7 +164,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Elf:
-    """A parsed file: everything that says where its bytes lie. `identity` is the 16 bytes of `e_ident`."""
+    """The header and both tables of a file. `identity` is the 16 bytes of `e_ident`."""
 
     identity: bytes
     type: int
@@ -192,14 +196,18 @@ class Elf:
         return tuple(segment for segment in self.segments if segment.type == PT_LOAD)
 
     def section(self, name: str) -> Section | None:
-        """The only section of that name, or None; two of one name are refused."""
+        """Returns the section of that name, or None.
+
+        Raises:
+            UnsupportedBinary: several sections have that name.
+        """
         found = [section for section in self.sections if section.name == name]
         if len(found) > 1:
             raise UnsupportedBinary("elf-duplicate-section", name)
         return found[0] if found else None
 
     def file_offset_of(self, address: int) -> int:
-        """Where the byte that is loaded at `address` lies in the file."""
+        """Returns the file offset of the byte that is loaded at `address`."""
         for segment in self.loads:
             if segment.address <= address < segment.address + segment.file_bytes:
                 return address - segment.address + segment.file_offset
@@ -208,55 +216,46 @@ class Elf:
 
 @dataclass(frozen=True, slots=True)
 class DynamicNames:
-    """What the dynamic section names: the libraries it needs, its own name, and where it searches."""
+    """The names in a dynamic section: needed libraries, the file's own name, and the search path."""
 
     needed: tuple[str, ...]
     soname: str | None
     runpath: str | None
 
 
+class _Header(NamedTuple):
+    """The fields of `Elf64_Ehdr` after `e_ident`, in their order."""
+
+    type: int
+    machine: int
+    version: int
+    entry_address: int
+    segment_table_offset: int
+    section_table_offset: int
+    flags: int
+    header_bytes: int
+    segment_entry_bytes: int
+    segment_count: int
+    section_entry_bytes: int
+    section_count: int
+    name_section_index: int
+
+
 def parse(content: Content) -> Elf:
     """Reads the header and both tables of a little-endian ELF64 file for x86-64 or aarch64.
 
     Raises:
-        UnsupportedBinary: the file is of another class, order, machine or version, is cut short, or its tables use the
-            extended numbering or lie outside the file.
+        UnsupportedBinary: the file is of another class, byte order, machine or version, is truncated, or its tables
+            use the extended numbering or lie outside the file.
     """
     view = memoryview(content)
-    if len(view) < ELF_HEADER_BYTES or bytes(view[:4]) != MAGIC:
-        raise UnsupportedBinary("elf-magic", bytes(view[:4]).hex())
-    identity = bytes(view[:16])
-    if identity[4] != _CLASS_64:
-        raise UnsupportedBinary("elf-class", str(identity[4]))
-    if identity[5] != _LITTLE_ENDIAN:
-        raise UnsupportedBinary("elf-byte-order", str(identity[5]))
-    (
-        file_type,
-        machine,
-        version,
-        entry_address,
-        segment_table_offset,
-        section_table_offset,
-        flags,
-        header_bytes,
-        segment_entry_bytes,
-        segment_count,
-        section_entry_bytes,
-        section_count,
-        name_section_index,
-    ) = _HEADER.unpack_from(view, 16)
-    if machine not in {EM_X86_64, EM_AARCH64}:
-        raise UnsupportedBinary("elf-machine", str(machine))
-    if identity[6] != 1 or version != 1 or header_bytes != ELF_HEADER_BYTES:
-        raise UnsupportedBinary("elf-version", f"{identity[6]}, {version}, header of {header_bytes} bytes")
-    if segment_count == _PN_XNUM or (section_count == 0 and section_table_offset != 0):
-        raise UnsupportedBinary("elf-extended-numbering", f"{segment_count} segments, {section_count} sections")
-    if (segment_count and segment_entry_bytes != SEGMENT_HEADER.size) or (
-        section_count and section_entry_bytes != SECTION_HEADER.size
-    ):
-        raise UnsupportedBinary("elf-table-entry-size", f"{segment_entry_bytes}, {section_entry_bytes}")
-    segment_table = _table(view, segment_table_offset, SEGMENT_HEADER.size * segment_count, "segment table")
-    section_table = _table(view, section_table_offset, SECTION_HEADER.size * section_count, "section table")
+    identity, header = _read_header(view)
+    segment_bytes, section_bytes = (
+        SEGMENT_HEADER.size * header.segment_count,
+        SECTION_HEADER.size * header.section_count,
+    )
+    segment_table = _table(view, header.segment_table_offset, segment_bytes, "segment table")
+    section_table = _table(view, header.section_table_offset, section_bytes, "section table")
     segments = tuple(Segment(*fields) for fields in SEGMENT_HEADER.iter_unpack(segment_table))
     for segment in segments:
         if segment.file_bytes:
@@ -265,26 +264,26 @@ def parse(content: Content) -> Elf:
             _check_load(segment)
     return Elf(
         identity=identity,
-        type=file_type,
-        machine=machine,
-        version=version,
-        entry_address=entry_address,
-        segment_table_offset=segment_table_offset,
-        section_table_offset=section_table_offset,
-        flags=flags,
-        name_section_index=name_section_index,
+        type=header.type,
+        machine=header.machine,
+        version=header.version,
+        entry_address=header.entry_address,
+        segment_table_offset=header.segment_table_offset,
+        section_table_offset=header.section_table_offset,
+        flags=header.flags,
+        name_section_index=header.name_section_index,
         segments=segments,
-        sections=_named_sections(view, section_table, name_section_index),
+        sections=_named_sections(view, section_table, header.name_section_index),
         section_name_offsets=tuple(fields[0] for fields in SECTION_HEADER.iter_unpack(section_table)),
         file_bytes=len(view),
     )
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """A file's content, read on demand. It is unmapped when the last view of it is gone, not at a fixed point.
+    """Maps a file's content for reading. It is unmapped when the last reference to it is deleted.
 
     Raises:
-        UnsupportedBinary: it is too short to be an ELF file (nothing of no bytes can be mapped).
+        UnsupportedBinary: it is too short to be an ELF file.
     """
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size < ELF_HEADER_BYTES:
@@ -301,7 +300,7 @@ def pack_header(
     section_count: int,
     name_section_index: int,
 ) -> bytes:
-    """The 64 bytes of `elf`'s header with its tables at other places."""
+    """Returns the 64 bytes of `elf`'s header, with its tables at other offsets."""
     return elf.identity + _HEADER.pack(
         elf.type,
         elf.machine,
@@ -320,7 +319,7 @@ def pack_header(
 
 
 def read_dynamic_names(content: Content, elf: Elf) -> DynamicNames:
-    """The names in the dynamic section, read by virtual address as the loader does; empty for a static file."""
+    """Returns the names in the dynamic section, found by virtual address as the loader does; none for a static file."""
     view = memoryview(content)
     tags = list(_dynamic_entries(view, elf))
     if not tags:
@@ -339,7 +338,7 @@ def read_dynamic_names(content: Content, elf: Elf) -> DynamicNames:
 
 
 def read_dynamic_tags(content: Content, elf: Elf) -> dict[int, int]:
-    """The dynamic section as tag to value; of a tag that may come more than once, the last."""
+    """Returns the dynamic section as tag to value; for a repeated tag, its last value."""
     return dict(_dynamic_entries(memoryview(content), elf))
 
 
@@ -348,19 +347,46 @@ def _dynamic_entries(view: memoryview, elf: Elf) -> Iterator[tuple[int, int]]:
     if len(dynamic) > 1:
         raise UnsupportedBinary("elf-dynamic", f"{len(dynamic)} dynamic segments")
     for segment in dynamic:
-        whole_bytes = segment.file_bytes // _DYNAMIC_ENTRY.size * _DYNAMIC_ENTRY.size
-        table = view[segment.file_offset : segment.file_offset + whole_bytes]
+        table_bytes = segment.file_bytes // _DYNAMIC_ENTRY.size * _DYNAMIC_ENTRY.size
+        table = view[segment.file_offset : segment.file_offset + table_bytes]
         for tag, value in _DYNAMIC_ENTRY.iter_unpack(table):
             if tag == 0:
                 return
             yield tag, value
 
 
+def _read_header(view: memoryview) -> tuple[bytes, _Header]:
+    """Returns `e_ident` and the rest of the file header, with every field in the range that this reader supports."""
+    if len(view) < ELF_HEADER_BYTES or bytes(view[:4]) != MAGIC:
+        raise UnsupportedBinary("elf-magic", bytes(view[:4]).hex())
+    identity = bytes(view[:16])
+    if identity[4] != _CLASS_64:
+        raise UnsupportedBinary("elf-class", str(identity[4]))
+    if identity[5] != _LITTLE_ENDIAN:
+        raise UnsupportedBinary("elf-byte-order", str(identity[5]))
+    header = _Header(*_HEADER.unpack_from(view, 16))
+    if header.machine not in {EM_X86_64, EM_AARCH64}:
+        raise UnsupportedBinary("elf-machine", str(header.machine))
+    if identity[6] != 1 or header.version != 1 or header.header_bytes != ELF_HEADER_BYTES:
+        raise UnsupportedBinary(
+            "elf-version", f"{identity[6]}, {header.version}, header of {header.header_bytes} bytes"
+        )
+    if header.segment_count == _PN_XNUM or (header.section_count == 0 and header.section_table_offset != 0):
+        counts = f"{header.segment_count} segments, {header.section_count} sections"
+        raise UnsupportedBinary("elf-extended-numbering", counts)
+    if (header.segment_count and header.segment_entry_bytes != SEGMENT_HEADER.size) or (
+        header.section_count and header.section_entry_bytes != SECTION_HEADER.size
+    ):
+        sizes = f"{header.segment_entry_bytes}, {header.section_entry_bytes}"
+        raise UnsupportedBinary("elf-table-entry-size", sizes)
+    return identity, header
+
+
 def _check_load(segment: Segment) -> None:
-    """Refuses what a loader would refuse: sizes and alignments that contradict each other."""
+    """Raises UnsupportedBinary for a segment that a loader would reject: inconsistent sizes or alignment."""
     alignment = segment.alignment
     if alignment & (alignment - 1):
-        raise UnsupportedBinary("elf-alignment", f"{alignment:#x} is no power of two")
+        raise UnsupportedBinary("elf-alignment", f"{alignment:#x} is not a power of two")
     if alignment > 1 and (segment.file_offset - segment.address) % alignment:
         raise UnsupportedBinary("elf-alignment", f"offset {segment.file_offset:#x} for address {segment.address:#x}")
     if segment.file_bytes > segment.memory_bytes:
@@ -383,9 +409,9 @@ def _named_sections(view: memoryview, table: memoryview, name_section_index: int
     return sections
 
 
-def _table(view: memoryview, offset: int, size_bytes: int, what: str) -> memoryview:
+def _table(view: memoryview, offset: int, size_bytes: int, name: str) -> memoryview:
     if offset + size_bytes > len(view):
-        raise UnsupportedBinary("elf-truncated", f"{what} ends at {offset + size_bytes}, the file at {len(view)}")
+        raise UnsupportedBinary("elf-truncated", f"{name} ends at {offset + size_bytes}, the file at {len(view)}")
     return view[offset : offset + size_bytes]
 
 

@@ -1,8 +1,8 @@
-"""CUDA fat binaries: containers of the same kernels compiled for many GPUs, and which of them a GPU can use.
+"""Reads CUDA fat binaries: the same kernels compiled for several GPUs, and the entries that a GPU can use.
 
-NVIDIA publishes no description of the format. What stands here was read off the libraries of torch 2.13.0 and its
-CUDA 13.0 wheels (20,000 containers) and checked against cuobjdump 13.5: the entries of each architecture that this
-module finds are those that cuobjdump lists. Whatever those libraries do not contain is refused by name.
+NVIDIA publishes no description of the format. This one was derived from the libraries of torch 2.13.0 and its CUDA
+13.0 wheels (20,000 containers) and checked against cuobjdump 13.5, which lists the same entries for each architecture.
+A container with anything that those libraries do not have raises `UnsupportedBinary`.
 
 A container is a header of 16 bytes, then entries that abut, each a header and a payload. All numbers are little
 endian. The rule of which GPU runs what is the CUDA C++ Programming Guide's ("Binary Compatibility", "PTX
@@ -18,6 +18,7 @@ from enum import IntEnum
 from typing import Final
 
 from buildkit.binary.elf import Content, UnsupportedBinary
+from buildkit.errors import UsageError
 
 __all__ = [
     "CONTAINER_HEADER_BYTES",
@@ -26,7 +27,6 @@ __all__ = [
     "Container",
     "FatbinEntry",
     "Kind",
-    "UnknownTarget",
     "pack_container_header",
     "parse_containers",
     "parse_target",
@@ -58,34 +58,20 @@ _KNOWN_FLAGS: Final = 0x1 | 0x10 | 0x2000 | 0x8000 | 0x10000 | 0x100000 | 0x2000
 _TEGRA: Final = frozenset({32, 53, 62, 72, 87, 101, 110})
 # Which GPUs run a family-specific cubin (the guide, "Family-Specific Features", table of CUDA 13.0).
 _FAMILIES: Final = {100: {100, 103}, 101: {101}, 103: {103}, 110: {110}, 120: {120, 121}, 121: {121}}
-# What a target may be: the compute capabilities that CUDA 13.0 compiles for, with those that CUDA 12 still does.
+# Targets: the compute capabilities that CUDA 13.0 compiles for, and those that only CUDA 12 does.
 TARGETS: Final = (50, 52, 53, 60, 61, 62, 70, 72, 75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
-# What an entry may be compiled for: those, and what older compilers did (101 was Thor's number before 110). Of any
-# other, nobody here knows which GPUs run it.
+# Architectures of entries: the targets, and those of older compilers (101 was Thor's number before 110). It is not
+# known which GPUs run any other.
 _ARCHITECTURES: Final = frozenset({*TARGETS, 20, 30, 32, 35, 37, 101})
 _TARGET: Final = re.compile(r"(?:sm_?)?(?:(\d+)\.(\d)|(\d+))")
 
 
 class Kind(IntEnum):
-    """What an entry holds."""
+    """The kind of code in an entry."""
 
     PTX = 1
     CUBIN = 2
     LTO_IR = 8
-
-
-class UnknownTarget(ValueError):
-    """A compute capability that this module has no rule for.
-
-    Attributes:
-        value: as it was given.
-        allowed: the capabilities known, as `9.0`.
-    """
-
-    def __init__(self, value: str) -> None:
-        self.value = value
-        self.allowed = tuple(target_name(target) for target in TARGETS)
-        super().__init__(f"no GPU of compute capability {value!r} is known, only {', '.join(self.allowed)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +92,13 @@ class FatbinEntry:
 
     @property
     def name(self) -> str:
-        """As NVIDIA's tools write it: `sm_90a`, `compute_120`, `lto_75`."""
+        """Its name in NVIDIA's tools: `sm_90a`, `compute_120`, `lto_75`."""
         prefix = {Kind.PTX: "compute_", Kind.CUBIN: "sm_", Kind.LTO_IR: "lto_"}[self.kind]
         return f"{prefix}{self.architecture}{'a' * self.is_architecture_specific}{'f' * self.is_family_specific}"
 
     @property
     def is_architecture_specific(self) -> bool:
-        """Whether it runs on exactly its own architecture (`a`)."""
+        """Whether it runs on its own architecture only (`a`)."""
         return bool(self.flags & _FLAG_ARCHITECTURE_SPECIFIC)
 
     @property
@@ -121,7 +107,7 @@ class FatbinEntry:
         return bool(self.flags & _FLAG_FAMILY_SPECIFIC)
 
     def runs_on(self, target: int) -> bool:
-        """Whether a GPU of this compute capability can use it, as it is or after compilation by the driver."""
+        """Returns whether a GPU of this compute capability can use it, directly or after the driver compiles it."""
         if self.is_architecture_specific:
             return self.architecture == target
         if self.is_family_specific:
@@ -137,7 +123,7 @@ class FatbinEntry:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """One fat binary: where it lies, and its entries in order."""
+    """One fat binary: its offset and size in the content parsed, and its entries in order."""
 
     offset: int
     size_bytes: int
@@ -145,10 +131,10 @@ class Container:
 
 
 def parse_containers(content: Content) -> tuple[Container, ...]:
-    """Every container of a section that holds nothing else.
+    """Returns every container of a section that holds nothing else.
 
     Raises:
-        UnsupportedBinary: the containers do not abut from the first byte to the last, or hold anything unknown.
+        UnsupportedBinary: there are bytes between or behind the containers, or a container has an unknown feature.
     """
     view = memoryview(content)
     containers: list[Container] = []
@@ -161,37 +147,36 @@ def parse_containers(content: Content) -> tuple[Container, ...]:
 
 
 def pack_container_header(entry_bytes: int) -> bytes:
-    """The header of a container whose entries take up this many bytes."""
+    """Returns the header of a container whose entries have this many bytes in total."""
     return _CONTAINER.pack(CONTAINER_MAGIC, _CONTAINER_VERSION, CONTAINER_HEADER_BYTES, entry_bytes)
 
 
 def parse_target(value: str) -> int:
-    """A compute capability, `9.0`, `90` or `sm_90`, as the number 90.
+    """Returns a compute capability, written `9.0`, `90` or `sm_90`, as the number 90.
 
     Raises:
-        UnknownTarget: it is not one, or not one that is known here.
+        UsageError: it is not a compute capability that this module has rules for.
     """
     match = _TARGET.fullmatch(value.strip())
-    if match is None:
-        raise UnknownTarget(value)
-    target = int(match[3]) if match[3] else int(match[1]) * 10 + int(match[2])
-    if target not in TARGETS:
-        raise UnknownTarget(value)
-    return target
+    if match is not None:
+        target = int(match[3]) if match[3] else int(match[1]) * 10 + int(match[2])
+        if target in TARGETS:
+            return target
+    known = ", ".join(map(target_name, TARGETS))
+    raise UsageError("target", value, f"not a known compute capability; use one of {known}")
 
 
 def target_name(target: int) -> str:
-    """A compute capability as CUDA writes it: 90 is `9.0`."""
+    """Returns a compute capability in CUDA's notation: `9.0` for 90."""
     return f"{target // 10}.{target % 10}"
 
 
 def usable_entries(container: Container, targets: frozenset[int]) -> tuple[FatbinEntry, ...]:
-    """The entries that GPUs of these compute capabilities would use, in their order; none if none can use any.
+    """Returns the entries that GPUs of these compute capabilities would use, in order; none if no target can use any.
 
-    For each target the driver takes the cubin of the highest architecture that runs on it, else compiles the highest
-    PTX that it can. Every entry at that architecture counts, plain, `a` or `f`: some containers hold several. LTO-IR
-    is input for a link at run time and counts always, but does not make a container usable by itself alone where
-    others are there that no target can use.
+    For each target the driver takes the cubin of the highest architecture that runs on it, or else compiles the
+    highest PTX that it can. All entries of that architecture are returned, plain, `a` or `f`: some containers hold
+    several. LTO-IR is input for a link at run time. It is returned if any other entry is.
     """
     kept: set[FatbinEntry] = set()
     for target in targets:

@@ -1,4 +1,4 @@
-"""A file written anew from pieces of itself: which bytes stay, where they go, and what is written over them."""
+"""Rewrites a file from ranges of its own content and patches, in a new file that replaces it after a check."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CopyRange", "Rewrite", "apply_rewrite", "replace_content", "replace_file", "write_at"]
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True, slots=True)
 class CopyRange:
-    """A run of bytes of the old file that the new one keeps: from where to where."""
+    """A range of the old file that is copied to the new one."""
 
     old_offset: int
     new_offset: int
@@ -28,26 +30,27 @@ class CopyRange:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """The new file: zeros, the runs over them in order, then the patches in order.
+    """The content of the new file: zeros, then the ranges copied over them, then the patches, each in order.
 
     Attributes:
+        ranges: copied from the old file.
         patches: (offset in the new file, bytes).
     """
 
     bytes_before: int
     bytes_after: int
-    runs: tuple[CopyRange, ...]
+    ranges: tuple[CopyRange, ...]
     patches: tuple[tuple[int, bytes], ...]
 
     @property
     def moved(self) -> tuple[CopyRange, ...]:
-        """The runs that change place."""
-        return tuple(run for run in self.runs if run.old_offset != run.new_offset)
+        """The ranges that change their offset."""
+        return tuple(piece for piece in self.ranges if piece.old_offset != piece.new_offset)
 
     @property
     def zeros(self) -> tuple[tuple[int, int], ...]:
-        """(start, end) of what neither a run nor a patch fills: padding, zero in the new file."""
-        filled = [(run.new_offset, run.new_offset + run.size_bytes) for run in self.runs]
+        """(start, end) of the padding of the new file, which neither a range nor a patch fills."""
+        filled = [(piece.new_offset, piece.new_offset + piece.size_bytes) for piece in self.ranges]
         filled += [(offset, offset + len(patch)) for offset, patch in self.patches]
         gaps: list[tuple[int, int]] = []
         position = 0
@@ -59,22 +62,21 @@ class Rewrite:
 
 
 def apply_rewrite(content: Content, rewrite: Rewrite) -> bytes:
-    """The new file as bytes: the definition that writing it to disk must agree with."""
+    """Returns the new file's content; `replace_file` must write the same bytes."""
     view = memoryview(content)
     written = bytearray(rewrite.bytes_after)
-    for run in rewrite.runs:
-        written[run.new_offset : run.new_offset + run.size_bytes] = view[
-            run.old_offset : run.old_offset + run.size_bytes
-        ]
+    for piece in rewrite.ranges:
+        source = view[piece.old_offset : piece.old_offset + piece.size_bytes]
+        written[piece.new_offset : piece.new_offset + piece.size_bytes] = source
     for offset, patch in rewrite.patches:
         written[offset : offset + len(patch)] = patch
     return bytes(written)
 
 
-def replace_file(path: Path, rewrite: Rewrite, check: Callable[[Path], None]) -> None:
-    """Writes the new file beside the old one, checks it, and renames it over the old one.
+def replace_file(path: Path, rewrite: Rewrite, check: Callable[[Path], _T]) -> _T:
+    """Writes the new file beside the old one, checks it, renames it over the old one, and returns the check's result.
 
-    Owner, mode and times stay. Whatever `check` raises leaves the old file as it was.
+    Owner, mode and times stay. If `check` raises, the old file stays.
     """
     status = path.stat()
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -82,11 +84,11 @@ def replace_file(path: Path, rewrite: Rewrite, check: Callable[[Path], None]) ->
     try:
         with os.fdopen(descriptor, "wb") as target, path.open("rb") as source:
             os.ftruncate(target.fileno(), rewrite.bytes_after)
-            for run in rewrite.runs:
-                _copy(source.fileno(), target.fileno(), run)
+            for piece in rewrite.ranges:
+                _copy(source.fileno(), target.fileno(), piece)
             for offset, patch in rewrite.patches:
                 write_at(target.fileno(), patch, offset)
-        check(temporary)
+        result = check(temporary)
         shutil.copystat(path, temporary)
         os.chown(temporary, status.st_uid, status.st_gid)
         temporary.chmod(status.st_mode & 0o7777)
@@ -95,16 +97,17 @@ def replace_file(path: Path, rewrite: Rewrite, check: Callable[[Path], None]) ->
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    return result
 
 
 def replace_content(path: Path, content: bytes) -> None:
-    """Writes a file anew; owner, mode and times stay, and whoever has it open keeps what it was."""
-    rewrite = Rewrite(bytes_before=path.stat().st_size, bytes_after=len(content), runs=(), patches=((0, content),))
+    """Replaces a file by a new one with this content. Owner, mode and times stay; open handles keep the old content."""
+    rewrite = Rewrite(bytes_before=path.stat().st_size, bytes_after=len(content), ranges=(), patches=((0, content),))
     replace_file(path, rewrite, lambda _: None)
 
 
 def write_at(descriptor: int, content: bytes, offset: int) -> None:
-    """Writes all of `content` at an offset, however many calls that takes."""
+    """Writes all of `content` at an offset, in as many calls as that takes."""
     view = memoryview(content)
     while view:
         written = os.pwrite(descriptor, view, offset)
@@ -112,17 +115,17 @@ def write_at(descriptor: int, content: bytes, offset: int) -> None:
         offset += written
 
 
-def _copy(source: int, target: int, run: CopyRange) -> None:
-    """Copies a run inside the kernel; where the file system cannot, by reading and writing."""
+def _copy(source: int, target: int, piece: CopyRange) -> None:
+    """Copies a range inside the kernel, or by reading and writing if the file system does not support that."""
     offset = 0
-    while offset < run.size_bytes:
-        left = run.size_bytes - offset
+    while offset < piece.size_bytes:
+        left = piece.size_bytes - offset
         try:
-            copied = os.copy_file_range(source, target, left, run.old_offset + offset, run.new_offset + offset)
+            copied = os.copy_file_range(source, target, left, piece.old_offset + offset, piece.new_offset + offset)
         except OSError:
-            chunk = os.pread(source, min(left, 1 << 24), run.old_offset + offset)
-            write_at(target, chunk, run.new_offset + offset)
+            chunk = os.pread(source, min(left, 1 << 24), piece.old_offset + offset)
+            write_at(target, chunk, piece.new_offset + offset)
             copied = len(chunk)
         if copied == 0:
-            raise EOFError(f"{left} bytes are missing at offset {run.old_offset + offset}")
+            raise EOFError(f"{left} bytes are missing at offset {piece.old_offset + offset}")
         offset += copied

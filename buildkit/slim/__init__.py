@@ -1,4 +1,5 @@
-"""The slim: takes out of an installed CUDA environment what the image never uses, and says what it took.
+"""Slims an installed CUDA environment: removes what an image does not use, and records every change.
 
-Standard library only: it runs inside a build stage by bind mount, `PYTHONPATH=/mnt python -m buildkit.slim TREE`.
+It runs in a build stage, where only buildkit/slim, buildkit/binary and buildkit/errors.py are mounted:
+`PYTHONPATH=/mnt python -m buildkit.slim TREE`. It imports only these and the standard library.
 """

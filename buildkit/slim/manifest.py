@@ -1,6 +1,6 @@
-"""What a slim did, as one JSON document (`slim.json`) that stays with the tree.
+"""Records the changes of slimming as one JSON document (`slim.json`) that stays with the tree.
 
-It says nothing about when or where it ran, so the same tree and the same choices give the same bytes.
+It has neither time nor place, so the same tree and the same options give the same bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from buildkit.errors import BuildkitError
+from buildkit.slim.tree import hash_file
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -17,43 +20,68 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMA_VERSION",
     "TOOL_VERSION",
-    "Alteration",
+    "FileChange",
+    "InvalidManifest",
     "Refusal",
     "Removal",
     "SlimManifest",
     "TargetsAlreadyRemoved",
-    "UnknownSlimManifest",
     "continue_from",
+    "describe_change",
     "explain",
     "join",
     "load",
     "save",
 ]
 
-SCHEMA_VERSION: Final = 1
-TOOL_VERSION: Final = "1"
+SCHEMA_VERSION: Final = 2
+TOOL_VERSION: Final = "2"
 
 
-class UnknownSlimManifest(ValueError):
-    """A manifest of another schema, or none at all.
+class InvalidManifest(BuildkitError):
+    """A file that is not a slim manifest of this schema version.
 
     Attributes:
-        path: where it lies.
-        value: the schema version found.
+        path: the file.
+        version: its schema version; None if it has none.
     """
 
-    def __init__(self, path: Path, value: object) -> None:
-        super().__init__(f"{path} has schema_version {value!r}, this tool writes {SCHEMA_VERSION}")
+    exit_code = 2
+
+    def __init__(self, path: Path, version: object) -> None:
+        found = "is not a slim manifest" if version is None else f"has schema_version {version!r}"
+        super().__init__(f"{path} {found}; schema_version {SCHEMA_VERSION} is needed: slim a new installation again")
         self.path = path
-        self.value = value
+        self.version = version
+
+
+class TargetsAlreadyRemoved(BuildkitError):
+    """GPU targets whose code was removed by an earlier run on the same tree.
+
+    Attributes:
+        targets: the targets that are missing.
+        remaining: those that the tree still has code for.
+    """
+
+    exit_code = 2
+
+    def __init__(self, targets: tuple[str, ...], remaining: tuple[str, ...]) -> None:
+        super().__init__(
+            f"GPU code for {', '.join(targets)} was removed from this tree before (left: {', '.join(remaining)}); "
+            "install it again to keep other targets"
+        )
+        self.targets = targets
+        self.remaining = remaining
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """A rule of the files table, and every file that it took out.
+    """The files that one rule removed.
 
     Attributes:
-        removed: path relative to the tree, to its bytes; a sign may stand there now.
+        reason: why an image does not need them.
+        lost: the features that no longer work.
+        removed: path relative to the tree, to its bytes; a placeholder may have that path now.
     """
 
     rule: str
@@ -63,14 +91,14 @@ class Removal:
 
 
 @dataclass(frozen=True, slots=True)
-class Alteration:
-    """A file with other bytes than it was installed with.
+class FileChange:
+    """A file whose content differs from the installed one, or a placeholder.
 
     Attributes:
-        steps: what was done to it, in order: `stub`, `architectures`, `strip`, `record`; or `sign`, which stands for a
-            file that a rule took out and was nothing before.
-        sha256_before: from the distribution's RECORD; None where it gives none.
-        left_out: name of each kind of GPU code taken out (`sm_80`, `compute_120`), to its entries and bytes.
+        steps: the steps that changed it, in order: `stub`, `architectures`, `strip`, `record`; or only `placeholder`,
+            for a file that replaces a removed one (then `bytes_before` is 0).
+        sha256_before: from the distribution's RECORD; None if that has no hash.
+        removed_code: name of each kind of GPU code removed (`sm_80`, `compute_120`), to its entries and bytes.
     """
 
     path: str
@@ -79,12 +107,17 @@ class Alteration:
     bytes_after: int
     sha256_before: str | None
     sha256_after: str
-    left_out: dict[str, tuple[int, int]] = field(default_factory=dict)
+    removed_code: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def is_placeholder(self) -> bool:
+        """Whether the file is a placeholder for a removed one."""
+        return self.steps == ("placeholder",)
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A file left exactly as it was, although a step was to change it."""
+    """A step that left a file unchanged because the file has a feature that it does not support."""
 
     path: str
     step: str
@@ -94,122 +127,138 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class SlimManifest:
-    """The whole result for one tree.
+    """All changes to one tree.
 
     Attributes:
-        bytes_before: sum over its regular files, as installed.
-        targets: the compute capabilities that GPU code was kept for, as `9.0`; None where all is there.
+        bytes_before: sum of its regular files, as installed.
+        targets: the compute capabilities that GPU code was kept for, as `9.0`; None if all code is there.
     """
 
     bytes_before: int
     bytes_after: int
     removals: tuple[Removal, ...]
-    alterations: tuple[Alteration, ...]
+    changes: tuple[FileChange, ...]
     refusals: tuple[Refusal, ...]
     targets: tuple[str, ...] | None = None
     tool_version: str = field(default=TOOL_VERSION)
     schema_version: int = field(default=SCHEMA_VERSION)
 
 
-class TargetsAlreadyRemoved(ValueError):
-    """GPUs asked for whose code an earlier slim of the tree took out.
-
-    Attributes:
-        value: the targets asked for.
-        allowed: those that the tree still holds.
-    """
-
-    def __init__(self, value: tuple[str, ...], allowed: tuple[str, ...]) -> None:
-        super().__init__(f"the tree was slimmed for {', '.join(allowed)}; it cannot serve {', '.join(value)} again")
-        self.value = value
-        self.allowed = allowed
+def describe_change(
+    root: Path,
+    path: str,
+    steps: tuple[str, ...],
+    *,
+    bytes_before: int,
+    sha256_before: str | None,
+    removed_code: dict[str, tuple[int, int]] | None = None,
+) -> FileChange:
+    """Returns the entry for a file below `root` that was changed, with its present size and hash."""
+    return FileChange(
+        path=path,
+        steps=steps,
+        bytes_before=bytes_before,
+        bytes_after=(root / path).stat().st_size,
+        sha256_before=sha256_before,
+        sha256_after=hash_file(root / path),
+        removed_code=removed_code or {},
+    )
 
 
 def load(path: Path) -> SlimManifest:
     """Reads a manifest.
 
     Raises:
-        UnknownSlimManifest: the file is of another schema.
+        InvalidManifest: the file is not a manifest of this schema version.
     """
-    document = json.loads(path.read_text("utf-8"))
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InvalidManifest(path, None) from error
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:
-        raise UnknownSlimManifest(path, version)
+        raise InvalidManifest(path, version)
     return SlimManifest(
         bytes_before=document["bytes_before"],
         bytes_after=document["bytes_after"],
         removals=tuple(Removal(**row) for row in document["removals"]),
-        alterations=tuple(_alteration(row) for row in document["alterations"]),
+        changes=tuple(_file_change(row) for row in document["changes"]),
         refusals=tuple(Refusal(**row) for row in document["refusals"]),
         targets=tuple(document["targets"]) if document["targets"] is not None else None,
         tool_version=document["tool_version"],
     )
 
 
-def _alteration(row: dict[str, Any]) -> Alteration:
-    left_out = {name: (count, size_bytes) for name, (count, size_bytes) in row["left_out"].items()}
-    return Alteration(**{**row, "steps": tuple(row["steps"]), "left_out": left_out})
+def _file_change(row: dict[str, Any]) -> FileChange:
+    removed_code = {name: (count, size_bytes) for name, (count, size_bytes) in row["removed_code"].items()}
+    return FileChange(**{**row, "steps": tuple(row["steps"]), "removed_code": removed_code})
 
 
 def save(manifest: SlimManifest, path: Path) -> None:
-    """Writes a manifest, the same bytes for the same value."""
+    """Writes a manifest; the same manifest gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True) + "\n", "utf-8")
 
 
 def continue_from(earlier: SlimManifest, now: SlimManifest, *, present: dict[str, int]) -> SlimManifest:
-    """One manifest for a tree that was slimmed before and is slimmed again: what it was at first, what it is now.
+    """Returns one manifest for a tree that was slimmed several times: its first state compared with the present one.
 
     Args:
-        earlier: the manifest of the slim before.
-        now: the manifest of this one.
-        present: path to bytes of every file that the tree holds now; what an earlier slim says of a file that has
-            other bytes now (it was installed anew) is left out.
+        earlier: the manifest of the earlier runs.
+        now: the manifest of this run.
+        present: path to bytes of every file in the tree. Entries of `earlier` for a file with another size now are
+            dropped: the file was installed again.
     """
-    removals = {removal.rule: dict(removal.removed) for removal in earlier.removals}
-    texts = {removal.rule: removal for removal in (*earlier.removals, *now.removals)}
-    for removal in now.removals:
-        removals.setdefault(removal.rule, {}).update(removal.removed)
-    altered = {old.path: old for old in earlier.alterations}
-    for new in now.alterations:
-        old = altered.get(new.path)
-        is_sign = new.steps == ("sign",)  # what it stands for is gone, whatever was done to it before
-        if old is not None and old.sha256_after == new.sha256_before and not is_sign:
-            steps = (*old.steps, *(step for step in new.steps if step not in old.steps))
-            new = dataclasses.replace(  # noqa: PLW2901 - the same alteration, begun earlier
-                new,
-                steps=steps,
-                bytes_before=old.bytes_before,
-                sha256_before=old.sha256_before,
-                left_out=_added(old.left_out, new.left_out),
-            )
-        altered[new.path] = new
-    alterations = tuple(
-        alteration for path, alteration in sorted(altered.items()) if present.get(path) == alteration.bytes_after
-    )
-    still = present.keys() - {alteration.path for alteration in alterations if alteration.steps == ("sign",)}
-    kept = tuple(
-        dataclasses.replace(
-            texts[rule], removed={path: size for path, size in sorted(files.items()) if path not in still}
-        )
-        for rule, files in removals.items()
-    )
-    saved_bytes = sum(change.bytes_before - change.bytes_after for change in alterations) + sum(
-        sum(removal.removed.values()) for removal in kept
-    )
+    changes = _continued_changes(earlier, now, present)
+    removals = _continued_removals(earlier, now, present.keys() - {c.path for c in changes if c.is_placeholder})
+    saved_bytes = sum(change.bytes_before - change.bytes_after for change in changes)
+    saved_bytes += sum(sum(removal.removed.values()) for removal in removals)
     return dataclasses.replace(
         now,
         bytes_before=now.bytes_after + saved_bytes,
-        removals=tuple(removal for removal in kept if removal.removed),
-        alterations=alterations,
+        removals=removals,
+        changes=changes,
         targets=now.targets if now.targets is not None else earlier.targets,
     )
 
 
-def join(manifests: Sequence[SlimManifest]) -> SlimManifest:
-    """One manifest for trees that are merged into one: a file is in one of them only.
+def _continued_changes(earlier: SlimManifest, now: SlimManifest, present: dict[str, int]) -> tuple[FileChange, ...]:
+    """Returns the changes of all runs, one for each file; a placeholder replaces the earlier changes of its file."""
+    changes = {old.path: old for old in earlier.changes}
+    for new in now.changes:
+        old = changes.get(new.path)
+        if old is None or old.sha256_after != new.sha256_before or new.is_placeholder:
+            changes[new.path] = new
+        else:
+            changes[new.path] = dataclasses.replace(
+                new,
+                steps=(*old.steps, *(step for step in new.steps if step not in old.steps)),
+                bytes_before=old.bytes_before,
+                sha256_before=old.sha256_before,
+                removed_code=_added(old.removed_code, new.removed_code),
+            )
+    return tuple(change for path, change in sorted(changes.items()) if present.get(path) == change.bytes_after)
 
-    Its targets are those that every tree still serves.
+
+def _continued_removals(earlier: SlimManifest, now: SlimManifest, present: set[str]) -> tuple[Removal, ...]:
+    """Returns the removals of all runs, one for each rule, without the files that are present again."""
+    removed: dict[str, dict[str, int]] = {}
+    for removal in (*earlier.removals, *now.removals):
+        removed.setdefault(removal.rule, {}).update(removal.removed)
+    latest = {removal.rule: removal for removal in (*earlier.removals, *now.removals)}
+    removals = (
+        dataclasses.replace(
+            latest[rule], removed={path: size for path, size in sorted(files.items()) if path not in present}
+        )
+        for rule, files in removed.items()
+    )
+    return tuple(removal for removal in removals if removal.removed)
+
+
+def join(manifests: Sequence[SlimManifest]) -> SlimManifest:
+    """Returns one manifest for trees that are merged; each file must be in one of them only.
+
+    Its targets are those that every tree has code for.
     """
     removals: dict[str, Removal] = {}
     for removal in (removal for manifest in manifests for removal in manifest.removals):
@@ -218,47 +267,46 @@ def join(manifests: Sequence[SlimManifest]) -> SlimManifest:
         removals[removal.rule] = dataclasses.replace(removal, removed=removed)
     pruned = [set(manifest.targets) for manifest in manifests if manifest.targets is not None]
     targets = sorted(set.intersection(*pruned), key=float) if pruned else None
-    changes = [change for manifest in manifests for change in manifest.alterations]
+    changes = [change for manifest in manifests for change in manifest.changes]
     return SlimManifest(
         bytes_before=sum(manifest.bytes_before for manifest in manifests),
         bytes_after=sum(manifest.bytes_after for manifest in manifests),
         removals=tuple(removals[rule] for rule in sorted(removals)),
-        alterations=tuple(sorted(changes, key=lambda change: change.path)),
+        changes=tuple(sorted(changes, key=lambda change: change.path)),
         refusals=tuple(refusal for manifest in manifests for refusal in manifest.refusals),
         targets=None if targets is None else tuple(targets),
     )
 
 
 def explain(manifest: SlimManifest, name: str) -> tuple[str, ...]:
-    """What was done to everything of this name (a package, a library, a part of a path), a line each by rule or file.
+    """Returns a line for each rule and each change that affects a name: a package, a library or a part of a path.
 
-    It answers the error of whoever misses it: `No module named 'triton'`, `libcusolver.so.12: cannot open`.
+    It explains errors such as `No module named 'triton'` and `libcusolver.so.12: cannot open`.
     """
     lines = [
-        f"{removal.rule} took {len(found)} files out ({sum(removal.removed[path] for path in found):,} bytes), such as "
+        f"{removal.rule} removed {len(found)} files ({sum(removal.removed[path] for path in found):,} bytes), such as "
         f"{found[0]}: {removal.reason}. Lost: {removal.lost}."
         for removal in manifest.removals
         if (found := [path for path in removal.removed if _names(path, name)])
     ]
-    for change in manifest.alterations:
+    for change in manifest.changes:
         if _names(change.path, name) and change.steps != ("record",):
-            code = ", ".join(f"{count} of {kind}" for kind, (count, _) in sorted(change.left_out.items()))
-            what = (
-                f"{change.path}: {', '.join(change.steps)}, {change.bytes_before:,} bytes became {change.bytes_after:,}"
-            )
-            lines.append(f"{what}; without {code}" if code else what)
+            code = ", ".join(f"{count} of {kind}" for kind, (count, _) in sorted(change.removed_code.items()))
+            sizes = f"{change.bytes_before:,} bytes before, {change.bytes_after:,} after"
+            line = f"{change.path}: {', '.join(change.steps)}; {sizes}"
+            lines.append(f"{line}; removed GPU code: {code}" if code else line)
     return tuple(lines)
 
 
 def _names(path: str, name: str) -> bool:
-    """Whether a name is a component of a path, the start of one up to a dot, or several components."""
+    """Returns whether a name is a component of a path, several components, or a library's name without `.so`."""
     wanted = name.strip("/").replace(".", "/") if "/" not in name and ".so" not in name else name.strip("/")
     components = path.split("/")
     return f"/{wanted}/" in f"/{path}/" or any(part.split(".so")[0] == wanted or part == name for part in components)
 
 
 def _added(left: dict[str, tuple[int, int]], right: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    """Entries and bytes by name, summed."""
+    """Returns the sums of entries and bytes by name."""
     names = sorted({*left, *right})
     none = (0, 0)
     return {

@@ -1,4 +1,4 @@
-"""An installed tree: its files, its site-packages folders, and the RECORD of each distribution in them.
+"""Reads and updates an installed tree: its files, its site-packages folders, and the RECORD of each distribution.
 
 RECORD is the list of installed files with hash and size (PyPA specification "Recording installed projects").
 """
@@ -16,27 +16,30 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from buildkit.binary.rewrite import replace_content
+from buildkit.errors import BuildkitError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["InstalledFile", "NotATree", "Tree", "hash_file", "read_tree", "remove_files", "update_records"]
+__all__ = ["InstalledFile", "NotInstalledTree", "Tree", "hash_file", "read_tree", "remove_files", "update_records"]
 
-# Where a distribution may lie: in the tree itself or where a virtual environment has it. Nowhere deeper, so that a
-# wrong folder (one that has an environment somewhere below) is refused instead of slimmed.
+# Distributions are in the tree itself or in the site-packages of a virtual environment. They are not searched for
+# deeper, so that a wrong folder (for example a project with an environment below it) is refused.
 _RECORD: Final = re.compile(r"(?:lib/python3\.\d+/site-packages/)?[^/]+\.dist-info/RECORD")
 _HASH_CHUNK_BYTES: Final = 1 << 20
 
 
-class NotATree(ValueError):
-    """A folder without installed distributions, or one that must not be slimmed.
+class NotInstalledTree(BuildkitError):
+    """A folder that is neither a virtual environment nor a site-packages folder.
 
     Attributes:
-        path: the folder given.
+        path: the folder.
     """
 
-    def __init__(self, path: Path, why: str) -> None:
-        super().__init__(f"{path} is neither a virtual environment nor a site-packages folder: {why}")
+    exit_code = 2
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} is neither a virtual environment nor a site-packages folder: {reason}")
         self.path = path
 
 
@@ -54,9 +57,9 @@ class Tree:
     """Everything below a root, sorted by path.
 
     Attributes:
-        sites: the site-packages folders, relative to the root; `.` where the root is one itself.
-        records: the RECORD of each distribution in them; copies that packages vendor are files like any other.
-        recorded: path to the SHA-256 (hexadecimal) that its distribution's RECORD gives.
+        sites: the site-packages folders, relative to the root; `.` if the root is one itself.
+        records: the RECORD of each distribution in them; not those of distributions that packages vendor.
+        recorded: path to the SHA-256 (hexadecimal) in its distribution's RECORD.
     """
 
     root: Path
@@ -66,7 +69,7 @@ class Tree:
     recorded: Mapping[str, str]
 
     def by_site(self) -> Iterator[tuple[str, list[str]]]:
-        """(folder, paths inside it) for each site-packages, and (`.`, paths) for what lies in none."""
+        """Yields (folder, paths inside it) for each site-packages folder, and (`.`, paths) for the other files."""
         rest = [file.path for file in self.files]
         for site in sorted(self.sites, key=len, reverse=True):
             prefix = "" if site == "." else f"{site}/"
@@ -77,19 +80,19 @@ class Tree:
 
 
 def read_tree(root: Path, *, ignored: Path | None = None) -> Tree:
-    """Lists a tree and reads its RECORD files; `ignored` is a file that is no part of it wherever it lies.
+    """Lists a tree and reads its RECORD files; `ignored` is a file that does not belong to it, even if it is inside.
 
     Raises:
-        NotATree: it holds no distribution where a virtual environment or a site-packages folder has them.
+        NotInstalledTree: it is neither a virtual environment nor a site-packages folder.
     """
     if not root.is_dir() or root.resolve() == Path("/"):
-        raise NotATree(root, "not a folder of its own")
+        raise NotInstalledTree(root, "it is not a folder, or it is /")
     listed = sorted(_walk(root, ""), key=lambda file: file.path)
-    left_out = None if ignored is None else os.path.relpath(ignored.resolve(), root.resolve())
-    files = tuple(file for file in listed if file.path != left_out)
+    ignored_path = None if ignored is None else os.path.relpath(ignored.resolve(), root.resolve())
+    files = tuple(file for file in listed if file.path != ignored_path)
     records = tuple(file.path for file in files if _RECORD.fullmatch(file.path))
     if not records:
-        raise NotATree(root, "no distribution lies in it or in its lib/python3.*/site-packages")
+        raise NotInstalledTree(root, "there is no distribution in it or in its lib/python3.*/site-packages")
     sites = {str(PurePosixPath(record).parent.parent) for record in records}
     recorded: dict[str, str] = {}
     for record in records:
@@ -101,7 +104,7 @@ def read_tree(root: Path, *, ignored: Path | None = None) -> Tree:
 
 
 def remove_files(root: Path, paths: list[str]) -> None:
-    """Deletes files, and the folders that this leaves empty."""
+    """Deletes files, and the folders that become empty."""
     emptied: set[Path] = set()
     for path in paths:
         (root / path).unlink()
@@ -114,17 +117,17 @@ def remove_files(root: Path, paths: list[str]) -> None:
 
 
 def update_records(tree: Tree, *, removed: set[str], changed: Mapping[str, tuple[str, int]]) -> dict[str, str]:
-    """Takes removed files out of each RECORD and writes the new hash and size of changed ones.
+    """Deletes removed files from each RECORD, and writes the new hash and size of changed ones.
 
-    Lines that do not change stay byte for byte.
+    Other lines stay byte for byte.
 
     Args:
-        tree: as it was before the change.
-        removed: paths that are gone.
+        tree: the tree before the change.
+        removed: paths of deleted files.
         changed: path to (SHA-256 in hexadecimal, bytes).
 
     Returns:
-        The RECORD files rewritten, each with the SHA-256 of what it was.
+        The RECORD files that were rewritten, each with the SHA-256 of its old content.
     """
     rewritten: dict[str, str] = {}
     for record in tree.records:
@@ -138,7 +141,7 @@ def update_records(tree: Tree, *, removed: set[str], changed: Mapping[str, tuple
 
 
 def hash_file(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """Returns the SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(_HASH_CHUNK_BYTES):
@@ -158,7 +161,7 @@ def _walk(root: Path, prefix: str) -> Iterator[InstalledFile]:
 
 
 def _installed_path(record: str, row_path: str) -> str:
-    """The path below the tree that a row of a RECORD means; one that leaves the tree keeps its `..`."""
+    """Returns the path below the tree for a row of a RECORD; a path outside the tree keeps its `..`."""
     site = record.rsplit("/", 2)[0] if record.count("/") > 1 else ""
     path = f"{site}/{row_path}" if site else row_path
     return os.path.normpath(path) if ".." in row_path else path

@@ -1,1 +1,1 @@
-"""Prunes and strips one shared library, and checks the result against the original."""
+"""Removes GPU code and symbols from one shared library, and checks the result against the original."""

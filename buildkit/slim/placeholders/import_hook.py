@@ -1,56 +1,52 @@
-"""Tells whoever imports a module that the slim took out which rule it was, instead of only that there is none.
+"""Explains failed imports of removed modules: the error names the slim rule, and not only the missing module.
 
-Copied into the site-packages of a slimmed tree, with its table behind it, and started by a .pth file: the one way that
-works in every interpreter (Debian's has a `sitecustomize` of its own, which hides the environment's). It stands last
-among the finders, so it costs nothing until an import has failed, and then changes the text of the error only: its
-type and name stay, so whoever tries an optional module and does without it still does. Who asks without importing
-(importlib.util.find_spec, pkgutil) is told as ever that there is nothing.
+This file is copied into the site-packages of a slimmed tree, with its tables appended, and started by a .pth file. (A
+`sitecustomize` module would not do: Debian's Python has its own, which hides the environment's.) The finder is the last
+one, so it costs nothing until an import fails. It changes only the text of the error, so programs that try an optional
+module and continue without it still do. Queries without an import (importlib.util.find_spec, pkgutil) find nothing, as
+before.
 """
 
 from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # as in `typing`, which no interpreter should have to load at its start for this
+TYPE_CHECKING = False  # a constant, because importing `typing` would slow down every start of the interpreter
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from types import ModuleType
 
-__all__ = ["LeftOut", "install"]
+__all__ = ["RemovedModuleFinder", "install"]
 
 
-class LeftOut:
-    """A finder that finds nothing.
+class RemovedModuleFinder:
+    """A finder that finds no module, and raises an explanation for removed ones.
 
     Attributes:
-        rules: module or package that is gone -> the rule that took it.
-        lost: rule -> what is lost by it.
+        rules: removed module or package -> the rule that removed it.
+        messages: rule -> the end of the error message.
     """
 
-    def __init__(self, rules: Mapping[str, str], lost: Mapping[str, str]) -> None:
-        """Takes the table."""
+    def __init__(self, rules: Mapping[str, str], messages: Mapping[str, str]) -> None:
+        """Stores the tables."""
         self.rules = rules
-        self.lost = lost
+        self.messages = messages
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
-        """Raises for an import of what the table holds; finds nothing else either."""
+        """Raises ModuleNotFoundError for the import of a removed module, and otherwise finds nothing."""
         del path, target
-        # CPython 3.11 to 3.14: find_spec <- _find_spec <- _find_and_load_unlocked, which would raise without us.
-        if sys._getframe(2).f_code.co_name != "_find_and_load_unlocked":  # noqa: SLF001 - no other way to know
+        # CPython 3.11 to 3.14: find_spec <- _find_spec <- _find_and_load_unlocked, which raises if nothing is found.
+        if sys._getframe(2).f_code.co_name != "_find_and_load_unlocked":  # noqa: SLF001 - there is no public way
             return
-        wanted = name
-        while wanted:
-            rule = self.rules.get(wanted)
+        package = name
+        while package:
+            rule = self.rules.get(package)
             if rule is not None:
-                message = (
-                    f"No module named {name!r}: this installation leaves it out (slim rule {rule}). "
-                    f"Lost by that rule: {self.lost[rule]}."
-                )
-                raise ModuleNotFoundError(message, name=name)
-            wanted = wanted.rpartition(".")[0]
+                raise ModuleNotFoundError(f"No module named {name!r}: {self.messages[rule]}", name=name)
+            package = package.rpartition(".")[0]
 
 
-def install(rules: Mapping[str, str], lost: Mapping[str, str]) -> None:
-    """Puts the finder last, once."""
-    if not any(type(finder).__name__ == LeftOut.__name__ for finder in sys.meta_path):
-        sys.meta_path.append(LeftOut(rules, lost))
+def install(rules: Mapping[str, str], messages: Mapping[str, str]) -> None:
+    """Appends the finder to `sys.meta_path`, if it is not there."""
+    if not any(type(finder).__name__ == RemovedModuleFinder.__name__ for finder in sys.meta_path):
+        sys.meta_path.append(RemovedModuleFinder(rules, messages))

@@ -1,67 +1,49 @@
-"""The table by which a slimmed installation says which rule took a module out, and the files that say it."""
+"""Writes the Python placeholders: modules that raise on import, and packages that raise when a name is used."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from buildkit.slim.placeholders.kinds import removal_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from buildkit.slim.manifest import SlimManifest
-
-__all__ = ["MODULE", "missing_modules", "write_messages"]
-
-MODULE: Final = "slim_messages"
-"""What the module is called in site-packages; `slim_messages.pth` starts it."""
-_FINDER: Final = Path(__file__).with_name("import_hook.py")
-_SITE: Final = re.compile(r"(?:lib/python3\.\d+/site-packages/)?")
-_EXTENSION: Final = re.compile(r"\.(?:py|(?:cpython-\w+-[\w-]+|abi3)\.so|so)$")
+    from buildkit.slim.placeholders.kinds import RemovalRule
 
 
-def missing_modules(manifest: SlimManifest, kept: Iterable[str]) -> dict[str, str]:
-    """The modules and packages that are gone, each with the rule that took most of it.
+__all__ = ["module_placeholder", "package_placeholder"]
 
-    Of a package that is gone whole, the package only.
+_PACKAGE_TEMPLATE: Final = Path(__file__).with_name("package.py")
+_NAMES: Final = re.compile(rb"^__all__ = \[(.*?)\]", re.MULTILINE | re.DOTALL)
+_NAME: Final = re.compile(rb"""["'](\w+)["']""")
+
+
+def module_placeholder(sources: Iterable[bytes], folder: str, rule: RemovalRule) -> bytes:
+    """Returns a module with the names that these modules of a folder export; importing it raises."""
+    names = sorted({name.decode() for source in sources for name in _exported(source)})
+    message = removal_message(folder.replace("/", "."), rule.name, rule.lost)
+    listed = ", ".join(f'"{name}"' for name in names)
+    return (
+        f'"""Placeholder for removed modules."""\n\n__all__ = [{listed}]\n\n'
+        f"raise ModuleNotFoundError({message!r}, name=__name__)\n"
+    ).encode()
+
+
+def package_placeholder(package: str, rule: RemovalRule) -> bytes:
+    """Returns a package with every name; calling one raises.
 
     Args:
-        manifest: what was taken out.
-        kept: paths of what is installed still, relative to the tree.
+        package: one of the rule's `placeholder_packages`, as a path.
+        rule: the rule that removes it.
     """
-    left = {folder for path in kept for folder in _folders(_SITE.sub("", path, count=1))}
-    taken: dict[str, Counter[str]] = {}
-    for removal in manifest.removals:
-        for path, size_bytes in removal.removed.items():
-            inside = _SITE.sub("", path, count=1)
-            module = _EXTENSION.sub("", inside)
-            if (
-                module == inside
-                or "__pycache__" in inside
-                or not all(part.isidentifier() for part in module.split("/"))
-            ):
-                continue
-            gone = next((folder for folder in _folders(inside) if folder not in left), module)
-            name = gone.replace("/", ".").removesuffix(".__init__")
-            taken.setdefault(name, Counter())[removal.rule] += size_bytes
-    return {name: rules.most_common(1)[0][0] for name, rules in sorted(taken.items())}
+    prefix = f"{package}/"
+    parts = tuple(part.removeprefix(prefix) for part in rule.placeholder_packages if part.startswith(prefix))
+    constants = f"\n\nMESSAGE = {removal_message('', rule.name, rule.lost)!r}\nPARTS = {parts!r}\n"
+    return _PACKAGE_TEMPLATE.read_bytes() + constants.encode()
 
 
-def write_messages(manifest: SlimManifest, site: Path, kept: Iterable[str]) -> None:
-    """Writes the module and the .pth file that starts it into a site-packages folder."""
-    missing = missing_modules(manifest, kept)
-    lost = {removal.rule: removal.lost for removal in manifest.removals if removal.rule in set(missing.values())}
-    rows = "".join(f"        {module!r}: {rule!r},\n" for module, rule in missing.items())
-    texts = "".join(f"        {rule!r}: {text!r},\n" for rule, text in sorted(lost.items()))
-    site.mkdir(parents=True, exist_ok=True)
-    finder = _FINDER.read_text("utf-8")
-    table = f"\n\ninstall(\n    {{\n{rows}    }},\n    {{\n{texts}    }},\n)\n"
-    (site / f"{MODULE}.py").write_text(finder + table, "utf-8")
-    (site / f"{MODULE}.pth").write_text(f"import {MODULE}\n", "utf-8")
-
-
-def _folders(path: str) -> list[str]:
-    """The folders that a path lies in, outermost first."""
-    parts = path.split("/")[:-1]
-    return ["/".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+def _exported(source: bytes) -> list[bytes]:
+    return [name for listed in _NAMES.findall(source) for name in _NAME.findall(listed)]

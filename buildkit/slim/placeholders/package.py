@@ -1,28 +1,28 @@
-"""A package that is gone, for what imports names from it at its start: it has every name, and says so when one is used.
+"""Placeholder for a removed package: every name can be imported from it, and using one raises an ImportError.
 
-Copied into the site-packages of a slimmed tree by signs.py, as each of a rule's `demanded` packages, with its two
-constants behind it. What imports a name and does nothing with it but tests of type is served; what calls it or looks
-into it gets an ImportError with the name and the rule.
+This file is copied into the site-packages of a slimmed tree, with its two constants appended, for each of a rule's
+`placeholder_packages`. A program that only imports names and uses them in type tests works. Calling a name, or reading
+an attribute of it, raises an ImportError with the name and the rule.
 """
 
 from __future__ import annotations
 
 import importlib
 
-WHERE = ""  # what the error says of a name
-PARTS: tuple[str, ...] = ()  # the modules inside that are such packages too
+MESSAGE = ""  # the error message, without the name
+PARTS: tuple[str, ...] = ()  # the modules inside that have placeholders too
 
-__version__ = "0"  # so that whoever asks for a version at least does without
+__version__ = "0"  # lower than any version that a program requires
 
 
-class _LeftOut(type):
-    """The kind of every name: a class, so that it can be tested for, derived from and used in an annotation."""
+class _RemovedName(type):
+    """The type of every name: a metaclass, so that names can be used in isinstance, as bases and in annotations."""
 
-    said_of: str
+    full_name: str
 
     def __call__(cls, *args: object, **kwargs: object) -> object:
         del args, kwargs
-        raise ImportError(f"{cls.said_of}{WHERE}", name=__name__)
+        raise ImportError(f"{cls.full_name}{MESSAGE}", name=__name__)
 
     def __getattr__(cls, name: str) -> object:
         if name.startswith("__"):
@@ -36,5 +36,5 @@ def __getattr__(name: str) -> object:
     if name.startswith("__"):
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    given = _LeftOut(name, (), {"__module__": __name__, "said_of": f"{__name__}.{name}"})
-    return globals().setdefault(name, given)
+    removed = _RemovedName(name, (), {"__module__": __name__, "full_name": f"{__name__}.{name}"})
+    return globals().setdefault(name, removed)

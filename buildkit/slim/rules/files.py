@@ -1,7 +1,7 @@
-"""Which installed files fall under which rule of the table.
+"""Matches installed files with the rules that remove them.
 
-Folders that hold Python modules, such as `tests`, stay where anything outside them imports them: that is looked up
-in the sources and entry points of the tree itself, not in a list kept by hand. Bytecode goes with its source.
+A folder of Python modules such as `tests` stays if a module outside imports it: the sources and entry points of the
+tree are searched for imports. Bytecode is removed with its source.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ast
 import re
 from typing import TYPE_CHECKING, Final
 
-from buildkit.slim.rules.import_list import imported_paths, is_as_traced
+from buildkit.slim.rules.import_list import has_recorded_versions, imported_paths
 from buildkit.slim.rules.rule_sets import RULES
 
 if TYPE_CHECKING:
@@ -22,28 +22,29 @@ if TYPE_CHECKING:
 __all__ = ["is_left_uncompiled", "match_files"]
 
 _GUARDED_FOLDERS: Final = frozenset(folder for rule in RULES if rule.is_imported_kept for folder in rule.folders)
-# What says which distribution it was and under which licence; licences lie there under the names of source folders.
+# Folders with a distribution's metadata and licences, which no rule removes. Licences lie in folders named like those
+# of sources.
 _METADATA: Final = ".dist-info"
 # Sources that load their stubs at run time (the lazy_loader package: `attach_stub` reads the .pyi beside the module).
 _READS_ITS_STUB: Final = b"attach_stub"
-# An import statement at any indentation, with what its parentheses hold: a cheap look before parsing.
+# An import statement at any indentation, with the names in its parentheses: a fast test before parsing.
 _IMPORT: Final = re.compile(
     rb"^[ \t]*((?:from[ \t]+[.\w]+[ \t]+import|import)[ \t]+(?:\([^)]*\)|[^\n(]*))", re.MULTILINE
 )
 _WORD: Final = re.compile(rb"\w+")
-# Up to this many, looking for each in every source is faster than finding its import statements (measured).
+# Up to this many words, searching every source for each is faster than finding its import statements (measured).
 _FEW_WORDS: Final = 8
-# Entry points that only a test suite loads: networkx drops its `nx_loopback` backend before it looks at the others
-# (networkx 3.7, networkx/utils/backends.py, `_get_backends`).
+# Entry points that only a test suite loads: networkx ignores its `nx_loopback` backend otherwise (networkx 3.7,
+# networkx/utils/backends.py, `_get_backends`).
 _TEST_ENTRY_POINTS: Final = frozenset({"networkx.classes.tests.dispatch_interface"})
 _ENTRY_POINT: Final = re.compile(r"^[^#=\n]+=\s*([\w.]+)", re.MULTILINE)
 
 
 def match_files(root: Path, paths: Sequence[str], rules: Iterable[Rule]) -> dict[str, Rule]:
-    """Which of the files below `root` fall under a rule: path to the first rule that names it.
+    """Returns the files below `root` that are removed: path to the first rule that claims it.
 
     Args:
-        root: a site-packages folder, or the tree for the files outside any.
+        root: a site-packages folder, or the tree for the files outside all of them.
         paths: every file below it, relative, with `/`.
         rules: the rules in the order in which they claim files.
     """
@@ -56,9 +57,10 @@ def match_files(root: Path, paths: Sequence[str], rules: Iterable[Rule]) -> dict
         if claiming is not None and not path.partition("/")[0].endswith(_METADATA):
             matched[path] = claiming
     _keep_imported(root, installed, matched)
-    if any(rule.is_traced for rule in rules) and not is_as_traced(installed):
+    if any(rule.keeps_imported for rule in rules) and not has_recorded_versions(installed):
         _keep_loaded(root, installed, matched)
-        rules = tuple(rule for rule in rules if not rule.is_bytecode_only)  # whose list is of other versions
+        # Rules for bytecode remove every module that is not listed, and the list is of other versions.
+        rules = tuple(rule for rule in rules if not rule.is_bytecode_only)
     _keep_stubs_read_at_run_time(root, matched)
     for path, source in compiled.items():
         claiming = matched.get(source) or next((rule for rule in rules if is_left_uncompiled(source, [rule])), None)
@@ -68,12 +70,12 @@ def match_files(root: Path, paths: Sequence[str], rules: Iterable[Rule]) -> dict
 
 
 def is_left_uncompiled(path: str, rules: Iterable[Rule]) -> bool:
-    """Whether a rule leaves out the bytecode of this source, which itself stays."""
+    """Returns whether a rule removes the bytecode of this source, which itself stays."""
     return any(rule.is_bytecode_only and rule.claims(path) for rule in rules)
 
 
 def _source_of(path: str) -> str | None:
-    """The source that a file in `__pycache__` is the bytecode of (PEP 3147); None for any other file."""
+    """Returns the source of a file in `__pycache__` (PEP 3147); None for any other file."""
     folder, _, name = path.rpartition("/")
     if not name.endswith(".pyc") or folder.rpartition("/")[2] != "__pycache__":
         return None
@@ -81,7 +83,7 @@ def _source_of(path: str) -> str | None:
 
 
 def _keep_imported(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -> None:
-    """Gives back the folders and modules that code outside of them imports, of rules that ask for it."""
+    """Keeps the folders and modules that modules outside of them import, for rules with `is_imported_kept`."""
     guarded: dict[str, list[str]] = {}
     for path, rule in matched.items():
         if rule.is_imported_kept:
@@ -89,7 +91,7 @@ def _keep_imported(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -
     if not guarded:
         return
     words = {name.rsplit(".", 1)[-1].encode() for name in guarded}
-    # What is given back imports in its turn, so this goes on until nothing is.
+    # The modules that are kept import others, so this is repeated until no more are kept.
     importers = [path for path in paths if path not in matched]
     while importers and guarded:
         reached = _with_parents(set().union(*(_imported_by(root, path, words) for path in importers)))
@@ -99,11 +101,11 @@ def _keep_imported(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -
 
 
 def _keep_loaded(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -> None:
-    """Gives back the modules that those which are imported anyway import when they load, of rules that ask for it."""
+    """Keeps the modules that the listed modules import when they load, for rules with `keeps_imported`."""
     pending = list(imported_paths().intersection(paths).difference(matched))
-    unread: dict[str, set[str]] = {}  # module to what it is made of: a source, a package's, an extension for a Python
+    unread: dict[str, set[str]] = {}  # module to its files: a source, a package's source, extension modules
     for path in set(paths).difference(pending):
-        if path.endswith((".py", ".so")) and (path not in matched or matched[path].is_traced):
+        if path.endswith((".py", ".so")) and (path not in matched or matched[path].keeps_imported):
             unread.setdefault(_module_name(path), set()).add(path)
     while pending:
         path = pending.pop()
@@ -117,14 +119,14 @@ def _keep_loaded(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -> 
 
 
 def _module_name(path: str) -> str:
-    """`a.b` for `a/b.py`, `a/b/__init__.py` and `a/b.cpython-313-x86_64-linux-gnu.so`."""
+    """Returns `a.b` for `a/b.py`, `a/b/__init__.py` and `a/b.cpython-313-x86_64-linux-gnu.so`."""
     folder, _, name = path.rpartition("/")
     module = name.partition(".")[0]
     return ".".join([*folder.split("/"), *([] if module == "__init__" else [module])]).lstrip(".")
 
 
 def _imported_by(root: Path, path: str, words: set[bytes]) -> set[str]:
-    """The modules that a file makes importable or imports, if any of them may be called one of these words."""
+    """Returns the modules that a source imports or entry points name; none if no import has one of these words."""
     if path.endswith(".dist-info/entry_points.txt"):
         return set(_ENTRY_POINT.findall((root / path).read_text("utf-8", "replace"))) - _TEST_ENTRY_POINTS
     if not path.endswith(".py"):
@@ -138,7 +140,7 @@ def _imported_by(root: Path, path: str, words: set[bytes]) -> set[str]:
 
 
 def _module_root(path: str) -> str:
-    """The dotted name of what stays or goes as a whole: the outermost folder that a rule names, or the module."""
+    """Returns the dotted name of the outermost folder that a rule names, or of the module; it stays as one unit."""
     parts = path.removesuffix(".py").split("/")
     for depth, part in enumerate(parts[:-1], start=1):
         if part in _GUARDED_FOLDERS:
@@ -147,7 +149,7 @@ def _module_root(path: str) -> str:
 
 
 def _with_parents(modules: Iterable[str]) -> set[str]:
-    """The modules, and the packages that importing each of them imports before it."""
+    """Returns the modules and their parent packages, which importing them imports first."""
     return {
         ".".join(parts[:depth])
         for parts in (module.split(".") for module in modules)
@@ -156,16 +158,16 @@ def _with_parents(modules: Iterable[str]) -> set[str]:
 
 
 def _imports(source: bytes, path: str) -> set[str]:
-    """Every dotted name that importing this module could import, relative ones resolved.
+    """Returns every dotted name that importing this module could import, with relative names resolved.
 
-    Imports inside functions do not count: in packages' `test()` functions they are what the rule takes away. Nor do
-    those for type checkers only.
+    Imports inside functions are ignored: a package's `test()` function imports the tests that a rule removes. Imports
+    for type checkers are ignored too.
     """
     package = path.split("/")[:-1]
     try:
         pending: list[ast.AST] = list(ast.parse(source).body)
     except (SyntaxError, ValueError):
-        return set()  # nothing can import it either
+        return set()  # it cannot be imported
     names: set[str] = set()
     while pending:
         node = pending.pop()
@@ -184,6 +186,7 @@ def _imports(source: bytes, path: str) -> set[str]:
 
 
 def _keep_stubs_read_at_run_time(root: Path, matched: dict[str, Rule]) -> None:
+    """Keeps the type stubs that their module reads when it is imported."""
     for path in [path for path in matched if path.endswith(".pyi")]:
         module = root / path.removesuffix("i")
         if module.is_file() and _READS_ITS_STUB in module.read_bytes():

@@ -1,73 +1,61 @@
-"""The four slims that images are made with, from everything that is installed to what text encoders need."""
+"""Defines the four slim profiles of images, from `full` (all of torch) to `inference` (text encoders only)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from buildkit.slim.placeholders.stubs import choose_stubs
+from buildkit.errors import UsageError
+from buildkit.slim.options import SlimOptions
 from buildkit.slim.rules.rule_sets import choose_rules
-from buildkit.slim.slim import SlimOptions
+from buildkit.slim.rules.stub_rules import choose_stubs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from buildkit.slim.rules.rule_sets import Rule
 
-__all__ = ["PROFILES", "Profile", "WrongTargets", "choose_profile", "rules_of", "uncompiled_packages"]
-
-
-class WrongTargets(ValueError):
-    """A profile with another number of target GPUs than it is for.
-
-    Attributes:
-        profile: its name.
-        value: the targets given.
-    """
-
-    def __init__(self, profile: str, value: frozenset[int], wanted: str) -> None:
-        super().__init__(f"profile {profile!r} takes {wanted}, given {len(value)}")
-        self.profile = profile
-        self.value = value
+__all__ = ["PROFILES", "Profile", "choose_profile", "rules_of", "uncompiled_packages"]
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A named choice of steps; the targets come with its use.
+    """A named choice of steps. The GPU targets are chosen separately.
 
     Attributes:
-        files: sets of file rules.
-        stubs: stubs, by name.
-        least_targets: how many target GPUs it needs at least, and `most_targets` at most.
-        says: what an image of it is for.
+        rules: rule sets for files, as `choose_rules` takes them.
+        stubs: stub libraries, as `choose_stubs` takes them.
+        least_targets: the least number of target GPUs.
+        most_targets: the largest number of target GPUs.
+        purpose: the GPUs and features that images of the profile are for.
     """
 
-    files: str
+    rules: str
     stubs: str
     least_targets: int
     most_targets: int
-    says: str
+    purpose: str
 
 
 PROFILES: Final[Mapping[str, Profile]] = {
-    "full": Profile("runtime", "none", 0, 0, "every GPU, everything that torch can do without a compiler"),
-    "fleet": Profile("serving", "none", 1, 99, "several GPUs; eager torch, without triton, profilers, learners"),
-    "single": Profile("serving", "none", 1, 1, "one GPU; eager torch, without triton, profilers, learners"),
-    "inference": Profile("inference", "all", 1, 99, "text encoders only; no FFT, convolution, sparse or several GPUs"),
+    "full": Profile("runtime", "none", 0, 0, "every GPU, all of torch that works without a compiler"),
+    "fleet": Profile("serving", "none", 1, 99, "several GPUs; eager torch, without triton, profilers, estimators"),
+    "single": Profile("serving", "none", 1, 1, "one GPU; eager torch, without triton, profilers, estimators"),
+    "inference": Profile("inference", "all", 1, 99, "text encoders only; no FFT, convolution, sparse or multi-GPU"),
 }
 
 
 def choose_profile(name: str, targets: frozenset[int]) -> SlimOptions:
-    """The steps of a profile for these compute capabilities.
+    """Returns the steps of a profile for these compute capabilities (90 for 9.0).
 
     Raises:
-        WrongTargets: too few or too many targets for the profile.
+        UsageError: there are too few or too many targets for the profile.
         KeyError: there is no such profile.
     """
     profile = PROFILES[name]
     if not profile.least_targets <= len(targets) <= profile.most_targets:
         wanted = {0: "no target", 1: "one target"}.get(profile.most_targets, "at least one target")
-        raise WrongTargets(name, targets, wanted)
+        raise UsageError("targets", sorted(targets), f"profile {name} takes {wanted}")
     return SlimOptions(
         rules=rules_of(name),
         strips=True,
@@ -77,16 +65,16 @@ def choose_profile(name: str, targets: frozenset[int]) -> SlimOptions:
 
 
 def rules_of(name: str) -> tuple[Rule, ...]:
-    """The rules about files of a profile.
+    """Returns the rules for files of a profile.
 
     Raises:
         KeyError: there is no such profile.
     """
-    return choose_rules(PROFILES[name].files)
+    return choose_rules(PROFILES[name].rules)
 
 
 def uncompiled_packages(name: str) -> tuple[str, ...]:
-    """The packages in which a profile leaves the bytecode of some modules out, as `torch/`.
+    """Returns the packages whose bytecode a profile removes in part, as `torch/`.
 
     Raises:
         KeyError: there is no such profile.

@@ -1,10 +1,9 @@
-"""Which installed modules a program imports: the list by which bytecode is left out, `imported.txt`.
+"""Records the installed modules that a program imports in `imported.txt`, the list of modules that rules keep.
 
-A program of its own, run by path with the interpreter of an image, once for each thing that the image is for; it adds
-to the list:
+Run it by path with the interpreter of an image, once for each use of the image. Each run adds to the list:
 
-    python trace.py imported.txt service serve          a module with its arguments, until it ends
-    python trace.py imported.txt --encoders             transformers' text encoders and sentence-transformers
+    python record_imports.py imported.txt service serve    a module with its arguments, until it ends
+    python record_imports.py imported.txt --encoders       transformers' text encoders and sentence-transformers
 """
 
 from __future__ import annotations
@@ -21,20 +20,18 @@ from pathlib import Path
 __all__ = ["imported", "main"]
 
 _SITE = "/site-packages/"
-_HEADER = (
-    "# Made by trace.py: what serving, migrating, embedding and loading text encoders import. One module a line.\n"
-)
-_VERSIONS = "# Traced with: "
+_HEADER = "# Made by record_imports.py: modules imported by serving, migrating, embedding and loading text encoders.\n"
+_VERSIONS = "# Recorded with: "
 
 
 def imported() -> set[str]:
-    """The path in site-packages of each Python source that this process has imported."""
+    """Returns the path in site-packages of each Python source that this process has imported."""
     files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
     return {file.split(_SITE)[1] for file in files if _SITE in file and file.endswith(".py")}
 
 
 def main() -> None:
-    """Reads the command line; see the module's text."""
+    """Runs the command line described in the module docstring."""
     listing = Path(sys.argv[1])
     atexit.register(_add, listing)
     if sys.argv[2] != "--encoders":
@@ -53,20 +50,21 @@ def main() -> None:
 
 
 def _add(listing: Path) -> None:
+    """Adds the imported modules and their versions to the list; exits if it has another version of one."""
     lines = listing.read_text("utf-8").splitlines()
     paths = sorted({line for line in lines if line and not line.startswith("#")} | imported())
-    said = next((line for line in lines if line.startswith(_VERSIONS)), "").removeprefix(_VERSIONS)
-    before = dict(entry.split(" ") for entry in said.split(", ") if entry)
+    recorded = next((line for line in lines if line.startswith(_VERSIONS)), "").removeprefix(_VERSIONS)
+    before = dict(entry.split(" ") for entry in recorded.split(", ") if entry)
     now = _versions(paths)
     other = [f"{name} {before[name]}, not {now[name]}" for name in before.keys() & now if before[name] != now[name]]
     if other:
-        sys.exit(f"{listing} was traced with {'; '.join(sorted(other))}: empty it, and trace everything again")
+        sys.exit(f"{listing} was recorded with {'; '.join(sorted(other))}: empty it and record every use again")
     versions = ", ".join(f"{name} {version}" for name, version in sorted({**before, **now}.items()))
     listing.write_text(f"{_HEADER}{_VERSIONS}{versions}\n" + "".join(f"{path}\n" for path in paths), "utf-8")
 
 
 def _versions(paths: list[str]) -> dict[str, str]:
-    """The version of each distribution that holds them, by its name as traced.py has it."""
+    """Returns the versions of their distributions, by name as in import_list.py."""
     holders = importlib.metadata.packages_distributions()
     names = {name for path in paths for name in holders.get(path.partition("/")[0].removesuffix(".py"), ())}
     return {re.sub(r"[-_.]+", "_", name).lower(): importlib.metadata.version(name) for name in names}

@@ -1,41 +1,43 @@
-"""The table of what an image does not need: each rule with its reason and with what is lost by it.
+"""Lists the files that an image does not need: each rule with its reason and the features that are lost.
 
-A rule names files by their path inside site-packages (or, for what lies outside, inside the tree).
+A rule names files by their path inside site-packages (for files outside, inside the tree).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
+from buildkit.errors import UsageError
+from buildkit.slim.placeholders.kinds import PlaceholderKind
 from buildkit.slim.rules.import_list import imported_paths
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ENCODERS", "RULES", "RULE_SETS", "Rule", "UnknownRule", "choose_rules"]
+__all__ = ["ENCODERS", "RULES", "RULE_SETS", "Rule", "choose_rules"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Files to take out, and what whoever takes them out gives up.
+    """Files to remove, and the features that are lost with them.
 
     Attributes:
-        folders: names of folders, at any depth, whose files go.
+        reason: why an image does not need the files.
+        lost: the features that no longer work.
+        folders: names of folders, at any depth, whose files are removed.
         suffixes: ends of file names.
-        names: whole file names.
-        globs: shell patterns over the whole path, whose `*` crosses folders.
+        names: complete file names.
+        globs: shell patterns for the complete path, whose `*` crosses folders.
         spared_suffixes: ends of file names that stay although they lie in one of the folders.
-        spared_globs: patterns over the whole path of what stays whatever else names it.
-        is_traced: whether what a run of the service imports stays, by traced.py.
-        is_imported_kept: whether a matched folder or module that something outside it imports stays.
-        is_bytecode_only: whether the sources named stay, and only their bytecode goes or is never made.
-        sign: what stays in the place of what went (signs.py): of each folder the `names` that its modules gave; of
-            each library one that is `refused` by the loader with the rule's name, or one that says it when it is
-            `loaded`, for programs that keep the loader's words to themselves; of each of the `demanded` packages one
-            that gives any name and says it when the name is `called`; nothing where nobody looks.
-        demanded: packages, as paths, from which what stays imports names when it loads, to call them seldom or never.
+        spared_globs: patterns for the complete path of files that always stay.
+        keeps_imported: whether the modules that a run of the service imports stay (import_list.py).
+        is_imported_kept: whether a folder or module stays if a module outside imports it.
+        is_bytecode_only: whether the sources stay, and only their bytecode is removed or not made.
+        placeholder: the kind of placeholder to leave: for each library, for each folder of modules, or for each of
+            the `placeholder_packages`; None leaves none.
+        placeholder_packages: paths of packages whose names other packages import when they load, but rarely call.
     """
 
     name: str
@@ -47,36 +49,22 @@ class Rule:
     globs: tuple[str, ...] = ()
     spared_suffixes: tuple[str, ...] = ()
     spared_globs: tuple[str, ...] = ()
-    is_traced: bool = False
+    keeps_imported: bool = False
     is_imported_kept: bool = False
     is_bytecode_only: bool = False
-    sign: Literal["", "names", "refused", "loaded", "called"] = ""
-    demanded: tuple[str, ...] = ()
+    placeholder: PlaceholderKind | None = None
+    placeholder_packages: tuple[str, ...] = ()
 
     def claims(self, path: str) -> bool:
-        """Whether the rule names this file, before anything is kept because it is imported."""
+        """Returns whether the rule names this file; `match_files` may still keep it, if another module imports it."""
         if any(fnmatchcase(path, glob) for glob in self.spared_globs):
             return False
-        if self.is_traced and path in imported_paths():
+        if self.keeps_imported and path in imported_paths():
             return False
         *folders, name = path.split("/")
         if name.endswith(self.suffixes) or name in self.names or any(fnmatchcase(path, glob) for glob in self.globs):
             return True
         return not name.endswith(self.spared_suffixes or ("/",)) and not set(folders).isdisjoint(self.folders)
-
-
-class UnknownRule(ValueError):
-    """A rule or set of rules that the table does not hold.
-
-    Attributes:
-        value: the name given.
-        allowed: the names that exist.
-    """
-
-    def __init__(self, value: str, allowed: tuple[str, ...]) -> None:
-        super().__init__(f"no rule or set is called {value!r}; there are {', '.join(allowed)}")
-        self.value = value
-        self.allowed = allowed
 
 
 # Parts of scikit-learn, SciPy and SymPy that loading and running sentence-transformers never imports.
@@ -87,8 +75,8 @@ _ESTIMATORS: Final = (
 )
 _SCIENCES: Final = ("cluster", "fftpack", "io", "odr", "signal")
 _ALGEBRAS: Final = ("categories", "crypto", "diffgeom", "holonomic", "liealgebras", "physics", "stats", "vector")
-# The packages whose imports were traced, and those of the same stack that nothing imported.
-_TRACED: Final = (
+# The packages whose imports were recorded, and those of the same stack that nothing imported.
+_RECORDED: Final = (
     *("click", "faker", "fsspec", "huggingface_hub", "mako", "narwhals", "networkx", "pydantic", "pygments", "rich"),
     *("scipy", "setuptools", "sklearn", "sqlalchemy", "sympy", "torch", "torchgen", "transformers", "typer"),
 )
@@ -155,7 +143,7 @@ RULES: Final = (
         name="model-sources",
         globs=("transformers/models/*/modular_*.py",),
         is_imported_kept=True,
-        reason="what transformers' own generator writes its modelling files from; nothing imports them",
+        reason="sources from which transformers generates its modelling files; nothing imports them",
         lost="running that generator",
     ),
     Rule(
@@ -167,19 +155,19 @@ RULES: Final = (
     Rule(
         name="manuals",
         globs=("share/man/*", "share/doc/*"),
-        reason="manual pages; nothing in the image shows them",
+        reason="manual pages; the image has no program to read them with",
         lost="manual pages of console scripts",
     ),
     Rule(
         name="windows",
         suffixes=(".exe", ".dll", ".lib"),
-        reason="launchers and libraries for another operating system",
+        reason="launchers and libraries for Windows",
         lost="nothing on Linux",
     ),
     Rule(
         name="nvrtc-alternate",
         globs=("nvidia/*/libnvrtc.alt.so.*", "nvidia/*/libnvrtc-builtins.alt.so.*"),
-        reason="a second build of NVRTC that a program must ask for by its own name; no file of the stack holds it",
+        reason="a second build of NVRTC that a program must load by name; no file of the stack has that name",
         lost="programs linked with libnvrtc.alt",
     ),
     Rule(
@@ -193,9 +181,9 @@ RULES: Final = (
         ),
         reason=(
             "the plugins of NVSHMEM and cuFile for clusters need UCX, libfabric, libmlx5, MPI or PMIx, which no wheel "
-            "brings: the loader refuses them, and nothing but those libraries' own start-up opens them"
+            "has: the loader refuses them, and only those two libraries open them"
         ),
-        lost="NVSHMEM and cuFile between machines, where those libraries are installed beside",
+        lost="NVSHMEM and cuFile between machines, if those libraries are installed",
     ),
     Rule(
         name="triton",
@@ -232,42 +220,42 @@ RULES: Final = (
     Rule(
         name="device-bitcode",
         globs=("nvidia/*.bc",),
-        reason="LLVM bitcode to link into kernels of one's own with a compiler",
+        reason="LLVM bitcode that a compiler links into custom kernels",
         lost="building device code against NVSHMEM in the image",
     ),
     Rule(
         name="cute-kernels",
         globs=("torch/_vendor/quack/*",),
-        is_traced=True,
-        reason="kernels that torch compiles with NVIDIA's CuTe where its compiler is installed, which no lock names",
-        lost="those kernels, where nvidia-cutlass-dsl is installed beside",
+        keeps_imported=True,
+        reason="kernels that torch compiles with NVIDIA's CuTe compiler, which is in no lock file",
+        lost="those kernels, if nvidia-cutlass-dsl is installed",
     ),
     Rule(
         name="torch-tests",
         globs=("torch/testing/_internal/*",),
-        is_traced=True,
-        reason="what torch's own test suites are written with; five modules of it, which torch itself imports, stay",
+        keeps_imported=True,
+        reason="tools of torch's own test suites; the five modules of them that torch imports stay",
         lost="torch.library.opcheck, gradcheck of operators by name; torch.testing itself stays",
     ),
     Rule(
         name="graph-algorithms",
         globs=("networkx/*",),
-        reason="networkx; torch's compiler cuts graphs with it and nothing else imports it",
+        reason="networkx; only torch's compiler imports it, to cut graphs",
         lost="torch.compile's partitioner, programs that import networkx",
     ),
     Rule(
         name="database-tests",
         globs=("sqlalchemy/testing/*", "sqlalchemy/dialects/*/provision.py", "alembic/testing/*", "litestar/testing/*"),
-        is_traced=True,
-        reason="what SQLAlchemy's, Alembic's and Litestar's tests, and those of their users, are written with",
+        keeps_imported=True,
+        reason="tools for tests of SQLAlchemy, Alembic and Litestar, and of programs that use them",
         lost="writing tests with these packages in the image",
     ),
     Rule(
         name="cold-bytecode",
-        globs=tuple(f"{package}/*" for package in _TRACED),
-        is_traced=True,
+        globs=tuple(f"{package}/*" for package in _RECORDED),
+        keeps_imported=True,
         is_bytecode_only=True,
-        reason="bytecode of what neither the service nor a text encoder imports (traced); the sources stay",
+        reason="bytecode of modules that neither the service nor a text encoder imports (recorded); the sources stay",
         lost="time: the first import of such a module in a process compiles it, about 1 s for each MB of source",
     ),
     Rule(
@@ -275,31 +263,31 @@ RULES: Final = (
         globs=tuple(
             f"nvidia/cudnn/lib/libcudnn_{part}.so.*" for part in ("adv", "cnn", "engines_*", "heuristic", "ops")
         ),
-        sign="loaded",
+        placeholder=PlaceholderKind.WARNING_LIBRARY,
         reason="loaded at the first convolution or recurrent layer, which text encoders do not have",
         lost="convolutions, recurrent layers and cuDNN attention on the GPU (the service turns that back-end off)",
     ),
     Rule(
         name="torch-compilers",
         globs=("torch/_inductor/*",),
-        is_traced=True,
+        keeps_imported=True,
         reason=(
-            "torch's generators of kernels write for triton or a C++ compiler, and a serving image has neither; of "
-            "these modules, importing torch, transformers and its text encoders loads seventeen, which stay (traced)"
+            "torch generates kernels for triton or a C++ compiler, and a serving image has neither; the seventeen of "
+            "these modules that importing torch, transformers and its text encoders loads stay (recorded)"
         ),
-        lost="torch.compile, also as a decorator of what is never called, and torch.export",
+        lost="torch.compile, also as a decorator of functions that are never called, and torch.export",
     ),
     Rule(
         name="torch-parts",
         globs=tuple(f"torch/{part}/*" for part in ("ao", "distributed", "onnx")),
-        is_traced=True,
-        reason="training, quantizing and exporting; importing torch and the text encoders loads a part, which stays",
-        lost="torch.onnx, torch.ao.quantization, and of torch.distributed what trains over several GPUs",
+        keeps_imported=True,
+        reason="training, quantizing and exporting; the part that importing torch and the text encoders loads stays",
+        lost="torch.onnx, torch.ao.quantization, and training over several GPUs with torch.distributed",
     ),
     Rule(
         name="package-builder",
         globs=("setuptools/*", "_distutils_hack/*", "pkg_resources/*", "distutils-precedence.pth"),
-        reason="setuptools builds packages; torch asks for it to compile C++ extensions, and there is no compiler",
+        reason="setuptools builds packages; torch requires it to compile C++ extensions, and there is no compiler",
         lost="torch.utils.cpp_extension and torch.utils.benchmark, setuptools and distutils",
     ),
     Rule(
@@ -307,14 +295,14 @@ RULES: Final = (
         globs=("transformers/models/*/*",),
         spared_globs=(
             *(f"transformers/models/{family}/*" for family in ("auto", *ENCODERS)),
-            # Transformers looks for a tokenizer under the names of its kin, without end where none of them is there.
+            # Transformers searches for a tokenizer under the names of related models, endlessly if none exists.
             "transformers/models/*/__init__.py",
             "transformers/models/*/tokenization_*.py",
         ),
-        is_traced=True,  # sentence-transformers imports the settings of a few others by name
-        sign="names",
+        keeps_imported=True,  # sentence-transformers imports the configurations of a few others by name
+        placeholder=PlaceholderKind.MODULE,
         reason="networks that embed or classify no text: vision, sound, generation; each is loaded by its name only",
-        lost="loading models of those families: of 480, 60 stay",
+        lost="loading models of those families: 60 of 480 stay",
     ),
     Rule(
         name="scipy-sklearn",
@@ -322,14 +310,14 @@ RULES: Final = (
             *("scipy/*", "scipy.libs/*", "sklearn/*", "scikit_learn.libs/*"),
             *("joblib/*", "narwhals/*", "threadpoolctl.py"),  # which only scikit-learn imports
         ),
-        sign="called",
-        demanded=(
+        placeholder=PlaceholderKind.PACKAGE,
+        placeholder_packages=(
             *("scipy", "scipy/linalg", "scipy/optimize", "scipy/sparse", "scipy/stats"),
             *("sklearn", "sklearn/metrics"),
         ),
         reason=(
             "sentence-transformers and transformers import ten of their names when they load, and call them to "
-            "evaluate and train models, and for distances of sparse embeddings: not to encode on a GPU or CPU (traced)"
+            "evaluate and train models, and for distances of sparse embeddings: not to encode on GPU or CPU (recorded)"
         ),
         lost=(
             "sentence-transformers' evaluators, its to_scipy_coo, Manhattan distance of sparse embeddings and pooling "
@@ -340,23 +328,23 @@ RULES: Final = (
     Rule(
         name="estimators",
         globs=tuple(f"sklearn/{part}/*" for part in _ESTIMATORS),
-        is_traced=True,
-        reason="scikit-learn's learners; sentence-transformers imports its metrics, which load none of them (traced)",
+        keeps_imported=True,
+        reason="scikit-learn's estimators; sentence-transformers imports its metrics, which load none (recorded)",
         lost="training and use of scikit-learn's models",
     ),
     Rule(
         name="sciences",
         globs=(*(f"scipy/{part}/*" for part in _SCIENCES), *(f"sympy/{part}/*" for part in _ALGEBRAS)),
-        is_traced=True,
-        reason="signals, files, clusters, physics: parts of SciPy and SymPy that nothing else of them loads (traced)",
+        keeps_imported=True,
+        reason="signals, files, clusters, physics: parts of SciPy and SymPy that no other part loads (recorded)",
         lost="those parts",
     ),
     Rule(
         name="highlighting",
         globs=("pygments/lexers/*",),
         spared_globs=("pygments/lexers/__init__.py", "pygments/lexers/_mapping.py", "pygments/lexers/special.py"),
-        is_traced=True,  # a package's __getattr__ imports a few of them when it is looked through
-        reason="grammars of 500 languages to colour source text with",
+        keeps_imported=True,  # listing the names of the package imports a few of them
+        reason="grammars of 500 languages, for coloured source text",
         lost="coloured source in terminals",
     ),
     Rule(
@@ -367,46 +355,46 @@ RULES: Final = (
             *(f"huggingface_hub/{part}/*" for part in ("cli", "inference")),
             *("bin/hf", "bin/tiny-agents", "bin/transformers"),
         ),
-        is_traced=True,
+        keeps_imported=True,
         reason="command lines, pipelines and clients of remote models; serving calls the networks themselves",
         lost="transformers.pipeline, the commands hf and transformers, huggingface_hub.InferenceClient",
     ),
     Rule(
         name="example-makers",
         globs=("faker/*", "polyfactory/*", "bin/faker"),
-        reason="Litestar asks for them to invent examples in its OpenAPI document; the service writes its own",
+        reason="Litestar requires them to generate examples in its OpenAPI document; the service writes its own",
         lost="create_examples of Litestar's OpenAPI settings, programs that import faker or polyfactory",
     ),
     Rule(
         name="other-databases",
         globs=tuple(f"sqlalchemy/dialects/{database}/*" for database in ("mssql", "mysql", "oracle")),
-        is_traced=True,
-        reason="SQLAlchemy loads a dialect by the name in a database's address, and the service's is PostgreSQL",
+        keeps_imported=True,
+        reason="SQLAlchemy loads the dialect that a database's address names, and the service uses PostgreSQL",
         lost="connecting to MySQL, MariaDB, Oracle and SQL Server",
     ),
     Rule(
         name="hub-transfer",
         globs=("hf_xet/*",),
-        reason="the second way to download from a model hub, which has HTTP too; the image is offline by default",
+        reason="a second protocol for downloads from a model hub, besides HTTP; the image is offline by default",
         lost="fast downloads by Xet; with huggingface_hub alone HF_HUB_DISABLE_XET=1 is needed",
     ),
     Rule(
         name="dense-solver",
         globs=("nvidia/*/libcusolver.so.*", "torch/lib/libtorch_cuda_linalg.so"),
-        sign="refused",
+        placeholder=PlaceholderKind.UNLOADABLE_LIBRARY,
         reason="loaded at the first call of torch.linalg on the GPU, which text encoders do not make",
         lost="torch.linalg on the GPU",
     ),
     Rule(
         name="nvrtc-builtins",
         globs=("nvidia/*/libnvrtc-builtins.so.*",),
-        reason="loaded by NVRTC when it compiles; of use only where NVRTC itself is there",
+        reason="loaded by NVRTC when it compiles, and NVRTC is replaced by a stub",
         lost="kernels compiled at run time",
     ),
     Rule(
         name="cuda-bindings",
         globs=("cuda/bindings/*", "cuda/pathfinder/*", "cuda_bindings.pth"),
-        reason="Python bindings of the CUDA driver; torch looks for them and does without",
+        reason="Python bindings of the CUDA driver, which torch uses only if they are installed",
         lost="annotated CUDA graphs (torch.cuda.graphs kernel annotations), programs that import cuda.bindings",
     ),
 )
@@ -456,8 +444,8 @@ _INFERENCE: Final = (
     "dense-solver",
     "nvrtc-builtins",
 )
-# `runtime` costs nothing that an image without compilers has; `serving` costs what its rules say, none of it used by
-# inference with torch; `inference` leaves what text encoders need.
+# `runtime` removes nothing that an image without compilers could use. `serving` also removes features that inference
+# with torch does not use. `inference` keeps only the features that text encoders need.
 RULE_SETS: Final[Mapping[str, tuple[str, ...]]] = {
     "none": (),
     "runtime": _RUNTIME,
@@ -467,10 +455,10 @@ RULE_SETS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def choose_rules(names: str) -> tuple[Rule, ...]:
-    """The rules of a comma-separated list of sets and single rules, in the table's order.
+    """Returns the rules of a comma-separated list of sets and single rules, in the table's order.
 
     Raises:
-        UnknownRule: a name is neither.
+        UsageError: a name is neither.
     """
     by_name = {rule.name: rule for rule in RULES}
     chosen: set[str] = set()
@@ -480,5 +468,6 @@ def choose_rules(names: str) -> tuple[Rule, ...]:
         elif name in by_name:
             chosen.add(name)
         else:
-            raise UnknownRule(name, (*RULE_SETS, *by_name))
+            known = ", ".join((*RULE_SETS, *by_name))
+            raise UsageError("rules", name, f"no such rule or set of rules; use {known}")
     return tuple(rule for rule in RULES if rule.name in chosen)

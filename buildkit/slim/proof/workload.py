@@ -1,8 +1,8 @@
-"""What a slim must not change: torch's operations, each run with fixed inputs and reduced to a digest of its result.
+"""Runs torch's operations with fixed inputs and writes a digest of each result, which slimming must not change.
 
-A program of its own, run by path with the site-packages under test as its only ones: it imports nothing of this
-package. It writes one JSON document: versions, device, a digest or an error for each case, what it took to start, and
-which libraries were mapped.
+This is a separate program, run by path with the site-packages under test as its only ones; it imports nothing of
+buildkit. It writes one JSON document: versions, device, a digest or an error for each case, start-up time and memory,
+and the libraries that were mapped.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = ["CASES", "SERVED", "main"]
 
 CASES: dict[str, Callable[[str], Iterable[torch.Tensor]]] = {}
 SERVED = ("encoder of MiniLM's size", "embeddings of MiniLM's size", "classifier of DeBERTa-base's size")
-"""The cases that the service itself is made of: what they call, no profile may leave out."""
+"""The cases that the service consists of: no profile may remove a library that they call."""
 
 
 def case(name: str) -> Callable[[Callable[[str], Iterable[torch.Tensor]]], Callable[[str], Iterable[torch.Tensor]]]:
-    """Enters a function (device) to tensors in the table."""
+    """Adds a function from a device to tensors to the table."""
 
     def enter(function: Callable[[str], Iterable[torch.Tensor]]) -> Callable[[str], Iterable[torch.Tensor]]:
         CASES[name] = function
@@ -137,7 +137,7 @@ def _attention(device: str, backend: str) -> Iterable[torch.Tensor]:
             with torch.nn.attention.sdpa_kernel(getattr(kinds, backend)):
                 yield torch.nn.functional.scaled_dot_product_attention(query, query, query)
                 yield torch.nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)
-        except RuntimeError as error:  # not every back-end has every type; which, must not change
+        except RuntimeError as error:  # not every back-end supports every type; the error must not change
             yield _text(error)
 
 
@@ -282,7 +282,7 @@ def _(device: str) -> Iterable[torch.Tensor]:
 def _(device: str) -> Iterable[torch.Tensor]:
     if importlib.util.find_spec("transformers") is None:
         return
-    from transformers import BertConfig, BertModel  # noqa: PLC0415 - only where it is
+    from transformers import BertConfig, BertModel  # noqa: PLC0415 - may not be installed
 
     config = BertConfig(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536)
     model = BertModel(config).to(device).eval()
@@ -298,7 +298,7 @@ def _(device: str) -> Iterable[torch.Tensor]:
 def _(device: str) -> Iterable[torch.Tensor]:
     if importlib.util.find_spec("transformers") is None:
         return
-    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification  # noqa: PLC0415 - only where it is
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification  # noqa: PLC0415 - may not be installed
 
     config = DebertaV2Config(
         hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, num_labels=3,
@@ -314,9 +314,11 @@ def main() -> int:
     """Runs every case, or those named, and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", type=Path)
-    parser.add_argument("--case", action="append", help="run only this one")
-    parser.add_argument("--served", action="store_const", const=list(SERVED), dest="case", help="only the service's")
-    parser.add_argument("--without-cudnn", action="store_true", help="have torch choose cuDNN for nothing")
+    parser.add_argument("--case", action="append", help="run only this case; may be repeated")
+    parser.add_argument(
+        "--served", action="store_const", const=list(SERVED), dest="case", help="run only the service's cases"
+    )
+    parser.add_argument("--without-cudnn", action="store_true", help="do not let torch use cuDNN")
     options = parser.parse_args()
     if options.without_cudnn:
         torch.backends.cudnn.enabled = False
@@ -351,7 +353,7 @@ def main() -> int:
 
 
 def _run(device: str, function: Callable[[str], Iterable[torch.Tensor]]) -> str:
-    """A digest of all results of a case, or what it failed with."""
+    """Returns a digest of all results of a case, or its error."""
     torch.manual_seed(20260)
     digest = hashlib.sha256()
     try:
@@ -362,7 +364,7 @@ def _run(device: str, function: Callable[[str], Iterable[torch.Tensor]]) -> str:
                 digest.update(ctypes.string_at(plain.data_ptr(), plain.numel() * plain.element_size()))
         if device != "cpu":
             torch.cuda.synchronize()
-    except Exception as error:  # noqa: BLE001 - what fails, and how, is a result to compare
+    except Exception as error:  # noqa: BLE001 - an error is a result to compare
         return f"{type(error).__name__}: {_first_line(error)}"
     return digest.hexdigest()
 
@@ -372,7 +374,7 @@ def _text(error: RuntimeError) -> torch.Tensor:
 
 
 def _first_line(error: BaseException) -> str:
-    """The first line of a message, without addresses and places in the source tree."""
+    """Returns the first line of a message, without addresses and file paths."""
     lines = str(error).splitlines() or [""]
     return re.sub(r"0x[0-9a-f]+|/\S+/site-packages|/\S+(?=/torch/)", "...", lines[0])
 
@@ -385,7 +387,7 @@ def _resident_bytes() -> int:
 
 
 def _mapped() -> list[str]:
-    """Every shared object that this process maps."""
+    """Returns the paths of the shared objects that this process maps."""
     maps = Path("/proc/self/maps").read_text("utf-8", "surrogateescape").splitlines()
     return sorted({line.split(maxsplit=5)[5] for line in maps if ".so" in line})
 

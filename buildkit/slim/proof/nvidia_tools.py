@@ -1,8 +1,8 @@
-"""NVIDIA's own tools as judges of a pruned library; both come with torch's wheels and need no GPU.
+"""Compares pruned libraries with their originals by NVIDIA's tools, which come with torch's wheels and need no GPU.
 
-libnvJitLink, given a fat binary of relocatable code, selects what fits `-arch` just as the driver does, so a wrong
-selection or a damaged container shows as another result or an error. cuobjdump (in triton's wheel) lists every entry
-that it finds in a file: after a prune, all that it found before but those left out.
+libnvJitLink selects code from a fat binary of relocatable code for `-arch` as the driver does, so a wrong selection
+or a damaged container gives another result or an error. cuobjdump (in triton's wheel) lists the entries of a file:
+after a prune, all entries of the original except the removed ones.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import subprocess
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from buildkit.binary.elf import map_file, parse
 from buildkit.binary.fatbin import Container, parse_containers
-from buildkit.slim.placeholders.stubs import is_stub, read_exports
+from buildkit.binary.library import Library
+from buildkit.slim.placeholders.kinds import is_placeholder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ def compare_links(site: Path, pruned: Path, paths: list[str], target: int) -> tu
     """Links every relocatable container of these libraries from both trees for `target`.
 
     Returns:
-        How many containers were linked, and a line for each that differs; none where nvJitLink is not there.
+        The number of containers linked, and a line for each that differs; 0 and none without nvJitLink.
     """
     linker = _find(site)
     if linker is None:
@@ -46,19 +46,19 @@ def compare_links(site: Path, pruned: Path, paths: list[str], target: int) -> tu
         if len(before) != len(after):
             differences.append(f"{path}: {len(before)} relocatable containers became {len(after)}")
             continue
-        for index, (whole, small) in enumerate(zip(before, after, strict=True)):
-            left, right = linker.link(whole, target), linker.link(small, target)
+        for index, (original, shrunk) in enumerate(zip(before, after, strict=True)):
+            left, right = linker.link(original, target), linker.link(shrunk, target)
             linked += 1
             if left != right:
-                differences.append(f"{path}: container {index} links to {right}, was {left}")
+                differences.append(f"{path}: container {index} links to {right} instead of {left}")
     return linked, differences
 
 
 def compare_listings(site: Path, pruned: Path, paths: list[str]) -> tuple[int, list[str]]:
-    """Has cuobjdump list the cubins and PTX of each library in both trees.
+    """Lists the cubins and PTX of each library in both trees with cuobjdump.
 
     Returns:
-        How many libraries were listed, and a line for each that differs; none where cuobjdump is not there.
+        The number of libraries listed, and a line for each that differs; 0 and none without cuobjdump.
     """
     tool = next((path for path in sorted(site.glob("**/bin/cuobjdump")) if os.access(path, os.X_OK)), None)
     if tool is None:
@@ -73,14 +73,14 @@ def compare_listings(site: Path, pruned: Path, paths: list[str]) -> tuple[int, l
 
 
 class _Linker:
-    """libnvJitLink, through the functions of the newest version that it exports."""
+    """libnvJitLink, called by the newest version of its functions."""
 
     def __init__(self, library: ctypes.CDLL, version: str) -> None:
         self._library = library
         self._version = version
 
     def link(self, container: bytes, target: int) -> str:
-        """A digest of the linked code, or the error code of the step that failed."""
+        """Returns a digest of the linked code, or the error code of the step that failed."""
         handle = ctypes.c_void_p()
         options = (ctypes.c_char_p * 1)(f"-arch=sm_{target}".encode())
         status = self._call("Create", ctypes.byref(handle), ctypes.c_uint32(1), options)
@@ -108,18 +108,19 @@ class _Linker:
 
 
 def _find(site: Path) -> _Linker | None:
+    """Returns the libnvJitLink of a tree, or None if it has none or a stub."""
     for path in sorted(site.glob("nvidia/**/libnvJitLink.so.*")):
-        content = map_file(path)
-        names = [export.name for export in read_exports(content)]
-        versions = [(int(match[1]), int(match[2])) for name in names if (match := _CREATE.fullmatch(name))]
-        if versions and not is_stub(content):
+        library = Library.open(path)
+        matches = [_CREATE.fullmatch(export.name) for export in library.exports]
+        versions = [(int(match[1]), int(match[2])) for match in matches if match is not None]
+        if versions and not is_placeholder(library.content):
             major, minor = max(versions)
             return _Linker(ctypes.CDLL(str(path)), f"{major}_{minor}")
     return None
 
 
 def _list(tool: Path, library: Path) -> Counter[str]:
-    """Entries by kind and architecture; cuobjdump names family-specific ones like plain ones."""
+    """Returns the number of entries by kind and architecture; cuobjdump names family-specific ones like plain ones."""
     found: Counter[str] = Counter()
     for option, prefix in (("--list-elf", "sm_"), ("--list-ptx", "compute_")):
         result = subprocess.run([tool, option, library], capture_output=True, text=True, check=False)
@@ -128,22 +129,24 @@ def _list(tool: Path, library: Path) -> Counter[str]:
 
 
 def _count(library: Path) -> Counter[str]:
-    """The same as this package reads it. cuobjdump looks into `.nv_fatbin` and not into relocatable code."""
-    names = (entry.name for item in _containers(library, ".nv_fatbin") for entry in item[1].entries)
+    """Returns the same numbers as read by buildkit. cuobjdump lists `.nv_fatbin`, and not relocatable code."""
+    names = (entry.name for _, container in _containers(library, ".nv_fatbin") for entry in container.entries)
     return Counter(name.rstrip("af") for name in names if not name.startswith("lto_"))
 
 
 def _relocatable(library: Path) -> list[bytes]:
+    """Returns the content of each container of relocatable code."""
     return [
-        whole[item.offset : item.offset + item.size_bytes] for whole, item in _containers(library, "__nv_relfatbin")
+        section[container.offset : container.offset + container.size_bytes]
+        for section, container in _containers(library, "__nv_relfatbin")
     ]
 
 
-def _containers(library: Path, name: str) -> Iterator[tuple[bytes, Container]]:
-    """Each container of a section, with the bytes that its offset is in."""
-    content = map_file(library)
-    section = parse(content).section(name)
+def _containers(path: Path, name: str) -> Iterator[tuple[bytes, Container]]:
+    """Yields each container of a section, with the section's content."""
+    library = Library.open(path)
+    section = library.elf.section(name)
     if section is not None:
-        whole = content[section.file_offset : section.file_end]
-        for item in parse_containers(whole):
-            yield whole, item
+        content = bytes(library.content[section.file_offset : section.file_end])
+        for container in parse_containers(content):
+            yield content, container

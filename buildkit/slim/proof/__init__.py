@@ -1,0 +1,1 @@
+"""Proves on a copy that a slimmed tree behaves like the original."""
