@@ -73,7 +73,7 @@ class SharedObject:
     def is_unloadable_placeholder(self) -> bool:
         """Whether `slim` left it as a placeholder that fails to load (buildkit/slim/placeholders/libraries.py).
 
-        Such a placeholder needs one library, whose name is the message. Other placeholders load and need none.
+        Such a placeholder needs one library, whose name is the message. Other placeholders load.
         """
         return len(self.needed) == 1 and " was removed from this installation (slim rule " in self.needed[0]
 

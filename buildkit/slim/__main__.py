@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 from buildkit.binary.fatbin import parse_target
 from buildkit.errors import BuildkitError, UsageError
 from buildkit.slim.manifest import explain, join, load, save
-from buildkit.slim.options import SlimOptions
 from buildkit.slim.placeholders.import_messages import install_import_hook
 from buildkit.slim.proof.prove import prove
 from buildkit.slim.proof.result import proof_summary, save_proof
+from buildkit.slim.rules.options import SlimOptions
 from buildkit.slim.rules.profiles import PROFILES, choose_profile
 from buildkit.slim.rules.rule_sets import RULE_SETS, choose_rules
 from buildkit.slim.rules.stub_rules import choose_stubs

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from buildkit.slim.manifest import FileChange
-    from buildkit.slim.options import SlimOptions
+    from buildkit.slim.rules.options import SlimOptions
     from buildkit.slim.tree import Tree
 
 __all__ = ["slim_tree", "worker_count"]

@@ -30,7 +30,7 @@ from tests.checks.faults import (
     SITE,
     Fault,
 )
-from tests.support.elf_facts import make_elf
+from tests.support.elf import make_elf
 from tests.support.needs import skip_or_fail
 
 if TYPE_CHECKING:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import shutil
 import textwrap
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from buildkit.slim.placeholders.libraries import library_sign
+from buildkit.binary.elf import parse
+from buildkit.slim.placeholders.libraries import unloadable_library, warning_library
 from buildkit.slim.rules.rule_sets import choose_rules
 from checks.expectations import Expectations, SizeLimits
-from tests.support.elf_facts import fatbin, make_elf
+from tests.support.elf import gpu_code, make_elf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -71,13 +73,14 @@ BUILD_SECRET = "secrets::no_build_secret_is_left"  # noqa: S105 - the name of a 
 LIBRARIES = f"{SITE}/torch_x"
 CUDA = f"{LIBRARIES}/lib/libtorch_cuda.so"
 # A stand-in for the library of torch: intact, and pruned of one target.
-INTACT = make_elf(soname="libtorch_cuda.so", needed=["libcuda.so.1"], sections=[(".nv_fatbin", fatbin(80, 90))])
-PRUNED = make_elf(soname="libtorch_cuda.so", needed=["libcuda.so.1"], sections=[(".nv_fatbin", fatbin(80))])
+INTACT = make_elf(soname="libtorch_cuda.so", needed=["libcuda.so.1"], sections=[(".nv_fatbin", gpu_code(80, 90))])
+PRUNED = make_elf(soname="libtorch_cuda.so", needed=["libcuda.so.1"], sections=[(".nv_fatbin", gpu_code(80))])
 # Placeholders of removed libraries: one that does not load, and one that loads and has no symbols.
-PLACEHOLDERS = {
-    f"{LIBRARIES}/lib{rule.sign}.so": library_sign(make_elf(), f"lib{rule.sign}.so", rule)
-    for rule in choose_rules("dense-solver,cudnn-engines")
-}
+CUDNN, SOLVER = choose_rules("cudnn-engines,dense-solver")
+ORIGINAL = parse(make_elf())
+PLACEHOLDERS = {f"{LIBRARIES}/librefused.so": unloadable_library(ORIGINAL, "librefused.so", SOLVER)}
+if shutil.which("gcc"):  # which compiles this one
+    PLACEHOLDERS[f"{LIBRARIES}/libwarning.so"] = warning_library(ORIGINAL, "libwarning.so", CUDNN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from tests.support.elf import EntrySpec, Library, container
+from tests.support.elf import EntrySpec, LibrarySpec, container
 
 FLAG_A = 0x100000
 FLAG_F = 0x200000
@@ -35,10 +35,10 @@ CONTAINERS = st.lists(entries(), min_size=1, max_size=5).map(lambda specs: conta
 
 
 @st.composite
-def libraries(draw: st.DrawFn) -> Library:
+def libraries(draw: st.DrawFn) -> LibrarySpec:
     """A shared object with GPU code, of any of the layouts met in the field."""
     fatbin = draw(st.lists(CONTAINERS, min_size=1, max_size=6))
-    return Library(
+    return LibrarySpec(
         fatbin=fatbin,
         relocatable=draw(st.lists(CONTAINERS, max_size=3)),
         unwrapped=draw(st.integers(0, 1)) if len(fatbin) > 1 else 0,

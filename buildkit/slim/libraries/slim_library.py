@@ -20,7 +20,7 @@ from buildkit.slim.placeholders.stubs import stub_library
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from buildkit.slim.options import SlimOptions
+    from buildkit.slim.rules.options import SlimOptions
     from buildkit.slim.tree import InstalledFile, Tree
 
 __all__ = ["LibraryResult", "slim_libraries", "slim_library"]

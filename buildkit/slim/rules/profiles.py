@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from buildkit.errors import UsageError
-from buildkit.slim.options import SlimOptions
+from buildkit.slim.rules.options import SlimOptions
 from buildkit.slim.rules.rule_sets import choose_rules
 from buildkit.slim.rules.stub_rules import choose_stubs
 

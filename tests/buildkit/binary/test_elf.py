@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from buildkit.binary import elf
-from tests.support.elf import Library
+from tests.support.elf import LibrarySpec
 
 
-def test_tables_and_dynamic_names_are_read() -> None:
-    content = Library(is_extended=True, has_table_segment=True).build()
+def test_parse_reads_tables_and_dynamic_names() -> None:
+    content = LibrarySpec(is_extended=True, has_table_segment=True).build()
 
     parsed = elf.parse(content)
 
@@ -31,8 +31,8 @@ def test_tables_and_dynamic_names_are_read() -> None:
     )
 
 
-def test_this_interpreter_is_read() -> None:
-    """A real file, whatever made it: it needs a C library and maps its own segment table."""
+def test_parse_reads_this_interpreter() -> None:
+    """A real file of an unknown linker, which needs a C library."""
     path = Path(sys.executable).resolve()
     content = elf.map_file(path)
 
@@ -58,8 +58,8 @@ def test_this_interpreter_is_read() -> None:
         (32, b"\xff\xff\xff\xff", "elf-truncated"),
     ],
 )
-def test_what_is_not_known_is_refused_by_name(offset: int, value: bytes, reason: str) -> None:
-    content = bytearray(Library().build())
+def test_parse_unknown_feature_raises(offset: int, value: bytes, reason: str) -> None:
+    content = bytearray(LibrarySpec().build())
     content[offset : offset + len(value)] = value
 
     with pytest.raises(elf.UnsupportedBinary) as refusal:
@@ -72,8 +72,8 @@ def test_what_is_not_known_is_refused_by_name(offset: int, value: bytes, reason:
     ("field", "value", "reason"),
     [("alignment", 3, "elf-alignment"), ("offset", 8, "elf-alignment"), ("memory", 1, "elf-segment")],
 )
-def test_segments_that_no_loader_takes_are_refused(field: str, value: int, reason: str) -> None:
-    content = bytearray(Library().build())
+def test_parse_segment_no_loader_accepts_raises(field: str, value: int, reason: str) -> None:
+    content = bytearray(LibrarySpec().build())
     offset = elf.ELF_HEADER_BYTES + {"offset": 8, "memory": 40, "alignment": 48}[field]
     struct.pack_into("<Q", content, offset, value)
 
@@ -83,8 +83,8 @@ def test_segments_that_no_loader_takes_are_refused(field: str, value: int, reaso
     assert refusal.value.reason == reason
 
 
-def test_an_address_outside_the_file_is_refused() -> None:
-    parsed = elf.parse(Library().build())
+def test_file_offset_of_unmapped_address_raises() -> None:
+    parsed = elf.parse(LibrarySpec().build())
 
     assert parsed.file_offset_of(0x40) == 0x40
     with pytest.raises(elf.UnsupportedBinary, match="elf-unmapped-address"):

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from buildkit.image.gpu_code import UNKNOWN, GpuCodeMeasurement
-from tests.support.elf import EntrySpec, Library, container
+from tests.support.elf import EntrySpec, LibrarySpec, container
 from tests.support.images import LayerMaker, measure_layers
 
 CUBIN, PTX = 2, 1
@@ -15,7 +15,7 @@ ENTRY_BYTES = 64 + 800
 
 def library(*architectures: tuple[int, int]) -> bytes:
     entries = [EntrySpec(kind=kind, architecture=number, payload=bytes(800)) for kind, number in architectures]
-    return Library(fatbin=[container(*entries), container(entries[0])]).build()
+    return LibrarySpec(fatbin=[container(*entries), container(entries[0])]).build()
 
 
 FIRST = library((CUBIN, 90), (PTX, 120))
@@ -56,7 +56,7 @@ def test_compressed_layer_is_reported_as_not_searched(tmp_path: Path) -> None:
 
 
 def test_unknown_code_counts_as_unknown(tmp_path: Path) -> None:
-    strange = Library(fatbin=[container(EntrySpec()), container(EntrySpec(kind=77, payload=bytes(800)))]).build()
+    strange = LibrarySpec(fatbin=[container(EntrySpec()), container(EntrySpec(kind=77, payload=bytes(800)))]).build()
     gpu_code = measure_layers(tmp_path, LayerMaker().file("lib/liba.so", strange)).gpu_code
     assert sizes(gpu_code) == {"sm_90": (64 + 64, 1), UNKNOWN: (16 + 64 + 800, 1)}
 

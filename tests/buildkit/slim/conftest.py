@@ -1,4 +1,4 @@
-"""What these tests may need beyond Python: a C compiler, to make shared objects that really load."""
+"""Fixtures for slimming: the C compiler, for libraries that the loader accepts."""
 
 from __future__ import annotations
 

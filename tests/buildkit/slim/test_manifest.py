@@ -7,7 +7,8 @@ import pytest
 from buildkit.slim.__main__ import main
 from buildkit.slim.manifest import (
     SCHEMA_VERSION,
-    Alteration,
+    FileChange,
+    InvalidManifest,
     Refusal,
     Removal,
     SlimManifest,
@@ -21,11 +22,11 @@ from buildkit.slim.manifest import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-CUFFT = Alteration("site/nvidia/lib/libcufft.so.12", ("architectures",), 900, 400, "aa", "bb", {"sm_80": (3, 500)})
+CUFFT = FileChange("site/nvidia/lib/libcufft.so.12", ("prune",), 900, 400, "aa", "bb", {"sm_80": (3, 500)})
 TRITON = Removal(
     "triton", "needs a compiler", "torch.compile", {"site/triton/__init__.py": 10, "site/triton/_C/x.so": 90}
 )
-RECORD = Alteration("site/t.dist-info/RECORD", ("record",), 50, 40, "cc", "dd")
+RECORD = FileChange("site/t.dist-info/RECORD", ("record",), 50, 40, "cc", "dd")
 CUDA = SlimManifest(
     1000, 490, (), (CUFFT, RECORD), (Refusal("site/odd.so", "strip", "elf-class", "1"),), ("8.0", "9.0")
 )
@@ -34,7 +35,7 @@ SCIENCE = SlimManifest(70, 70, (), (), ())
 
 
 @pytest.mark.parametrize("manifest", [CUDA, TORCH, SCIENCE], ids=["pruned", "removed", "untouched"])
-def test_what_is_saved_is_loaded_and_saved_again_as_the_same_bytes(tmp_path: Path, manifest: SlimManifest) -> None:
+def test_load_reads_what_save_wrote(tmp_path: Path, manifest: SlimManifest) -> None:
     save(manifest, tmp_path / "one.json")
     loaded = load(tmp_path / "one.json")
     save(loaded, tmp_path / "two.json")
@@ -44,7 +45,7 @@ def test_what_is_saved_is_loaded_and_saved_again_as_the_same_bytes(tmp_path: Pat
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
 
 
-def test_joined_manifests_are_those_of_the_merged_tree(tmp_path: Path) -> None:
+def test_join_describes_the_merged_tree(tmp_path: Path) -> None:
     for name, manifest in (("a", CUDA), ("b", TORCH), ("c", SCIENCE)):
         save(manifest, tmp_path / f"{name}.json")
 
@@ -56,11 +57,11 @@ def test_joined_manifests_are_those_of_the_merged_tree(tmp_path: Path) -> None:
     assert joined == join([CUDA, TORCH, SCIENCE])
     assert (joined.bytes_before, joined.bytes_after, joined.targets) == (1570, 960, ("9.0",))
     assert joined.removals == (TRITON,)
-    assert [change.path for change in joined.alterations] == [CUFFT.path, RECORD.path]
+    assert [change.path for change in joined.changes] == [CUFFT.path, RECORD.path]
     assert join([SCIENCE, SCIENCE]).targets is None
 
 
-def test_removals_of_one_rule_in_two_trees_are_one() -> None:
+def test_join_merges_removals_of_one_rule() -> None:
     other = Removal("triton", "needs a compiler", "torch.compile", {"bin/proton": 1})
 
     (removal,) = join([TORCH, SlimManifest(1, 0, (other,), (), ())]).removals
@@ -71,13 +72,13 @@ def test_removals_of_one_rule_in_two_trees_are_one() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("triton", "triton took 2 files out (100 bytes)"),
-        ("triton._C", "triton took 1 files out (90 bytes)"),
-        ("libcufft", "900 bytes became 400; without 3 of sm_80"),
-        ("libcufft.so.12", "architectures"),
+        ("triton", "triton removed 2 files (100 bytes)"),
+        ("triton._C", "triton removed 1 files (90 bytes)"),
+        ("libcufft", "900 bytes before, 400 after; removed GPU code: 3 of sm_80"),
+        ("libcufft.so.12", "prune"),
     ],
 )
-def test_a_name_is_explained_by_the_rule_that_took_it(
+def test_explain_names_the_rule_or_the_steps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: str
 ) -> None:
     save(join([CUDA, TORCH]), tmp_path / "slim.json")
@@ -88,27 +89,33 @@ def test_a_name_is_explained_by_the_rule_that_took_it(
 
 
 @pytest.mark.parametrize("name", ["trit", "cufft", "numpy", "RECORD"])
-def test_a_name_that_nothing_was_done_to_has_no_explanation(name: str) -> None:
+def test_explain_unchanged_name_is_empty(name: str) -> None:
     assert explain(join([CUDA, TORCH]), name) == ()
 
 
-def test_a_slim_that_goes_on_tells_the_whole_story_once() -> None:
-    later = Alteration(CUFFT.path, ("strip",), 400, 300, "bb", "ee")
+def test_continue_from_merges_changes_of_one_file() -> None:
+    later = FileChange(CUFFT.path, ("strip",), 400, 300, "bb", "ee")
     now = SlimManifest(490, 390, (), (later,), ())
 
-    whole = continue_from(CUDA, now, present={CUFFT.path: 300, RECORD.path: 40, "site/odd.so": 50})
+    continued = continue_from(CUDA, now, present={CUFFT.path: 300, RECORD.path: 40, "site/odd.so": 50})
 
-    assert whole.bytes_before == 390 + 600 + 10
-    assert whole.targets == ("8.0", "9.0")
-    assert whole.alterations[0] == Alteration(
-        CUFFT.path, ("architectures", "strip"), 900, 300, "aa", "ee", {"sm_80": (3, 500)}
-    )
+    assert continued.bytes_before == 390 + 600 + 10
+    assert continued.targets == ("8.0", "9.0")
+    assert continued.changes[0] == FileChange(CUFFT.path, ("prune", "strip"), 900, 300, "aa", "ee", {"sm_80": (3, 500)})
 
 
-def test_what_an_earlier_slim_says_of_a_file_installed_anew_is_forgotten() -> None:
+def test_continue_from_drops_reinstalled_files() -> None:
     now = SlimManifest(1000, 1000, (), (), ())
 
-    whole = continue_from(join([CUDA, TORCH]), now, present={CUFFT.path: 900, "site/triton/__init__.py": 10})
+    continued = continue_from(join([CUDA, TORCH]), now, present={CUFFT.path: 900, "site/triton/__init__.py": 10})
 
-    assert [change.path for change in whole.alterations] == []
-    assert whole.removals[0].removed == {"site/triton/_C/x.so": 90}
+    assert [change.path for change in continued.changes] == []
+    assert continued.removals[0].removed == {"site/triton/_C/x.so": 90}
+
+
+@pytest.mark.parametrize("text", ["[]", "not JSON", '{"schema_version": 1}'], ids=["a list", "no JSON", "older"])
+def test_load_other_file_raises(tmp_path: Path, text: str) -> None:
+    (tmp_path / "slim.json").write_text(text)
+
+    with pytest.raises(InvalidManifest, match="schema_version 2 is needed"):
+        load(tmp_path / "slim.json")

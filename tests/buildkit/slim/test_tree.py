@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from buildkit.slim.tree import NotATree, hash_file, read_tree, remove_files, update_records
+from buildkit.slim.tree import NotInstalledTree, hash_file, read_tree, remove_files, update_records
 from tests.support.installed import SITE, install, untrue_rows
 
 
-def test_a_virtual_environment_and_a_site_packages_folder_are_read(tmp_path: Path) -> None:
+def test_read_tree_reads_environment_and_site_packages(tmp_path: Path) -> None:
     install(tmp_path / "venv", "one", {"one/a.py": b"a", "../../../bin/one": b"#!"})
     install(tmp_path / "site", "two", {"two/b.py": b"bb"}, site=".")
 
@@ -25,17 +25,17 @@ def test_a_virtual_environment_and_a_site_packages_folder_are_read(tmp_path: Pat
     assert set(site.recorded) >= {"two/b.py"}
 
 
-def test_a_folder_that_has_an_environment_somewhere_below_is_refused(tmp_path: Path) -> None:
+def test_read_tree_folder_above_an_environment_raises(tmp_path: Path) -> None:
     install(tmp_path / "work" / "venv", "one", {"one/a.py": b"a"})
     (tmp_path / "empty").mkdir()
 
     for folder in (tmp_path / "work", tmp_path, tmp_path / "empty", tmp_path / "absent", Path("/")):
-        with pytest.raises(NotATree) as error:
+        with pytest.raises(NotInstalledTree) as error:
             read_tree(folder)
         assert error.value.path == folder
 
 
-def test_a_vendored_distribution_is_files_and_no_distribution(tmp_path: Path) -> None:
+def test_read_tree_vendored_distribution_is_only_files(tmp_path: Path) -> None:
     install(tmp_path, "one", {"one/_vendor/two.dist-info/RECORD": b"two/gone.py,sha256=AAAA,1\n"})
 
     read = read_tree(tmp_path)
@@ -43,7 +43,7 @@ def test_a_vendored_distribution_is_files_and_no_distribution(tmp_path: Path) ->
     assert read.records == (f"{SITE}/one-1.0.dist-info/RECORD",)
 
 
-def test_records_stay_true_and_untouched_lines_stay_as_they_were(tmp_path: Path) -> None:
+def test_update_records_changes_only_lines_of_changed_files(tmp_path: Path) -> None:
     install(tmp_path, "one", {"one/a.py": b"a", 'one/odd, "name".so': b"long", "one/sub/c.h": b"c"})
     record = tmp_path / SITE / "one-1.0.dist-info/RECORD"
     text = record.read_text().replace('one/odd, "name".so', '"one/odd, ""name"".so"')
@@ -69,7 +69,7 @@ def test_records_stay_true_and_untouched_lines_stay_as_they_were(tmp_path: Path)
     assert update_records(read_tree(tmp_path), removed=set(), changed={}) == {}
 
 
-def test_folders_emptied_together_go_with_their_parents(tmp_path: Path) -> None:
+def test_remove_files_removes_empty_parent_folders(tmp_path: Path) -> None:
     for path in ("x/a/1/f", "x/a/2/f", "x/b/f"):
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).touch()

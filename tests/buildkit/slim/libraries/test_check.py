@@ -1,4 +1,4 @@
-"""The comparison must see what a faulty prune could do: each fault is planted, and the comparison names it."""
+"""Plants each fault that a wrong prune could make; the check must report it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from buildkit.binary.elf import UnsupportedBinary
 from buildkit.binary.rewrite import apply_rewrite
 from buildkit.slim.libraries import prune
 from buildkit.slim.libraries.check import check_pruned
-from tests.support.elf import EntrySpec, Library, container
+from tests.support.elf import EntrySpec, LibrarySpec, container, in_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +24,7 @@ def code(architecture: int, size_bytes: int) -> EntrySpec:
     return EntrySpec(architecture=architecture, payload=bytes([architecture]) * size_bytes)
 
 
-LIBRARY = Library(
+LIBRARY = LibrarySpec(
     fatbin=[
         container(code(75, 64)),
         container(code(80, 9000), code(90, 3000)),
@@ -37,7 +37,7 @@ ORIGINAL = LIBRARY.build()
 
 
 def pruned() -> bytearray:
-    plan = prune.plan_prune(ORIGINAL, HOPPER)
+    plan = prune.plan_prune(in_memory(ORIGINAL), HOPPER)
     assert plan is not None
     return bytearray(apply_rewrite(ORIGINAL, plan.rewrite))
 
@@ -92,38 +92,38 @@ def forget_stack(content: bytearray) -> None:
     struct.pack_into("<I", content, slot(content, 5) + 4, 7)
 
 
-def test_a_sound_prune_passes() -> None:
-    check_pruned(ORIGINAL, pruned(), HOPPER)
+def test_correct_prune_passes() -> None:
+    check_pruned(in_memory(ORIGINAL), in_memory(pruned()), HOPPER)
 
 
 FAULTS: dict[str, tuple[Callable[[bytearray], None], str]] = {
-    "a byte of code before the containers": (flip(".text", 5), "compare-bytes"),
-    "a byte behind the containers": (flip(".rodata", 900), "compare-bytes"),
-    "a byte of data": (flip(".data", 0), "compare-bytes"),
-    "a library's name": (flip(".dynstr", 3), "compare-bytes"),
-    "a container without wrapper": (flip(".nv_fatbin", 16 + 64 + 3), "compare-entries"),
-    "a kept kernel": (flip(".nv_fatbin", 16 + 128 + 16 + 64 + 100), "compare-entries"),
+    "a changed byte before the containers": (flip(".text", 5), "compare-bytes"),
+    "a changed byte behind the containers": (flip(".rodata", 900), "compare-bytes"),
+    "a changed byte of data": (flip(".data", 0), "compare-bytes"),
+    "a changed library name": (flip(".dynstr", 3), "compare-bytes"),
+    "a changed container without a wrapper": (flip(".nv_fatbin", 16 + 64 + 3), "compare-entries"),
+    "a changed kernel": (flip(".nv_fatbin", 16 + 128 + 16 + 64 + 100), "compare-entries"),
     "two wrappers swapped": (swap_wrappers, "compare-entries"),
     "an addend not rewritten": (forget_addend, "compare-addend"),
     "a segment writable and executable": (change_rights, "compare-segments"),
-    "the segment table named elsewhere": (lose_table, "compare-segment-table"),
+    "a wrong address of the segment table": (lose_table, "compare-segment-table"),
     "a segment cut short": (shorten_segment, "compare-unmapped"),
     "an executable stack": (forget_stack, "compare-segments"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_named(fault: str) -> None:
+def test_planted_fault_raises(fault: str) -> None:
     plant, reason = FAULTS[fault]
     content = pruned()
     plant(content)
 
     with pytest.raises(UnsupportedBinary) as refusal:
-        check_pruned(ORIGINAL, content, HOPPER)
+        check_pruned(in_memory(ORIGINAL), in_memory(content), HOPPER)
 
     assert refusal.value.reason == reason
 
 
-def test_kernels_that_a_target_needs_must_be_there() -> None:
+def test_missing_kernels_raise() -> None:
     with pytest.raises(UnsupportedBinary, match="compare-entries"):
-        check_pruned(ORIGINAL, pruned(), frozenset({80}))
+        check_pruned(in_memory(ORIGINAL), in_memory(pruned()), frozenset({80}))

@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, given, settings
 
 from buildkit.binary import elf, fatbin
 from buildkit.binary.elf import UnsupportedBinary
-from buildkit.binary.rewrite import apply_rewrite, replace_file
+from buildkit.binary.gpu_sections import WRAPPER_SECTION
+from buildkit.binary.library import Library
+from buildkit.binary.rewrite import apply_rewrite
 from buildkit.slim.libraries import prune, strip
 from buildkit.slim.libraries.check import check_pruned
-from tests.support.elf import EntrySpec, Library, container
+from tests.support.elf import EntrySpec, LibrarySpec, container, in_memory
 from tests.support.strategies import FLAG_A, TARGETS, libraries
 
 if TYPE_CHECKING:
@@ -28,9 +30,9 @@ def code(architecture: int, size_bytes: int = 9000, flags: int = 0) -> EntrySpec
     return EntrySpec(architecture=architecture, flags=0x11 | flags, payload=bytes([architecture]) * size_bytes)
 
 
-def typical() -> Library:
-    """Several containers, one of them an orphan for Hopper, in both sections."""
-    return Library(
+def typical() -> LibrarySpec:
+    """Several containers in both sections; one has no code for Hopper."""
+    return LibrarySpec(
         fatbin=[
             container(code(80), code(90, 3000)),
             container(code(75)),
@@ -43,115 +45,112 @@ def typical() -> Library:
 
 
 def entries_by_wrapper(content: bytes) -> list[list[bytes]]:
-    """What each wrapper leads to, entry by entry."""
-    fatbins = prune.read_fatbins(content)
-    assert fatbins is not None
+    """Returns the entries of each wrapper's container."""
+    gpu_sections = in_memory(content).gpu_sections
+    assert gpu_sections is not None
     found = {
         section.address + item.offset: [
             content[section.file_offset + entry.offset :][: entry.size_bytes] for entry in item.entries
         ]
-        for section, containers in fatbins.sections
+        for section, containers in gpu_sections.sections
         for item in containers
     }
-    return [found[address] for address in fatbins.wrappers.values()]
+    return [found[address] for address in gpu_sections.wrappers.values()]
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(libraries(), TARGETS)
-def test_a_pruned_library_holds_exactly_the_kept_entries(library: Library, targets: frozenset[int]) -> None:
+def test_plan_prune_keeps_exactly_the_usable_entries(library: LibrarySpec, targets: frozenset[int]) -> None:
     content = library.build()
 
-    plan = prune.plan_prune(content, targets)
+    plan = prune.plan_prune(in_memory(content), targets)
 
     if plan is None:
         return
     pruned = apply_rewrite(content, plan.rewrite)
-    check_pruned(content, pruned, targets)
+    check_pruned(in_memory(content), in_memory(pruned), targets)
     assert len(pruned) == plan.rewrite.bytes_after < len(content)
     contents = [*library.fatbin[library.unwrapped :], *library.relocatable]
     for before, after in zip(contents, entries_by_wrapper(pruned), strict=True):
-        (whole,) = fatbin.parse_containers(before)
-        all_entries = [before[entry.offset :][: entry.size_bytes] for entry in whole.entries]
-        kept = [before[entry.offset :][: entry.size_bytes] for entry in fatbin.usable_entries(whole, targets)]
+        (parsed,) = fatbin.parse_containers(before)
+        all_entries = [before[entry.offset :][: entry.size_bytes] for entry in parsed.entries]
+        kept = [before[entry.offset :][: entry.size_bytes] for entry in fatbin.usable_entries(parsed, targets)]
         assert after in (kept or all_entries, all_entries)
-    assert prune.plan_prune(pruned, targets) is None
-    stripped = strip.plan_strip(pruned)
-    if stripped is not None:
-        check_pruned(content, apply_rewrite(pruned, stripped.rewrite), targets)
+    assert prune.plan_prune(in_memory(pruned), targets) is None
+    strip_rewrite = strip.plan_strip(in_memory(pruned))
+    if strip_rewrite is not None:
+        check_pruned(in_memory(content), in_memory(apply_rewrite(pruned, strip_rewrite)), targets)
 
 
-def test_every_part_of_a_library_survives_its_prune() -> None:
+def test_plan_prune_keeps_tables_and_segments() -> None:
     content = typical().build()
 
-    plan = prune.plan_prune(content, HOPPER)
+    plan = prune.plan_prune(in_memory(content), HOPPER)
 
     assert plan is not None
     pruned = apply_rewrite(content, plan.rewrite)
     assert len(content) - len(pruned) > 36_000
-    assert plan.removed == (
-        ("sm_100", 1, 9064),
-        ("sm_80", 3, 2 * 9064 + 20_064),
-    )
+    assert plan.removed == {"sm_100": (1, 9064), "sm_80": (3, 2 * 9064 + 20_064)}
     parsed, original = elf.parse(pruned), elf.parse(content)
     assert elf.read_dynamic_names(pruned, parsed) == elf.read_dynamic_names(content, original)
     assert len(parsed.loads) == len(original.loads) + 2
     assert [section.name for section in parsed.sections] == [section.name for section in original.sections]
     assert all(load.alignment == 4096 for load in parsed.loads)
-    assert entries_by_wrapper(pruned)[1] == [code(75).pack()]  # an orphan stays whole
+    assert entries_by_wrapper(pruned)[1] == [code(75).pack()]  # a container without usable code stays complete
 
 
-def test_pruning_for_fewer_targets_later_is_pruning_for_them_at_once() -> None:
+def test_plan_prune_twice_equals_pruning_once() -> None:
     content = typical().build()
-    both = prune.plan_prune(content, frozenset({80, 90}))
+    both = prune.plan_prune(in_memory(content), frozenset({80, 90}))
     assert both is not None
 
     first = apply_rewrite(content, both.rewrite)
-    then = prune.plan_prune(first, HOPPER)
+    then = prune.plan_prune(in_memory(first), HOPPER)
 
     assert then is not None
     again = apply_rewrite(first, then.rewrite)
-    check_pruned(content, again, HOPPER)
+    check_pruned(in_memory(content), in_memory(again), HOPPER)
 
 
-def test_a_container_without_a_wrapper_stays_whole_where_it_is() -> None:
+def test_plan_prune_leaves_container_without_wrapper() -> None:
     library = typical()
     library.unwrapped = 1
     content = library.build()
 
-    plan = prune.plan_prune(content, HOPPER)
+    plan = prune.plan_prune(in_memory(content), HOPPER)
 
     assert plan is not None
     pruned = apply_rewrite(content, plan.rewrite)
-    check_pruned(content, pruned, HOPPER)
+    check_pruned(in_memory(content), in_memory(pruned), HOPPER)
     section = elf.parse(pruned).section(".nv_fatbin")
     assert section is not None
     assert pruned[section.file_offset :].startswith(library.fatbin[0])
 
 
-@pytest.mark.parametrize("library", [Library(), Library(fatbin=[container(code(90))])])
-def test_where_nothing_is_to_gain_nothing_is_planned(library: Library) -> None:
-    assert prune.plan_prune(library.build(), HOPPER) is None
+@pytest.mark.parametrize("library", [LibrarySpec(), LibrarySpec(fatbin=[container(code(90))])])
+def test_plan_prune_nothing_to_free_is_none(library: LibrarySpec) -> None:
+    assert prune.plan_prune(in_memory(library.build()), HOPPER) is None
 
 
-def spoiled(**changes: object) -> Library:
+def spoiled(**changes: object) -> LibrarySpec:
     library = typical()
     for name, value in changes.items():
         setattr(library, name, value)
     return library
 
 
-def inside(library: Library) -> int:
+def inside(library: LibrarySpec) -> int:
     section = elf.parse(library.build()).section(".nv_fatbin")
     assert section is not None
     return section.address + 16
 
 
 def inside_related() -> int:
-    """The same address in a library that has one relocation more."""
+    """Returns the same address in a library with one more relocation."""
     return inside(spoiled(extra_relocations=[(0, 0, 0)]))
 
 
-UNEXPECTED: dict[str, tuple[Library, str]] = {
+UNEXPECTED: dict[str, tuple[LibrarySpec, str]] = {
     "another machine": (spoiled(machine=183), "prune-machine"),
     "an executable": (spoiled(type=2), "prune-type"),
     "two containers without wrapper": (spoiled(unwrapped=2), "prune-stray-container"),
@@ -180,25 +179,25 @@ UNEXPECTED: dict[str, tuple[Library, str]] = {
 
 
 @pytest.mark.parametrize("case", UNEXPECTED)
-def test_anything_else_than_expected_is_refused_by_name(case: str) -> None:
+def test_plan_prune_unsupported_library_raises(case: str) -> None:
     library, reason = UNEXPECTED[case]
     with pytest.raises(UnsupportedBinary) as refusal:
-        prune.plan_prune(library.build(), HOPPER)
+        prune.plan_prune(in_memory(library.build()), HOPPER)
 
     assert refusal.value.reason == reason
 
 
-def test_a_second_pointer_into_the_containers_is_refused() -> None:
+def test_plan_prune_second_pointer_raises() -> None:
     content = bytearray(typical().build())
-    section = elf.parse(content).section(prune.WRAPPER_SECTION)
+    section = elf.parse(content).section(WRAPPER_SECTION)
     assert section is not None
     struct.pack_into("<Q", content, section.file_offset + 16, inside(typical()))
 
     with pytest.raises(UnsupportedBinary, match="prune-wrapper-second-pointer"):
-        prune.plan_prune(content, HOPPER)
+        prune.plan_prune(in_memory(content), HOPPER)
 
 
-def test_a_container_that_an_instruction_names_is_refused() -> None:
+def test_plan_prune_container_named_by_code_raises() -> None:
     library = typical()
     content = bytearray(library.build())
     text, fat = elf.parse(content).section(".text"), elf.parse(content).section(".nv_fatbin")
@@ -208,39 +207,39 @@ def test_a_container_that_an_instruction_names_is_refused() -> None:
     def plan_with_pointer_to(address: int) -> prune.PrunePlan | None:
         instruction = b"\x48\x8d\x3d" + struct.pack("<i", address - (text.address + 101 + 7))
         content[text.file_offset + 101 : text.file_offset + 108] = instruction
-        return prune.plan_prune(content, HOPPER)
+        return prune.plan_prune(in_memory(content), HOPPER)
 
     assert plan_with_pointer_to(fat.address) is not None  # the first does not move
     with pytest.raises(UnsupportedBinary, match="prune-code-pointer"):
         plan_with_pointer_to(fat.address + len(library.fatbin[0]))
 
 
-def test_corrupt_libraries_are_refused_or_pruned_correctly() -> None:
-    """Whatever the corpus holds, a plan that is made passes the comparison, and nothing but a refusal is raised."""
+def test_corrupt_libraries_are_pruned_correctly_or_raise() -> None:
+    """Each corrupt library is pruned so that the check passes, or raises UnsupportedBinary."""
     chance = random.Random(20262)  # noqa: S311 - a corpus, not a secret
-    whole = typical().build()
-    parsed = elf.parse(whole)
+    intact = typical().build()
+    parsed = elf.parse(intact)
     fat = [section for section in parsed.sections if section.name in fatbin.FATBIN_SECTIONS]
-    wrappers = parsed.section(prune.WRAPPER_SECTION)
+    wrappers = parsed.section(WRAPPER_SECTION)
     rela = parsed.section(".rela.dyn")
     assert wrappers is not None
     assert rela is not None
     weak = [
         *range(64 + 56 * len(parsed.segments)),
-        *range(parsed.section_table_offset, len(whole)),
+        *range(parsed.section_table_offset, len(intact)),
         *range(wrappers.file_offset, wrappers.file_end),
         *range(rela.file_offset, rela.file_end),
         *(offset for section in fat for offset in range(section.file_offset, section.file_offset + 96)),
     ]
     outcomes = {"refused": 0, "planned": 0, "nothing": 0, "caught": 0}
     for _ in range(CORRUPT_INPUTS):
-        content = bytearray(whole)
+        content = bytearray(intact)
         for _ in range(chance.randint(1, 3)):
             content[chance.choice(weak)] = chance.choice((0, 1, 8, 0x7F, 0xFF, chance.randrange(256)))
         if chance.random() < 0.1:
             del content[chance.randrange(len(content)) :]
         try:
-            plan = prune.plan_prune(content, HOPPER)
+            plan = prune.plan_prune(in_memory(content), HOPPER)
         except UnsupportedBinary:
             outcomes["refused"] += 1
             continue
@@ -248,9 +247,9 @@ def test_corrupt_libraries_are_refused_or_pruned_correctly() -> None:
             outcomes["nothing"] += 1
             continue
         try:
-            check_pruned(content, apply_rewrite(content, plan.rewrite), HOPPER)
+            check_pruned(in_memory(content), in_memory(apply_rewrite(content, plan.rewrite)), HOPPER)
         except UnsupportedBinary:
-            outcomes["caught"] += 1  # the comparison stands before the file is replaced
+            outcomes["caught"] += 1  # the check runs before the file is replaced
         else:
             outcomes["planned"] += 1
     assert min(outcomes["refused"], outcomes["planned"]) > 100, outcomes
@@ -276,13 +275,13 @@ int byte_at(int index, int offset) { return ((unsigned char *)wrappers[index].da
 
 
 def complaints(path: Path) -> str:
-    """What binutils, another reader of the same tables, has to say about a file; it comes with the compiler."""
+    """Returns the warnings of binutils, another reader of the same tables, about a file."""
     result = subprocess.run(["readelf", "-lSdrW", path], capture_output=True, text=True, check=True)
     return result.stderr
 
 
-def test_a_real_library_loads_and_finds_its_kernels_after_prune_and_strip(tmp_path: Path, gcc: str) -> None:
-    """Made by a compiler and a linker, pruned, stripped, loaded by the system's loader, asked for its containers."""
+def test_compiled_library_works_after_prune_and_strip(tmp_path: Path, gcc: str) -> None:
+    """A library from a compiler and a linker loads and finds its containers after both steps."""
     (tmp_path / "first.bin").write_bytes(container(code(80, 40_000), code(90, 5000)))
     (tmp_path / "second.bin").write_bytes(container(code(80, 30_000), code(90, 6000)))
     (tmp_path / "lib.c").write_text(SOURCE)
@@ -299,12 +298,13 @@ def test_a_real_library_loads_and_finds_its_kernels_after_prune_and_strip(tmp_pa
         return [int(word) for word in result.stdout.split()]
 
     assert run() == [42, 40_000 + 5000 + 128, 30_000 + 6000 + 128, 80, 80]
-    plan = prune.plan_prune(content, HOPPER)
-    assert plan is not None
-    replace_file(path, plan.rewrite, lambda new: check_pruned(content, new.read_bytes(), HOPPER))
+    pruned = prune.prune_library(Library.open(path), HOPPER, is_load_checked=True)
+    assert pruned is not None
+    library, removed = pruned
+    assert removed == {"sm_80": (2, 70_128)}
     assert run() == [42, 5064, 6064, 90, 90]
     assert complaints(path) == ""
-    assert strip.strip_file(path) is not None
+    assert strip.strip_library(library) is not None
     assert run() == [42, 5064, 6064, 90, 90]
     assert complaints(path) == ""
     assert path.stat().st_size < len(content) - 60_000

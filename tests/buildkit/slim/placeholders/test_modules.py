@@ -1,113 +1,149 @@
-"""What an import of something that the slim took out says."""
+"""Imports Python placeholders, in transformers and sentence-transformers too if they are installed."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-from buildkit.slim.__main__ import main
-from buildkit.slim.manifest import Removal, SlimManifest
-from buildkit.slim.placeholders.modules import MODULE, missing_modules, write_messages
-from tests.support.installed import SITE, install
+from buildkit.slim.placeholders.kinds import parse_message, removal_message
+from buildkit.slim.rules.options import SlimOptions
+from buildkit.slim.rules.rule_sets import choose_rules
+from buildkit.slim.slim import slim_tree
+from tests.support.installed import install, untrue_rows
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-GRAPHS = Removal(
-    "graphs",
-    "nothing imports it",
-    "cutting graphs",
-    {f"{SITE}/graphs/__init__.py": 100, f"{SITE}/graphs/cut.py": 200, f"{SITE}/graphs/__pycache__/cut.x.pyc": 50},
-)
-TESTS = Removal(
-    "tests",
-    "tests",
-    "running tests",
-    {f"{SITE}/graphs/tests/test_cut.py": 10, f"{SITE}/kept/tests/__init__.py": 5, f"{SITE}/kept/tests/data.json": 9},
-)
-FAST = Removal("fast", "two ways", "speed", {f"{SITE}/kept/_fast.cpython-313-x86_64-linux-gnu.so": 9, "bin/fast": 1})
-MANIFEST = SlimManifest(1000, 600, (GRAPHS, TESTS, FAST), (), ())
-KEPT = (f"{SITE}/kept/__init__.py", f"{SITE}/kept/_slow.py", "bin/python")
+(MODELS,) = choose_rules("other-models")
+(SCIENCE,) = choose_rules("scipy-sklearn")
 
 
-def run(site: Path, program: str) -> str:
-    """What a program prints with `site` as a folder whose .pth files are read."""
-    start = f"import site; site.addsitedir({str(site)!r})\n"
-    command = [sys.executable, "-S", "-c", start + program]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def test_transformers_removed_model_names_the_rule(tmp_path: Path) -> None:
+    package = Path(pytest.importorskip("transformers").__file__).parent
+    site = tmp_path / "site"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for folder in (package, *package.parent.glob("transformers-*.dist-info")):
+        shutil.copytree(folder, site / folder.name, ignore=ignored)
+    slim_tree(site, SlimOptions(rules=(MODELS,), strips=False))
+    assert "transformers/models/clip/configuration_clip.py" not in untrue_rows(tmp_path, site="site")
+    program = """
+import transformers
+from transformers import BertModel
+for ask in (getattr, hasattr):
+    try:
+        ask(transformers, "CLIPModel")
+    except ModuleNotFoundError as error:
+        print(error.__cause__ or error)
+try:
+    transformers.AutoConfig.for_model("clip")
+except ModuleNotFoundError as error:
+    print(error.__cause__ or error)
+"""
+
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert ended.returncode == 0, ended.stderr
+    message = removal_message("transformers.models.clip", "other-models", MODELS.lost)
+    assert ended.stdout.splitlines() == [message] * 3
 
 
-@pytest.fixture
-def slimmed(tmp_path: Path) -> Path:
-    """A site-packages folder with one package whose parts are gone and another that is gone whole."""
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept/__init__.py").write_text("")
-    write_messages(MANIFEST, tmp_path, KEPT)
-    return tmp_path
+def plant_science(site: Path) -> Path:
+    """Installs SciPy and scikit-learn as folders of empty modules."""
+    packages = (*SCIENCE.placeholder_packages, "scipy/signal", "sklearn/metrics/pairwise", "joblib")
+    modules = dict.fromkeys((*(f"{package}/__init__.py" for package in packages), "threadpoolctl.py"), b"")
+    modules["scipy/optimize.py"] = modules.pop("scipy/optimize/__init__.py")  # a module instead of a package
+    install(site, "science", modules, site=".")
+    return site
 
 
-def test_a_package_that_is_gone_whole_is_one_name_under_the_rule_that_took_most_of_it() -> None:
-    assert missing_modules(MANIFEST, KEPT) == {"graphs": "graphs", "kept._fast": "fast", "kept.tests": "tests"}
+def run_statements(site: Path, *statements: str) -> list[str]:
+    """Returns the output or the error of each statement, in a process that finds `site` first."""
+    program = f"""
+import warnings
+warnings.simplefilter("ignore")
+for statement in {statements!r}:
+    try:
+        exec(statement, {{}})
+    except Exception as error:
+        print(type(error).__name__, str(error).replace(chr(10), " "))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin", "HOME": str(site)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
 
 
-@pytest.mark.parametrize(
-    ("module", "rule", "lost"),
-    [
-        ("graphs", "graphs", "cutting graphs"),
-        ("graphs.cut", "graphs", "cutting graphs"),
-        ("kept.tests.test_it", "tests", "running tests"),
-        ("kept._fast", "fast", "speed"),
-    ],
-)
-def test_an_import_of_what_is_gone_names_the_rule_and_what_is_lost(
-    slimmed: Path, module: str, rule: str, lost: str
-) -> None:
-    program = f"try:\n    import {module}\nexcept ModuleNotFoundError as error:\n    print(error.name, error)"
+def test_package_placeholder_raises_when_a_name_is_used(tmp_path: Path) -> None:
+    site = plant_science(tmp_path)
+    result = slim_tree(site, SlimOptions(rules=(SCIENCE,), strips=False))
+    placeholders = {change.path for change in result.changes if change.is_placeholder}
+    assert placeholders == {
+        "scipy/optimize.py" if package == "scipy/optimize" else f"{package}/__init__.py"
+        for package in SCIENCE.placeholder_packages
+    }
+    assert untrue_rows(site, site=".") == []
+    assert not (site / "joblib/__init__.py").exists()
 
-    said = run(slimmed, program)
+    output = run_statements(
+        site,
+        "from scipy.stats import pearsonr; print(isinstance(1, pearsonr), pearsonr.__name__)",
+        "from scipy.stats import pearsonr; pearsonr([1], [2])",
+        "from scipy import linalg; linalg.dft(8)",
+        "from scipy.optimize import linear_sum_assignment; linear_sum_assignment(1)",
+        "import scipy; scipy.sparse.coo_matrix.from_array",
+        "from sklearn.base import clone",
+        "from sklearn import base\nclass Mine(base.Estimator): pass",
+        "import scipy; print(scipy.__version__)",
+        "import scipy; scipy.__doc_of__",
+    )
 
-    assert f"slim rule {rule}" in said
-    assert lost in said
-
-
-def test_an_import_of_what_never_was_says_what_it_always_says(slimmed: Path) -> None:
-    program = "try:\n    import kept.nowhere\nexcept ModuleNotFoundError as error:\n    print(error)"
-
-    assert run(slimmed, program) == "No module named 'kept.nowhere'"
-
-
-def test_who_only_asks_is_told_that_there_is_nothing(slimmed: Path) -> None:
-    program = "from importlib.util import find_spec\nprint(find_spec('graphs'), find_spec('kept._fast'))"
-
-    assert run(slimmed, program) == "None None"
-
-
-def test_what_is_installed_after_all_is_imported(slimmed: Path) -> None:
-    (slimmed / "graphs.py").write_text("answer = 42")
-
-    assert run(slimmed, "import graphs\nprint(graphs.answer)") == "42"
-
-
-def test_the_finder_is_the_last_and_there_once(slimmed: Path) -> None:
-    again = f"import importlib, sys, {MODULE}\nimportlib.reload({MODULE})\n"
-
-    said = run(slimmed, again + "print(*(type(finder).__name__ for finder in sys.meta_path))").split()
-
-    assert said.count("LeftOut") == 1
-    assert said[-1] == "LeftOut"
+    removed = removal_message("", SCIENCE.name, SCIENCE.lost)
+    assert output == [
+        "False pearsonr",
+        f"ImportError scipy.stats.pearsonr{removed}",
+        f"ImportError scipy.linalg.dft{removed}",
+        f"ImportError scipy.optimize.linear_sum_assignment{removed}",
+        f"ImportError scipy.sparse.coo_matrix{removed}",
+        "ModuleNotFoundError No module named 'sklearn.base'",  # the import hook is not installed here
+        f"ImportError sklearn.base{removed}",
+        "0",
+        "AttributeError module 'scipy' has no attribute '__doc_of__'",
+    ]
 
 
-def test_the_command_joins_and_writes_the_messages(tmp_path: Path) -> None:
-    tree = tmp_path / "tree"
-    install(tree, "kept", {"kept/__init__.py": b"", "kept/tests/test_it.py": b"assert True\n"})
-    assert main([str(tree), "--files", "tests", "--manifest", str(tmp_path / "kept.json"), "--workers", "1"]) == 0
-    site = tmp_path / "out" / SITE
+def test_sentence_transformers_encodes_with_placeholders(tmp_path: Path) -> None:
+    pytest.importorskip("sentence_transformers")
+    site = plant_science(tmp_path)
+    slim_tree(site, SlimOptions(rules=(SCIENCE,), strips=False))
 
-    arguments = ["--join", str(tmp_path / "kept.json"), "--manifest", str(tmp_path / "slim.json")]
-    assert main([*arguments, "--messages", str(site), "--kept", str(tree)]) == 0
+    output = run_statements(
+        site,
+        """
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import BoW
+model = SentenceTransformer(modules=[BoW(["a", "b"])], device="cpu")
+print(model.encode(["a b", "b"]).tolist(), model.similarity([[1.0]], [[1.0]]).tolist())
+""",
+        """
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.models import BoW
+model = SentenceTransformer(modules=[BoW(["a", "b"])], device="cpu")
+EmbeddingSimilarityEvaluator(["a", "b"], ["b", "a"], [0.1, 0.2])(model)
+""",
+        "from transformers import FNetModel, FNetConfig; FNetModel(FNetConfig(num_hidden_layers=1))",
+    )
 
-    assert "'kept.tests': 'tests'" in (site / f"{MODULE}.py").read_text()
-    assert (site / f"{MODULE}.pth").read_text() == f"import {MODULE}\n"
+    assert output[0] == "[[1.0, 1.0], [0.0, 1.0]] [[1.0]]"
+    assert len(output) == 2
+    message = parse_message(output[1])
+    assert message is not None
+    assert message.rule == "scipy-sklearn"

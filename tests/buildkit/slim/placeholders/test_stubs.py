@@ -1,4 +1,4 @@
-"""Stubs are made and loaded for real: a library with versions, data and C++ copies, a program linked with it."""
+"""Makes stub libraries and loads them into programs that were linked with the original."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING
 import pytest
 
 from buildkit.binary.elf import UnsupportedBinary
-from buildkit.slim.placeholders import stubs
+from buildkit.binary.library import Library
+from buildkit.slim.placeholders.compiler import CompilerMissing
+from buildkit.slim.placeholders.kinds import is_placeholder
+from buildkit.slim.placeholders.stubs import StubRule, stub_library
+from buildkit.slim.rules.options import SlimOptions
 from buildkit.slim.rules.rule_sets import choose_rules
-from buildkit.slim.slim import SlimOptions, slim_tree
-from tests.support.elf import Library
+from buildkit.slim.slim import slim_tree
+from tests.support.elf import LibrarySpec, in_memory
 from tests.support.installed import SITE, install, snapshot, untrue_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-RULE = stubs.StubRule(
+RULE = StubRule(
     name="stub-made-up",
     path="nvidia/*/libmade.so.*",
     error_code=77,
     source="this test",
-    lost="all that it was",
+    lost="all its functions",
     texts=("madeErrorString",),
 )
 SOURCE = r"""
@@ -60,93 +64,79 @@ def library(tmp_path: Path, gcc: str) -> Path:
 
 
 def run(folder: Path) -> tuple[str, str]:
+    """Returns the standard output and error of the program."""
     result = subprocess.run([folder / "program"], capture_output=True, text=True, check=True)
     return result.stdout, result.stderr
 
 
-def test_a_program_linked_with_the_library_runs_with_its_stub(library: Path) -> None:
+def test_stub_library_linked_program_runs(library: Path) -> None:
     assert run(library.parent) == ("2 3 5 bad 2\n", "")
 
-    stubs.make_stub(library.read_bytes(), RULE, library)
+    library.write_bytes(stub_library(in_memory(library.read_bytes()), RULE))
 
-    said = "called, but this image's profile leaves libmade.so.1 out (slim rule stub-made-up). Lost: all that it was."
+    message = "libmade.so.1 was removed from this installation (slim rule stub-made-up). Lost: all its functions."
     output, error = run(library.parent)
-    assert output == "77 77 77 libmade.so.1 is left out of this image (slim rule stub-made-up) 0\n"
+    assert output == f"77 77 77 {message} 0\n"
     names = ("madeErrorString", "madePlan", "madeRun")
-    assert sorted(error.splitlines()) == [f"libmade.so.1: {name}: {said}" for name in names]
+    assert sorted(error.splitlines()) == [f"{name} was called, but {message}" for name in names]
 
 
-def test_a_stub_exports_the_c_symbols_under_their_versions_and_no_copy_of_the_runtime(library: Path) -> None:
-    whole = stubs.read_exports(library.read_bytes())
-    assert "_Znwm" in {export.name for export in whole}
+def test_stub_library_exports_versioned_c_symbols_only(library: Path) -> None:
+    original = Library.open(library)
+    assert "_Znwm" in {export.name for export in original.exports}
 
-    stubs.make_stub(library.read_bytes(), RULE, library)
+    stub = in_memory(stub_library(original, RULE))
 
-    assert {
-        (export.name, export.is_function, export.version) for export in stubs.read_exports(library.read_bytes())
-    } == {
+    assert {(export.name, export.is_function, export.version) for export in stub.exports} == {
         ("madePlan", True, "MADE_1"),
         ("madeErrorString", True, "MADE_1"),
         ("madeRun", True, "MADE_2"),
         ("made_table", False, "MADE_2"),
     }
-    assert next(e.size_bytes for e in stubs.read_exports(library.read_bytes()) if not e.is_function) == 100
+    assert next(export.size_bytes for export in stub.exports if not export.is_function) == 100
 
 
-def test_the_same_library_gives_the_same_stub(library: Path, tmp_path: Path) -> None:
-    content = library.read_bytes()
+def test_stub_library_same_library_gives_same_bytes(library: Path) -> None:
+    original = Library.open(library)
 
-    stubs.make_stub(content, RULE, tmp_path / "one")
-    stubs.make_stub(content, RULE, tmp_path / "two")
+    stub = stub_library(original, RULE)
 
-    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    assert stubs.is_stub((tmp_path / "one").read_bytes())
-    assert not stubs.is_stub(content)
+    assert stub_library(original, RULE) == stub
+    assert is_placeholder(stub)
+    assert not is_placeholder(original.content)
 
 
-@pytest.mark.usefixtures("gcc")
-def test_thread_local_data_is_refused(tmp_path: Path) -> None:
+def test_stub_library_thread_local_data_raises(tmp_path: Path, gcc: str) -> None:
     (tmp_path / "lib.c").write_text("__thread int here; int answer(void) { return here; }")
-    subprocess.run(["gcc", "-shared", "-fPIC", "-Wl,-soname,lib.so", "-o", "lib.so", "lib.c"], cwd=tmp_path, check=True)
+    subprocess.run([gcc, "-shared", "-fPIC", "-Wl,-soname,lib.so", "-o", "lib.so", "lib.c"], cwd=tmp_path, check=True)
 
     with pytest.raises(UnsupportedBinary, match="stub-symbol-type"):
-        stubs.make_stub((tmp_path / "lib.so").read_bytes(), RULE, tmp_path / "stub.so")
-
-    assert not (tmp_path / "stub.so").exists()
+        stub_library(Library.open(tmp_path / "lib.so"), RULE)
 
 
-def test_without_a_compiler_the_message_says_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-
-    with pytest.raises(stubs.CompilerMissing, match="builder stage"):
-        stubs.make_stub(Library().build(), RULE, tmp_path / "stub.so")
-
-
-def test_a_slim_wants_a_compiler_only_where_there_is_something_to_stand_in_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_slim_tree_without_compiler_raises_only_for_stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "venv"
-    install(root, "other", {"other/lib/libother.so.1": Library().build(), "other/tests/test_x.py": b""})
+    install(root, "other", {"other/lib/libother.so.1": LibrarySpec().build(), "other/tests/test_x.py": b""})
     choice = SlimOptions(rules=choose_rules("tests"), strips=True, stubs=(RULE,))
     monkeypatch.setenv("PATH", str(tmp_path))
 
     slim_tree(root, choice)
-    install(root, "nvidia", {"nvidia/cu13/lib/libmade.so.1": Library().build(), "nvidia/tests/test_x.py": b""})
+    install(root, "nvidia", {"nvidia/cu13/lib/libmade.so.1": LibrarySpec().build(), "nvidia/tests/test_x.py": b""})
     before = snapshot(root)
-    with pytest.raises(stubs.CompilerMissing):
+    with pytest.raises(CompilerMissing):
         slim_tree(root, choice)
 
     assert snapshot(root) == before
 
 
-def test_a_slim_puts_the_stub_in_place_once(library: Path, tmp_path: Path) -> None:
+def test_slim_tree_second_run_keeps_the_stub(library: Path, tmp_path: Path) -> None:
     root = tmp_path / "venv"
     install(root, "nvidia", {"nvidia/cu13/lib/libmade.so.1": library.read_bytes(), "nvidia/x.py": b""})
     choice = SlimOptions(rules=(), strips=True, stubs=(RULE,))
 
     first = slim_tree(root, choice, manifest_path=tmp_path / "slim.json")
 
-    assert {change.path: change.steps for change in first.alterations} == {
+    assert {change.path: change.steps for change in first.changes} == {
         f"{SITE}/nvidia/cu13/lib/libmade.so.1": ("stub",),
         f"{SITE}/nvidia-1.0.dist-info/RECORD": ("record",),
     }
@@ -154,13 +144,3 @@ def test_a_slim_puts_the_stub_in_place_once(library: Path, tmp_path: Path) -> No
     before = snapshot(root)
     assert slim_tree(root, choice, manifest_path=tmp_path / "slim.json") == first
     assert snapshot(root) == before
-
-
-def test_every_stub_rule_says_what_is_lost_and_whence_its_code() -> None:
-    assert len({rule.name for rule in stubs.STUB_RULES}) == len(stubs.STUB_RULES)
-    assert all(rule.lost and rule.source for rule in stubs.STUB_RULES)
-    assert stubs.choose_stubs("all") == stubs.STUB_RULES
-    assert stubs.choose_stubs("none") == ()
-    with pytest.raises(stubs.UnknownStub) as error:
-        stubs.choose_stubs("stub-cudnn")
-    assert "stub-cufft" in error.value.allowed

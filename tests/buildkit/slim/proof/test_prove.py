@@ -1,4 +1,4 @@
-"""The proof on a small tree with a workload of our own: what it must notice is planted, one thing at a time."""
+"""Proves a small tree with a fake workload; each test plants one difference that the proof must report."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from buildkit.slim import prove
 from buildkit.slim.__main__ import main
-from tests.support.elf import EntrySpec, Library, container
+from buildkit.slim.placeholders.kinds import removal_message
+from buildkit.slim.proof import run_workload
+from tests.support.elf import EntrySpec, LibrarySpec, container
 from tests.support.installed import install, snapshot
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Answers as torch would: from the GPU code that it finds in its library. `site/answers.json` plants the rest.
+# Answers like torch, from the GPU code in its library. `site/answers.json` has the planted differences.
 WORKLOAD = r"""
 import json, os, sys, time
 site = os.environ["PYTHONPATH"]
@@ -55,9 +56,9 @@ def code(architecture: int) -> EntrySpec:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "workload.py").write_text(WORKLOAD)
-    monkeypatch.setattr(prove, "_WORKLOAD", tmp_path / "workload.py")
+    monkeypatch.setattr(run_workload, "WORKLOAD", tmp_path / "workload.py")
     root = tmp_path / "site-packages"
-    library = Library(fatbin=[container(code(80), code(90), code(100))])
+    library = LibrarySpec(fatbin=[container(code(80), code(90), code(100))])
     install(root, "torch", {"torch/lib/libtorch_cuda.so": library.build(), "torch/include/x.h": b""}, site=".")
     plant(root)
     return root
@@ -68,90 +69,86 @@ def plant(site: Path, **answers: object) -> None:
 
 
 def run(site: Path, *options: str) -> tuple[int, dict[str, object]]:
-    work = site.parent / "proofs/work"  # neither folder is there at first
+    work = site.parent / "proofs/work"  # the proof makes both folders
     report = site.parent / "proofs/reports/proof.json"
-    status = main([str(site), "--prove", "--work", str(work), "--report", str(report), *options])
+    status = main([str(site), "--prove", "--work-dir", str(work), "--report", str(report), *options])
     assert list(work.iterdir()) == []
     return status, json.loads(report.read_text())
 
 
-def test_without_a_gpu_the_proof_passes_and_says_that_no_device_verified_it(
-    site: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_gpu_succeeds_and_names_unverified_claims(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(site)
 
     status, proof = run(site)
 
     assert (status, proof["failures"], proof["is_verified_on_device"]) == (0, [], False)
-    assert (proof["targets"], proof["control"], proof["compared_libraries"]) == (["9.0"], None, 1)
+    assert (proof["targets"], proof["negative_control"], proof["compared_libraries"]) == (["9.0"], None, 1)
     assert proof["start"] == {
         "before": {"import_seconds": 2.0, "host_bytes": 7},
         "after": {"import_seconds": 1.0, "host_bytes": 7},
     }
-    said = capsys.readouterr().err
-    assert "NOT VERIFIED on a device" in said
-    assert all(claim in said for claim in ("driver takes the pruned containers", "the same bits", "negative control"))
-    assert all(claim in said for claim in ("no nvJitLink", "no cuobjdump", "import: 2.00 s before, 1.00 s after"))
-    assert len(proof["not_verified"]) == said.count("  not verified: ")  # type: ignore[arg-type] # JSON
+    output = capsys.readouterr().err
+    assert "NOT VERIFIED on a device" in output
+    assert all(claim in output for claim in ("driver loads the pruned", "the same bits", "negative control"))
+    assert all(claim in output for claim in ("no nvJitLink", "no cuobjdump", "import: 2.00 s before, 1.00 s after"))
+    assert len(proof["not_verified"]) == output.count("  not verified: ")  # type: ignore[arg-type] # JSON
     assert snapshot(site) == before
-    assert run(site, "--require-device")[0] == 1
+    assert run(site, "--require-gpu")[0] == 1
 
 
-def test_with_a_gpu_the_tree_for_another_one_must_fail(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_gpu_negative_control_must_fail(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plant(site, device="H200", capability="9.0")
 
-    status, proof = run(site, "--require-device")
+    status, proof = run(site, "--require-gpu")
 
     assert (status, proof["failures"], proof["is_verified_on_device"]) == (0, [], True)
-    assert proof["control"] == "no kernel image is available for execution on the device"
+    assert proof["negative_control"] == "no kernel image is available for execution on the device"
     assert not any("no GPU" in claim for claim in proof["not_verified"])  # type: ignore[attr-defined] # JSON
     assert "verified on the device" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("gcc")
-def test_on_a_gpu_what_a_rule_takes_out_is_named_and_not_compared(
-    site: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_gpu_lost_cases_are_not_compared(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plant(site, device="H200", capability="9.0", is_lost=True)
 
-    status, proof = run(site, "--profile", "inference", "--require-device")
+    status, proof = run(site, "--profile", "inference", "--require-gpu")
 
     assert (status, proof["failures"]) == (0, [])
-    assert "a rule takes out what they need: fft (stub-cufft)" in capsys.readouterr().err
+    assert "a rule removes a library that they need: fft (stub-cufft)" in capsys.readouterr().err
     cases: list[dict[str, object]] = proof["cases"]  # type: ignore[assignment] # JSON
     assert {case["before"] for case in cases if case["name"] == "has cudnn"} == {"False"}
     assert run(site, "--profile", "single")[0] == 1
 
 
 @pytest.mark.usefixtures("gcc")
-def test_a_stand_in_that_the_service_calls_fails_the_proof(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stub_called_by_the_service_fails_the_proof(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plant(site)
     status, proof = run(site, "--profile", "inference")
-    assert (status, proof["called"]) == (0, [])
-    assert "of what the profile leaves out, the service's own cases call: nothing" in capsys.readouterr().err
-    call = "libcufft.so.12: cufftExecR2C: called, but this image's profile leaves it out (slim rule stub-cufft)."
+    assert (status, proof["placeholder_calls"]) == (0, [])
+    assert "of the removed libraries, the service's own cases call: nothing" in capsys.readouterr().err
+    call = f"cufftExecR2C was called, but {removal_message('libcufft.so.12', 'stub-cufft', 'FFT')}"
     plant(site, called=call)
 
     status, proof = run(site, "--profile", "inference")
 
-    assert (status, proof["called"]) == (1, [call])
-    assert proof["failures"] == [f"the service calls what the profile leaves out: {call}"]
-    assert run(site, "--profile", "single")[1]["called"] is None
+    assert (status, proof["placeholder_calls"]) == (1, [call])
+    assert proof["failures"] == [f"the service calls a library that the profile removes: {call}"]
+    assert run(site, "--profile", "single")[1]["placeholder_calls"] is None
 
 
 @pytest.mark.usefixtures("gcc")
-def test_a_case_of_the_service_that_did_not_run_is_not_verified(site: Path) -> None:
+def test_served_case_that_did_not_run_is_not_verified(site: Path) -> None:
     nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     plant(site, served={"embeddings": nothing, "encoder": "digest", "classifier": "OSError: no file"})
 
     not_verified = run(site, "--profile", "inference")[1]["not_verified"]
 
-    told = [claim for claim in not_verified if "did not run" in claim]  # type: ignore[attr-defined] # JSON
-    assert [claim.partition(" did")[0] for claim in told] == ["classifier", "embeddings"]
+    failed = [claim for claim in not_verified if "did not run" in claim]  # type: ignore[attr-defined] # JSON
+    assert [claim.partition(" did")[0] for claim in failed] == ["classifier", "embeddings"]
 
 
-def test_a_control_that_passes_fails_the_proof(site: Path) -> None:
-    """A tree for another GPU that works means that the work did not run on the pruned files."""
+def test_negative_control_that_passes_fails_the_proof(site: Path) -> None:
+    """If a tree for another GPU works, the workload did not use the pruned files."""
     plant(site, device="A100", capability="8.0")
 
     status, proof = run(site)
@@ -160,7 +157,7 @@ def test_a_control_that_passes_fails_the_proof(site: Path) -> None:
     assert any("negative control" in failure for failure in proof["failures"])  # type: ignore[attr-defined] # JSON
 
 
-def test_another_result_fails_the_proof(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_result_fails_the_proof(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plant(site, is_changed=True)
 
     status, proof = run(site)
@@ -170,18 +167,16 @@ def test_another_result_fails_the_proof(site: Path, capsys: pytest.CaptureFixtur
     assert "FAILED matmul (LAZY)" in capsys.readouterr().err
 
 
-def test_what_the_original_does_not_repeat_is_named_and_not_counted(
-    site: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unrepeatable_case_is_not_compared(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plant(site, is_noisy=True)
 
     status, _ = run(site)
 
     assert status == 0
-    assert "the original differs from itself: matmul" in capsys.readouterr().err
+    assert "two runs of the original differ: matmul" in capsys.readouterr().err
 
 
-def test_a_process_that_maps_the_original_fails_the_proof(site: Path) -> None:
+def test_mapped_original_fails_the_proof(site: Path) -> None:
     plant(site, mapped=str(site / "torch/lib/libtorch_cuda.so"))
 
     status, proof = run(site)
@@ -190,20 +185,18 @@ def test_a_process_that_maps_the_original_fails_the_proof(site: Path) -> None:
     assert any("of the original was mapped" in failure for failure in proof["failures"])  # type: ignore[attr-defined] # JSON
 
 
-def test_an_original_that_does_not_run_is_one_clear_error(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_workload_failure_exits_with_3(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plant(site, is_broken=True)
 
-    assert main([str(site), "--prove", "--work", str(site.parent)]) == 2
+    assert main([str(site), "--prove", "--work-dir", str(site.parent)]) == 3
     assert "torch does not import" in capsys.readouterr().err
 
 
-def test_where_the_report_cannot_be_written_is_said_before_the_work(
-    site: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unwritable_report_fails_before_the_proof(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (site.parent / "file").write_text("")
 
-    assert main([str(site), "--prove", "--report", str(site.parent / "file/proof.json")]) == 2
+    assert main([str(site), "--prove", "--report", str(site.parent / "file/proof.json")]) == 3
 
-    said = capsys.readouterr().err
-    assert "file" in said
-    assert "the original" not in said
+    output = capsys.readouterr().err
+    assert "file" in output
+    assert "the original" not in output

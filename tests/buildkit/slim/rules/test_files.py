@@ -1,34 +1,27 @@
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from buildkit.slim.rules import rule_sets as rules_module
 from buildkit.slim.rules.files import is_left_uncompiled, match_files
-from buildkit.slim.rules.import_list import imported_paths, is_as_traced
-from buildkit.slim.rules.rule_sets import RULE_SETS, RULES, UnknownRule, choose_rules
+from buildkit.slim.rules.import_list import imported_paths
+from buildkit.slim.rules.rule_sets import choose_rules
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def matched(root: Path, files: dict[str, str], rules: str = "runtime") -> dict[str, str]:
-    """Path to the name of the rule that takes it."""
+    """Writes files and returns the path of each removed one to the name of its rule."""
     for path, content in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(content)
     return {path: rule.name for path, rule in match_files(root, sorted(files), choose_rules(rules)).items()}
 
 
-def test_every_rule_says_why_and_what_is_lost_and_is_in_a_set() -> None:
-    assert len({rule.name for rule in RULES}) == len(RULES)
-    assert all(rule.reason and rule.lost for rule in RULES)
-    assert {name for names in RULE_SETS.values() for name in names} == {rule.name for rule in RULES}
-    assert set(RULE_SETS["runtime"]) < set(RULE_SETS["serving"])
-
-
-def test_the_runtime_set_takes_what_serves_compilers_and_developers_only(tmp_path: Path) -> None:
-    taken = {
+def test_runtime_rules_remove_files_for_compilers_and_tests(tmp_path: Path) -> None:
+    removed = {
         "torch/include/ATen/ATen.h": "headers",
         "nvidia/cu13/include/cuda/std/array": "headers",
         "torch/csrc/x.cuh": "headers",
@@ -71,11 +64,11 @@ def test_the_runtime_set_takes_what_serves_compilers_and_developers_only(tmp_pat
         "triton/_C/libtriton.so",
     )
 
-    assert matched(tmp_path, dict.fromkeys((*taken, *left), "")) == taken
+    assert matched(tmp_path, dict.fromkeys((*removed, *left), "")) == removed
 
 
-def test_the_serving_set_takes_the_rest_that_inference_never_loads(tmp_path: Path) -> None:
-    taken = {
+def test_serving_rules_remove_files_unused_by_inference(tmp_path: Path) -> None:
+    removed = {
         "triton/_C/libtriton.so": "triton",
         "triton/__init__.py": "triton",
         "nvidia/cu13/lib/libnvblas.so.13": "blas-fftw-shims",
@@ -112,11 +105,11 @@ def test_the_serving_set_takes_the_rest_that_inference_never_loads(tmp_path: Pat
         "triton-3.7.1.dist-info/METADATA",
     )
 
-    assert matched(tmp_path, dict.fromkeys((*taken, *left), ""), "serving") == taken
+    assert matched(tmp_path, dict.fromkeys((*removed, *left), ""), "serving") == removed
 
 
-def test_the_inference_set_takes_what_text_encoders_never_load(tmp_path: Path) -> None:
-    taken = {
+def test_inference_rules_remove_files_unused_by_encoders(tmp_path: Path) -> None:
+    removed = {
         "transformers/models/llava/modeling_llava.py": "other-models",
         "torch/_inductor/lowering.py": "torch-compilers",
         "torch/_inductor/codegen/triton.py": "torch-compilers",
@@ -157,10 +150,10 @@ def test_the_inference_set_takes_what_text_encoders_never_load(tmp_path: Path) -
         "nvidia/cudnn/lib/libcudnn.so.9",
     )
 
-    assert matched(tmp_path, dict.fromkeys((*taken, *left), ""), "inference") == taken
+    assert matched(tmp_path, dict.fromkeys((*removed, *left), ""), "inference") == removed
 
 
-def test_bytecode_goes_and_stays_with_its_source(tmp_path: Path) -> None:
+def test_bytecode_is_removed_with_its_source(tmp_path: Path) -> None:
     files = dict.fromkeys(("pkg/tests/test_x.py", "pkg/tests/__pycache__/test_x.cpython-313.pyc"), "")
     kept = dict.fromkeys(("pkg/x.py", "pkg/__pycache__/x.cpython-313.pyc", "other/legacy.pyc"), "")
 
@@ -168,7 +161,7 @@ def test_bytecode_goes_and_stays_with_its_source(tmp_path: Path) -> None:
     assert matched(tmp_path / "two", files | kept | {"pkg/__init__.py": "from pkg.tests import test_x"}) == {}
 
 
-def test_bytecode_that_no_run_reads_goes_without_its_source(tmp_path: Path) -> None:
+def test_cold_bytecode_is_removed_without_its_source(tmp_path: Path) -> None:
     cold = "transformers/models/llava/__pycache__/modeling_llava.cpython-313.pyc"
     files = (
         cold,
@@ -187,15 +180,9 @@ def test_bytecode_that_no_run_reads_goes_without_its_source(tmp_path: Path) -> N
     assert not is_left_uncompiled("transformers/models/llava/modeling_llava.py", choose_rules("runtime"))
 
 
-def split_list() -> tuple[list[str], list[str]]:
-    """The comments and the paths of the list of what is imported."""
-    lines = Path(rules_module.__file__).with_name("imported.txt").read_text().splitlines()
-    return [line for line in lines if line.startswith("#")], [line for line in lines if not line.startswith("#")]
-
-
 @pytest.mark.parametrize("version", ["2.13.0", "2.11.0"])
-def test_what_another_version_imports_when_it_loads_stays(tmp_path: Path, version: str) -> None:
-    """The list is exact for the versions that were traced; others are read."""
+def test_imports_of_other_versions_stay(tmp_path: Path, version: str) -> None:
+    """For versions that were not recorded, the imports are read from the sources."""
     listed = "torch/distributed/tensor/_ops/__init__.py"
     assert listed in imported_paths()
     files = {
@@ -235,7 +222,7 @@ def test_what_another_version_imports_when_it_loads_stays(tmp_path: Path, versio
     }
 
 
-def test_bytecode_is_not_left_out_by_the_list_of_other_versions(tmp_path: Path) -> None:
+def test_bytecode_of_other_versions_stays(tmp_path: Path) -> None:
     files = {
         "transformers/models/llava/modeling_llava.py": "",
         "transformers/models/llava/__pycache__/modeling_llava.cpython-313.pyc": "",
@@ -248,34 +235,11 @@ def test_bytecode_is_not_left_out_by_the_list_of_other_versions(tmp_path: Path) 
     assert kept == {}
 
 
-@pytest.mark.parametrize(
-    ("path", "is_traced"),
-    [
-        ("torch-2.13.0.dist-info/METADATA", True),
-        ("torch-2.13.1.dist-info/METADATA", False),
-        ("Huggingface.Hub-1.0.dist-info/METADATA", False),
-        ("mine-7.dist-info/METADATA", True),
-        ("torch/vendored-1.dist-info/METADATA", True),
-    ],
-)
-def test_versions_are_compared_with_those_of_the_list(path: str, is_traced: bool) -> None:  # noqa: FBT001
-    assert is_as_traced([path, "torch/__init__.py"]) == is_traced
-
-
-def test_the_list_of_imported_modules_holds_what_every_start_reads() -> None:
-    comments, listed = split_list()
-
-    assert listed == sorted(listed)
-    assert [comment.split(":")[0] for comment in comments] == ["# Made by trace.py", "# Traced with"]
-    assert {"torch/__init__.py", "transformers/__init__.py", "sentence_transformers/__init__.py"} < set(listed)
-    assert not any(line.startswith(("networkx/", "service/")) for line in listed)
-
-
-def test_no_rule_takes_what_a_run_imports(tmp_path: Path) -> None:
-    _, listed = split_list()
+def test_no_rule_removes_a_recorded_import(tmp_path: Path) -> None:
+    listed = sorted(imported_paths())
     imported = [path for path in listed if not path.startswith(("setuptools/", "_distutils_hack/"))]
 
-    rules = [rule for rule in choose_rules("inference") if not rule.is_imported_kept and not rule.demanded]
+    rules = [rule for rule in choose_rules("inference") if not rule.is_imported_kept and not rule.placeholder_packages]
     taken = match_files(tmp_path, imported, rules)
 
     assert {path: rule.name for path, rule in taken.items()} == {}
@@ -292,7 +256,7 @@ def test_no_rule_takes_what_a_run_imports(tmp_path: Path) -> None:
         "class Holder:\n    from pkg.tests.helper import answer",
     ],
 )
-def test_tests_that_the_package_imports_stay(tmp_path: Path, statement: str) -> None:
+def test_tests_imported_by_the_package_stay(tmp_path: Path, statement: str) -> None:
     files = {"pkg/__init__.py": statement, "pkg/tests/__init__.py": "", "pkg/tests/helper.py": "answer = 1"}
 
     assert matched(tmp_path, files) == {}
@@ -308,19 +272,19 @@ def test_tests_that_the_package_imports_stay(tmp_path: Path, statement: str) -> 
         "def broken(:\n from .tests import helper",
     ],
 )
-def test_tests_that_only_a_function_or_nothing_imports_go(tmp_path: Path, statement: str) -> None:
+def test_tests_imported_in_a_function_are_removed(tmp_path: Path, statement: str) -> None:
     files = {"pkg/__init__.py": statement, "pkg/tests/__init__.py": "", "pkg/tests/helper.py": "answer = 1"}
 
     assert set(matched(tmp_path, files)) == {"pkg/tests/__init__.py", "pkg/tests/helper.py"}
 
 
-def test_tests_that_only_other_tests_import_go(tmp_path: Path) -> None:
+def test_tests_imported_only_by_tests_are_removed(tmp_path: Path) -> None:
     files = {"pkg/tests/helper.py": "", "pkg/sub/tests/test_it.py": "from pkg.tests import helper"}
 
     assert set(matched(tmp_path, files)) == set(files)
 
 
-def test_tests_that_kept_tests_import_stay_too(tmp_path: Path) -> None:
+def test_tests_imported_by_kept_tests_stay(tmp_path: Path) -> None:
     files = {
         "pkg/__init__.py": "from pkg.tests import helper",
         "pkg/tests/helper.py": "from other.tests import base",
@@ -331,55 +295,22 @@ def test_tests_that_kept_tests_import_stay_too(tmp_path: Path) -> None:
     assert set(matched(tmp_path, files)) == {"third/tests/x.py"}
 
 
-def test_imports_for_type_checkers_keep_nothing(tmp_path: Path) -> None:
+def test_tests_imported_for_type_checkers_are_removed(tmp_path: Path) -> None:
     statement = "if typing.TYPE_CHECKING:\n    from pkg.tests import helper\nelse:\n    from pkg.scripts import tool\n"
     files = {"pkg/__init__.py": statement, "pkg/tests/helper.py": "", "pkg/scripts/tool.py": ""}
 
     assert set(matched(tmp_path, files)) == {"pkg/tests/helper.py"}
 
 
-def test_scripts_behind_an_entry_point_stay(tmp_path: Path) -> None:
+def test_scripts_of_entry_points_stay(tmp_path: Path) -> None:
     entry_points = "[console_scripts]\ntool = pkg.scripts.tool:main\n"
     files = {"pkg/scripts/tool.py": "", "pkg-1.dist-info/entry_points.txt": entry_points, "other/scripts/x.py": ""}
 
     assert matched(tmp_path, files) == {"other/scripts/x.py": "scripts"}
 
 
-def test_stubs_that_their_module_reads_at_run_time_stay(tmp_path: Path) -> None:
+def test_type_stubs_read_at_run_time_stay(tmp_path: Path) -> None:
     lazy = "import lazy_loader\n__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)\n"
     files = {"pkg/__init__.py": lazy, "pkg/__init__.pyi": "from .a import b", "pkg/a.pyi": "", "pkg/a.py": ""}
 
     assert matched(tmp_path, files) == {"pkg/a.pyi": "type-stubs"}
-
-
-def test_rules_are_chosen_by_set_and_by_name() -> None:
-    assert [rule.name for rule in choose_rules("tests,headers")] == ["headers", "tests"]
-    assert choose_rules("none") == ()
-    assert len(choose_rules("runtime,triton")) == len(RULE_SETS["runtime"]) + 1
-    with pytest.raises(UnknownRule) as error:
-        choose_rules("runtime,header")
-    assert error.value.value == "header"
-    assert "headers" in error.value.allowed
-
-
-def test_a_trace_adds_what_a_program_imports_and_says_the_versions(tmp_path: Path) -> None:
-    listing = tmp_path / "imported.txt"
-    listing.write_text("# old\nzzz/__init__.py\n")
-    program = Path(rules_module.__file__).with_name("record_imports.py")
-
-    subprocess.run([sys.executable, program, listing, "pytest", "--version"], check=True, capture_output=True)
-
-    comments = [line for line in listing.read_text().splitlines() if line.startswith("#")]
-    paths = [line for line in listing.read_text().splitlines() if not line.startswith("#")]
-    assert paths == sorted(paths)
-    assert {"_pytest/main.py", "zzz/__init__.py"} < set(paths)
-    assert len(comments) == 2
-    assert f"pytest {pytest.__version__}" in comments[1].removeprefix("# Traced with: ").split(", ")
-
-    listing.write_text(listing.read_text().replace(f"pytest {pytest.__version__}", "pytest 1.0, gone 2.0"))
-    before = listing.read_text()
-    refused = subprocess.run(
-        [sys.executable, program, listing, "pytest", "--version"], check=False, capture_output=True, text=True
-    )
-    assert f"was traced with pytest 1.0, not {pytest.__version__}" in refused.stderr
-    assert listing.read_text() == before

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.elf_facts import make_elf
+from tests.support.elf import make_elf
 
 if TYPE_CHECKING:
     from pathlib import Path
