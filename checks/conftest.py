@@ -21,17 +21,18 @@ from checks.observations import Observations
 from checks.results import CheckResult, Findings, NotApplicable, NotVerified, Outcome, Results
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from checks.facts import Configuration, FileSystem
     from checks.layers import ImageLayers
 
 EXIT_USAGE, EXIT_UNABLE = 2, 3
-PARTS = {
+PARTS: dict[str, Callable[[Expectations], bool]] = {
     "application": lambda expectations: expectations.has_application,
     "models": lambda expectations: expectations.has_models,
     "cuda": lambda expectations: expectations.has_models and expectations.is_cuda,
 }
+"""The parts of an image that a check can need, by the argument of the marker `needs`."""
 RESULTS = pytest.StashKey[list[CheckResult]]()
 OBSERVATIONS = pytest.StashKey[Observations]()
 EXPECTATIONS = pytest.StashKey[Expectations]()

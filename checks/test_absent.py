@@ -157,7 +157,7 @@ def test_no_apt_lists(file_system: FileSystem, layers: ImageLayers) -> None:
 
 
 def test_no_development_distribution(expectations: Expectations, file_system: FileSystem, layers: ImageLayers) -> None:
-    """Pytest and the other distributions of the dev group are absent: no metadata, command or module."""
+    """The dev group (pytest and others) is absent: no distribution, command or module."""
     modules = {module for names in expectations.development_only.values() for module in names}
     names = {canonicalize_name(name) for name in expectations.development_only}
     commands = {f"/bin/{name}" for name in names | {"py.test"}}

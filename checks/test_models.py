@@ -40,7 +40,7 @@ def models(run: ModelRun) -> ModelRun:
 
 @pytest.mark.parametrize("module", ["torch", "transformers", "sentence_transformers"])
 def test_module_imports(module: str, run: ModelRun) -> None:
-    """{module} imports."""
+    """{module} can be imported."""
     outcome = run.imports.get(module)
     fail_if(
         [f"import {module} fails: {outcome.error.strip() if outcome else 'it was not tried'}"]
@@ -75,7 +75,7 @@ def test_torch_version_equals_the_lock(models: ModelRun, expectations: Expectati
 
 @pytest.mark.needs("cuda")
 def test_torch_is_a_cuda_build(models: ModelRun) -> None:
-    """Torch is a CUDA build."""
+    """The installed torch is a CUDA build."""
     fail_if(
         ["torch.version.cuda is None: this is the CPU build"] if not models.torch.cuda else [],
         fix="install torch from an index with the CUDA build for this platform",
@@ -84,7 +84,7 @@ def test_torch_is_a_cuda_build(models: ModelRun) -> None:
 
 @pytest.mark.needs("cuda")
 def test_torch_has_code_for_the_targets(models: ModelRun, expectations: Expectations) -> None:
-    """Torch reports code for each GPU target."""
+    """The installed torch reports code for each GPU target."""
     fail_if(
         (
             f"{target} is missing from {list(models.torch.targets)}"

@@ -27,11 +27,11 @@ PUBLIC_AUTHORITIES = re.compile(r"/usr/share/ca-certificates/mozilla/.*|.*/(cert
 
 
 RULES = {
-    "private_key": "private key",
-    "token": "token",
-    "password_file": "password file",
-    "environment_file": "environment file",
-    "credential_in_url": "credential in a URL",
+    "a private key": "private key",
+    "an access token": "token",
+    "a password file (.netrc, .pypirc, .pgpass or the like)": "password file",
+    "an .env file with settings": "environment file",
+    "a configuration file with a user and password in a URL": "credential in a URL",
 }
 
 
@@ -45,10 +45,12 @@ def describe(layers: ImageLayers, match: SecretMatch) -> str:
     return f"{match.path} holds {match.description} ({layers.name(match.layer)})"
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_no_secret_in_a_layer(rule: str, layers: ImageLayers) -> None:
-    """No layer has a secret of the kind {rule}."""
-    fail_if(found_in_layers(layers, RULES[rule]), fix=MOUNT)
+@pytest.mark.parametrize(
+    "secret", RULES, ids=["private_key", "token", "password_file", "environment_file", "credential_in_url"]
+)
+def test_no_secret_in_a_layer(secret: str, layers: ImageLayers) -> None:
+    """No layer has {secret}."""
+    fail_if(found_in_layers(layers, RULES[secret]), fix=MOUNT)
 
 
 def test_no_secret_in_the_configuration(
