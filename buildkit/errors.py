@@ -1,20 +1,45 @@
-"""Everything that the harness raises on purpose.
+"""Defines the errors that the toolkit raises on purpose, and their exit codes.
 
-    BuildkitError                 exit code
-    ├── UsageError                2   an argument or a configuration value is wrong
-    ├── EngineUnavailable         3   no container engine, and none could be started
-    ├── EngineTooOld              3   an engine or builder below the least version
-    ├── CommandFailed             3   a program that the harness needs failed
-    ├── BaseUnavailable           3   no base image, from a registry or made here
-    ├── DiskTooFull               3   less room than the build needs
-    ├── RegistryFailed            3   a registry did not take or give what it was asked
-    ├── Busy                      3   another process holds the lock that this one needs
-    ├── BuildFailed               1   a stage of the Dockerfile failed
-    ├── StackFailed               1   a service, a job or the canary did not get ready
-    └── ReleaseFailed             1   a release stopped at one of its steps; the exit code is that of the cause
+The first group is defined here. The others are defined in the module that raises them, whose name is in brackets.
+
+    BuildkitError                   exit code
+    ├── UsageError                  2   an argument or a configuration value is invalid
+    ├── EngineUnavailable           3   no container engine answers, and none could be started
+    ├── EngineTooOld                3   the engine or the builder is below the least supported version
+    ├── CommandFailed               3   a program failed
+    ├── BaseUnavailable             3   the base image can be neither pulled nor made
+    ├── DiskTooFull                 3   the build needs more room than there is
+    ├── RegistryFailed              3   a registry refused or broke off a request
+    ├── Busy                        3   another process holds the lock
+    ├── BuildFailed                 1   a stage of the Dockerfile failed
+    ├── StackFailed                 1   a service, a job or the canary did not start
+    ├── ReleaseFailed               1   a release stopped at a step; the exit code is that of the cause
+    │
+    ├── InvalidFile                 2   a saved file is missing, of another version, or something else (jsonfile)
+    ├── PlotlyMissing               3   plotly, which the HTML page needs, is not installed (report.html)
+    ├── RequestTimedOut             1   a service did not answer in time (staging.probes.client)
+    ├── ImageError                  3   an image cannot be read (image.errors)
+    │   ├── ImageNotFound               no file, image, tag or platform of this name
+    │   ├── AmbiguousImage              several images match
+    │   ├── UnsupportedImage            no container image, or one that uses an unknown feature
+    │   ├── DigestMismatch              content does not have its digest
+    │   └── CorruptImage                metadata or archive is truncated or malformed
+    │       └── MissingBlob             a blob is not in this store
+    ├── LayerError                  3   a layer cannot be read (image.errors)
+    │   ├── CorruptLayer                no complete tar archive in a known compression
+    │   ├── UnsafePath                  an entry or a link points out of the image
+    │   ├── UnsupportedEntry            an entry of a type that no engine unpacks
+    │   └── LayerTooLarge               more bytes or entries than the limits allow
+    ├── UnsupportedBinary           3   a library or GPU code uses an unknown feature (binary.elf)
+    ├── CompilerMissing             3   no C compiler for placeholders of libraries (slim.placeholders.compiler)
+    ├── NotInstalledTree            2   a folder is no installed environment (slim.tree)
+    ├── InvalidManifest             2   a slim manifest is of another version or malformed (slim.manifest)
+    ├── TargetsAlreadyRemoved       2   an earlier run removed GPU code that is to be kept (slim.manifest)
+    └── WorkloadFailed              3   the workload of a proof failed (slim.proof.run_workload)
 
 Exit codes: 0 fine, 1 findings (the image is at fault), 2 usage or configuration, 3 could not do it (the environment is
-at fault). Only ``buildkit/__main__.py`` turns an error into an exit.
+at fault). Only `buildkit.cli.main` turns an error into an exit. This module needs the standard library only, because
+`buildkit.slim` runs in a build stage.
 """
 
 from __future__ import annotations
@@ -42,14 +67,14 @@ __all__ = [
 
 
 class BuildkitError(Exception):
-    """A failure with a sentence for the user; `exit_code` is what a script sees."""
+    """A failure with a message for the user; `exit_code` is the exit code of the program."""
 
     exit_code: ClassVar[int] = 3
 
 
 @dataclass
 class UsageError(BuildkitError):
-    """*value* is not acceptable for *field*; *fix* says what would be."""
+    """*value* is invalid for *field*; *fix* says what is valid."""
 
     field: str
     value: object
@@ -63,7 +88,7 @@ class UsageError(BuildkitError):
 
 @dataclass
 class EngineUnavailable(BuildkitError):
-    """No engine answers at *address*; *commands* are what the user can run to have one."""
+    """No engine answers at *address*; the user can run *commands* to start one."""
 
     address: str
     reason: str
@@ -72,13 +97,13 @@ class EngineUnavailable(BuildkitError):
     def __str__(self) -> str:
         advice = "".join(f"\n    {command}" for command in self.commands)
         return f"no container engine answers at {self.address}: {self.reason}" + (
-            f"\nTo have one, run:{advice}" if advice else ""
+            f"\nTo start one, run:{advice}" if advice else ""
         )
 
 
 @dataclass
 class EngineTooOld(BuildkitError):
-    """*program* is older than the least version that this harness works with."""
+    """*version* of *program* is below *least*, the least supported version."""
 
     program: str
     version: str
@@ -105,7 +130,7 @@ class CommandFailed(BuildkitError):
 
 @dataclass
 class BaseUnavailable(BuildkitError):
-    """The base image *reference* can neither be pulled nor made here."""
+    """The base image *reference* can be neither pulled nor made here."""
 
     reference: str
     reason: str
@@ -126,14 +151,14 @@ class DiskTooFull(BuildkitError):
     def __str__(self) -> str:
         return (
             f"building {self.target} needs {self.needed_bytes / 1e9:.1f} GB in {self.folder}, "
-            f"{self.free_bytes / 1e9:.1f} GB are free. `docker buildx prune` and `docker image prune` make room, "
-            "`--skip-disk-check` builds all the same."
+            f"{self.free_bytes / 1e9:.1f} GB are free. Make room with `docker buildx prune` and `docker image prune`, "
+            "or build with `--skip-disk-check`."
         )
 
 
 @dataclass
 class BuildFailed(BuildkitError):
-    """A build stopped in *stage* at *instruction*; the image of the build before is as it was."""
+    """A build stopped in *stage* at *instruction*; the image of the previous build is unchanged."""
 
     target: str
     stage: str
@@ -153,7 +178,7 @@ class BuildFailed(BuildkitError):
 
 @dataclass
 class RegistryFailed(BuildkitError):
-    """*registry* did not do what was asked; what it has already is not sent again by the next try."""
+    """*registry* refused or broke off a request; the next try does not send again what it already stores."""
 
     registry: str
     reason: str
@@ -165,18 +190,18 @@ class RegistryFailed(BuildkitError):
 
 @dataclass
 class Busy(BuildkitError):
-    """*holder* (process, user and command) does what must not be done twice at once."""
+    """*what* is locked by *holder* (process, user and command)."""
 
     what: str
     holder: str
 
     def __str__(self) -> str:
-        return f"{self.what} is in use by {self.holder}; wait until it is done"
+        return f"{self.what} is in use by {self.holder}; wait until it has finished"
 
 
 @dataclass
 class StackFailed(BuildkitError):
-    """A service, a job or the canary did not reach the state that was wanted."""
+    """A service, a job or the canary did not start, or did not end as it should."""
 
     reason: str
 
@@ -200,7 +225,7 @@ class ReleaseFailed(BuildkitError):
     reason: str
     step: str = ""
     serving: str = ""
-    exit_code: int = 1  # type: ignore[misc] # a class variable elsewhere; here it is the cause's
+    exit_code: int = 1  # type: ignore[misc] # a class variable in the other errors, that of the cause here
 
     def __str__(self) -> str:
         reason = f"stopped at {self.step}: {self.reason}" if self.step else self.reason

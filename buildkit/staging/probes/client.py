@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from buildkit.errors import BuildkitError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -47,13 +49,15 @@ class Response:
         return json.loads(self.body)
 
 
-class RequestTimedOut(Exception):
+class RequestTimedOut(BuildkitError):
     """A request got no usable response within its time.
 
     Attributes:
         reason: the failure of the last attempt.
         retries: attempts after the first.
     """
+
+    exit_code = 1
 
     def __init__(self, request: str, reason: str, retries: int) -> None:
         super().__init__(f"{request}: {reason}")

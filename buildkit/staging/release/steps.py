@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from buildkit.errors import BuildkitError, ReleaseFailed
-from buildkit.staging.probes.client import RequestTimedOut
 from buildkit.staging.release.records import StepRecord
 
 if TYPE_CHECKING:
@@ -99,10 +98,9 @@ class StepRunner(Generic[_S]):
                 self._started.append(step)
             self._log(f"{step.name}: …")
             detail = step.run(self._state)
-        except (BuildkitError, RequestTimedOut) as error:
+        except BuildkitError as error:
             self._record(step.name, "failed", began, _message(error))
-            exit_code = error.exit_code if isinstance(error, BuildkitError) else ReleaseFailed.exit_code
-            raise ReleaseFailed(str(error), step.name, exit_code=exit_code) from error
+            raise ReleaseFailed(str(error), step.name, exit_code=error.exit_code) from error
         except BaseException as error:
             self._record(step.name, "failed" if isinstance(error, Exception) else "interrupted", began, _message(error))
             error.add_note(f"in the release step {step.name!r}")
