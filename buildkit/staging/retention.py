@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from buildkit.errors import RegistryFailed
 from buildkit.staging.release import records
 from buildkit.staging.stack.registry import Registry
-from buildkit.staging.stack.stack import SERVICES
+from buildkit.staging.stack.services import SERVICES
 from buildkit.text import parse_bytes
 
 if TYPE_CHECKING:

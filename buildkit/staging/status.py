@@ -11,15 +11,16 @@ from rich.text import Text
 
 from buildkit.errors import CommandFailed
 from buildkit.staging.probes import container_exec, metrics
-from buildkit.staging.stack.stack import SERVICES
+from buildkit.staging.stack.services import SERVICES
 from buildkit.text import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from buildkit.staging.probes.metrics import Scrape
-    from buildkit.staging.release.records import Releases, TrafficMetrics
-    from buildkit.staging.stack.stack import Replica, Stack
+    from buildkit.staging.probes.metrics import Scrape, TrafficMetrics
+    from buildkit.staging.release.records import Releases
+    from buildkit.staging.stack.services import Replica
+    from buildkit.staging.stack.stack import Stack
 
 __all__ = ["StackStatus", "format_status", "read_status"]
 

@@ -19,9 +19,9 @@ from rich.text import Text
 from buildkit.errors import CommandFailed
 from buildkit.staging import status as statuses
 from buildkit.staging.probes import metrics
+from buildkit.staging.probes.metrics import TrafficMetrics  # noqa: TC001 - msgspec reads the annotations at run time
 from buildkit.staging.release import records
-from buildkit.staging.release.records import TrafficMetrics  # noqa: TC001 - msgspec reads the annotations at run time
-from buildkit.staging.stack.stack import SERVICES
+from buildkit.staging.stack.services import SERVICES
 from buildkit.text import format_bytes
 
 if TYPE_CHECKING:

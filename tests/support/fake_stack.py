@@ -17,8 +17,8 @@ from buildkit.staging.probes.load import LoadReport
 from buildkit.staging.probes.metrics import Scrape
 from buildkit.staging.probes.smoke_tests import SmokeTestReport
 from buildkit.staging.release.run import ReleaseContext
+from buildkit.staging.stack.services import Replica
 from buildkit.staging.stack.sidecars import SIDECARS
-from buildkit.staging.stack.stack import Replica
 from tests.support.fake_engine import FakeEngine
 from tests.support.release_records import write_records
 

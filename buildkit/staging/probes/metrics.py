@@ -6,20 +6,35 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from prometheus_client.parser import text_string_to_metric_families
-
-from buildkit.staging.release.records import TrafficMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from buildkit.spec import StagingBudget
 
-__all__ = ["Scrape", "parse", "quantile", "traffic_between", "violations"]
+__all__ = ["Scrape", "TrafficMetrics", "parse", "quantile", "traffic_between", "violations"]
 
 _NOT_TRAFFIC: Final = frozenset({"/livez", "/readyz", "/health", "/health/detailed", "/metrics", "unknown"})
 """Routes of health checks and scrapes, and the label of unknown paths: none of them is a caller's request."""
 _SERVER_ERROR: Final = 500
+
+
+class TrafficMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """Metrics of all replicas over one window of time.
+
+    Attributes:
+        seconds: length of the window.
+        requests: answered requests, without health probes and scrapes.
+        error_fraction: answers with a 5xx status, of all.
+        p95_seconds: 95th percentile by route, interpolated within the histogram's buckets as Prometheus does.
+    """
+
+    seconds: float
+    requests: int
+    error_fraction: float
+    p95_seconds: dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from msgspec import structs
 
 from buildkit import jsonfile
 from buildkit.errors import Busy, UsageError
+from buildkit.staging.probes.metrics import TrafficMetrics  # noqa: TC001 - msgspec reads the annotations at run time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +29,6 @@ __all__ = [
     "Releases",
     "StepOutcome",
     "StepRecord",
-    "TrafficMetrics",
     "current_user",
     "delete_state",
     "load",
@@ -62,22 +62,6 @@ class Migrations(msgspec.Struct, frozen=True, kw_only=True):
 
     before: str | None
     after: str | None
-
-
-class TrafficMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """Metrics of all replicas over one window of time.
-
-    Attributes:
-        seconds: length of the window.
-        requests: answered requests, without health probes and scrapes.
-        error_fraction: answers with a 5xx status, of all.
-        p95_seconds: 95th percentile by route, interpolated within the histogram's buckets as Prometheus does.
-    """
-
-    seconds: float
-    requests: int
-    error_fraction: float
-    p95_seconds: dict[str, float]
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from msgspec import structs
 from buildkit.errors import ReleaseFailed
 from buildkit.staging.release import records
 from buildkit.staging.release.probes import Probes, ServiceProbes
-from buildkit.staging.stack.stack import SERVICES
+from buildkit.staging.stack.services import SERVICES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from buildkit.engine.client import Engine
     from buildkit.spec import ImageSpec
     from buildkit.staging.probes.container_exec import ApiKey, SchemaPlan
+    from buildkit.staging.probes.metrics import TrafficMetrics
     from buildkit.staging.release.probes import BackgroundLoad
-    from buildkit.staging.release.records import Release, ReleaseOutcome, Releases, TrafficMetrics
+    from buildkit.staging.release.records import Release, ReleaseOutcome, Releases
     from buildkit.staging.release.steps import StepRunner
     from buildkit.staging.stack.orchestrator import Orchestrator
 

@@ -13,8 +13,8 @@ from buildkit.staging.release.run import Baseline
 
 if TYPE_CHECKING:
     from buildkit.staging.probes.load import LoadReport
+    from buildkit.staging.probes.metrics import TrafficMetrics
     from buildkit.staging.probes.smoke_tests import SmokeTestReport
-    from buildkit.staging.release.records import TrafficMetrics
     from buildkit.staging.release.run import ReleaseRun
     from buildkit.staging.stack.orchestrator import Orchestrator
 

@@ -10,7 +10,7 @@ from buildkit.staging.stack.polling import polls
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from buildkit.staging.stack.stack import Replica, Stack
+    from buildkit.staging.stack.services import Replica, StackServices
 
 __all__ = ["check_canary", "start_canary", "stop_canary", "wait_for_canary"]
 
@@ -19,7 +19,7 @@ _WORKERS: Final = "TRUTHGRAPH_TASK_WORKERS"
 _MOMENT_SECONDS: Final = 5.0
 
 
-def start_canary(stack: Stack, image: str, *, seconds: float) -> str:
+def start_canary(stack: StackServices, image: str, *, seconds: float) -> str:
     """Starts one replica of *image*, configured as the API's service is, and returns its container.
 
     The proxy does not know its name, so it gets no traffic. It has no worker, so it takes no task.
@@ -43,7 +43,7 @@ def start_canary(stack: Stack, image: str, *, seconds: float) -> str:
     raise StackFailed(f"the canary did not start within {seconds:.0f} s")
 
 
-def wait_for_canary(stack: Stack, *, seconds: float) -> None:
+def wait_for_canary(stack: StackServices, *, seconds: float) -> None:
     """Waits until the canary is ready: models loaded, schema current.
 
     Raises:
@@ -58,20 +58,20 @@ def wait_for_canary(stack: Stack, *, seconds: float) -> None:
     raise StackFailed(f"the canary was not ready within {seconds:.0f} s\n{tail}")
 
 
-def check_canary(stack: Stack) -> None:
+def check_canary(stack: StackServices) -> None:
     """Raises `StackFailed` with the end of its log if the canary ends within a moment."""
     for _ in polls(_MOMENT_SECONDS):
         for replica in stack.replicas(_SERVICE, include_ended=True):
             _fail_if_ended(stack, replica)
 
 
-def stop_canary(stack: Stack) -> None:
+def stop_canary(stack: StackServices) -> None:
     """Removes the canary if there is one."""
     if stack.exists(_SERVICE):
         stack.docker("service", "rm", stack.service_name(_SERVICE))
 
 
-def _fail_if_ended(stack: Stack, replica: Replica) -> None:
+def _fail_if_ended(stack: StackServices, replica: Replica) -> None:
     if replica.has_failed or replica.state in {"complete", "shutdown"}:
         reason = replica.error or replica.state
         raise StackFailed(f"the canary ended: {reason}\n{stack.log_tail(_SERVICE, replica.task, 3)}")

@@ -9,7 +9,7 @@ from buildkit.errors import StackFailed
 from buildkit.staging.stack.polling import polls
 
 if TYPE_CHECKING:
-    from buildkit.staging.stack.stack import Replica, Stack
+    from buildkit.staging.stack.services import Replica, StackServices
 
 __all__ = ["run_job", "wait_for_job"]
 
@@ -18,7 +18,7 @@ _ATTEMPTS: Final = 2
 _ERROR: Final = re.compile(r"[\w.]*(Error|Exception)\b")
 
 
-def run_job(stack: Stack, job: str, image: str, *, seconds: float, command: str = "") -> None:
+def run_job(stack: StackServices, job: str, image: str, *, seconds: float, command: str = "") -> None:
     """Runs *job* once more from *image* and waits for its end; *command* replaces the one in the stack file.
 
     Raises:
@@ -31,7 +31,7 @@ def run_job(stack: Stack, job: str, image: str, *, seconds: float, command: str 
     _wait(stack, job, earlier, attempts=_ATTEMPTS, seconds=seconds)
 
 
-def wait_for_job(stack: Stack, job: str, *, seconds: float) -> None:
+def wait_for_job(stack: StackServices, job: str, *, seconds: float) -> None:
     """Waits for the end of the *job* that the first deployment started.
 
     Raises:
@@ -41,7 +41,7 @@ def wait_for_job(stack: Stack, job: str, *, seconds: float) -> None:
     _wait(stack, job, set(), attempts=attempts, seconds=seconds)
 
 
-def _wait(stack: Stack, job: str, earlier: set[str], *, attempts: int, seconds: float) -> None:
+def _wait(stack: StackServices, job: str, earlier: set[str], *, attempts: int, seconds: float) -> None:
     """Waits until one of the job's tasks, except the *earlier* ones, is complete."""
     shown = ""
     failed: list[Replica] = []
@@ -59,7 +59,7 @@ def _wait(stack: Stack, job: str, earlier: set[str], *, attempts: int, seconds: 
     raise StackFailed(reason + (f", after {len(failed)} failures" if failed else ""))
 
 
-def _reason(stack: Stack, job: str, task: Replica) -> str:
+def _reason(stack: StackServices, job: str, task: Replica) -> str:
     """Returns the error in the task's log: the last line that names an exception, else the last line."""
     lines = stack.log_tail(job, task.task, lines=40).splitlines()
     # A traceback ends with its error. The statements and links after it say less.

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Mapping
 
-    from buildkit.staging.stack.stack import Replica
+    from buildkit.staging.stack.services import Replica
 
 __all__ = ["Orchestrator"]
 

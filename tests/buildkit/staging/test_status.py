@@ -13,8 +13,10 @@ from rich.console import Console
 from buildkit.engine.client import Engine
 from buildkit.errors import CommandFailed
 from buildkit.staging.probes import container_exec, metrics
-from buildkit.staging.release.records import Migrations, Release, Releases, TrafficMetrics
-from buildkit.staging.stack.stack import Replica, Stack
+from buildkit.staging.probes.metrics import TrafficMetrics
+from buildkit.staging.release.records import Migrations, Release, Releases
+from buildkit.staging.stack.services import Replica
+from buildkit.staging.stack.stack import Stack
 from buildkit.staging.status import format_status, read_status
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from buildkit.errors import CommandFailed
 from buildkit.spec import StagingBudget
 from buildkit.staging import status, watch
 from buildkit.staging.probes import metrics
-from buildkit.staging.stack.stack import Replica, Stack
+from buildkit.staging.stack.services import Replica
+from buildkit.staging.stack.stack import Stack
 from buildkit.staging.status import StackStatus
 
 if TYPE_CHECKING:

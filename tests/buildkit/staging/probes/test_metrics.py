@@ -6,7 +6,7 @@ import pytest
 
 from buildkit.spec import StagingBudget
 from buildkit.staging.probes import metrics
-from buildkit.staging.release.records import TrafficMetrics
+from buildkit.staging.probes.metrics import TrafficMetrics
 
 ROUTE = "/api/v1/embed"
 BUDGET = StagingBudget(p95_seconds=1.0, p95_growth_ratio=2.0, p95_noise_seconds=0.1, error_fraction=0.01)

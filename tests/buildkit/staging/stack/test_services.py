@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from buildkit.errors import CommandFailed, StackFailed
-from buildkit.staging.stack import stack as stack_module
-from buildkit.staging.stack.stack import Replica, Stack
+from buildkit.staging.stack import services
+from buildkit.staging.stack.services import Replica
+from buildkit.staging.stack.stack import Stack
 from tests.support.swarm_tasks import show_tasks, task
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ def test_remove_waits_until_containers_and_networks_are_gone(engine: FakeEngine,
 def test_remove_that_does_not_end_is_an_error(
     engine: FakeEngine, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stack_module, "_COMMAND_SECONDS", 0.01)
+    monkeypatch.setattr(services, "_COMMAND_SECONDS", 0.01)
     engine.answers["ps --all"] = "one"
 
     with pytest.raises(CommandFailed, match="containers or networks are still there"):
