@@ -1,14 +1,14 @@
 # PostgreSQL 17 with pgvector, for the stack (docker/stack.yaml). Built by `nox -s build-image -- postgres`.
-# From Debian's packages on the same base as the API. No syntax line: it must build where no frontend can be pulled.
+# From Debian's packages, on the same base as the API. No syntax line: it must build without pulling a frontend.
 
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
-# postgres: the server, its programs for starting, backup and restore, and nothing that is written to but the volume.
+# postgres: the server, with scripts to start, back up and restore it. It writes to the volume only.
 FROM ${PYTHON_IMAGE} AS postgres
 ARG POSTGRES_MAJOR=17
-# The user comes first, so that its number is ours and the volume's files belong to it on every machine. Debian would
-# make a cluster while it installs; ours is made on the volume. What jit needs (libLLVM, 120 MB) goes: jit is off.
-# A tmpfs takes the mode of the folder that it covers, and no owner: hence 1777 for the socket's.
+# The user is added before the package, which would choose another number: files on the volume must have the same owner
+# on every machine. Debian's own cluster is disabled; `serve` makes one on the volume. libLLVM (120 MB) is removed: jit is
+# off. The socket folder has mode 1777, since a tmpfs over it takes the mode but not the owner.
 RUN --mount=type=bind,source=docker/apt-install,target=/mnt/apt-install \
     --mount=type=cache,id=apt-cache-postgres,target=/var/cache/apt,sharing=locked \
     --mount=type=cache,id=apt-lists-postgres,target=/var/lib/apt,sharing=locked \
@@ -33,7 +33,7 @@ ENV PATH=/usr/lib/postgresql/current/bin:/usr/local/sbin:/usr/local/bin:/usr/sbi
     TZ=UTC
 VOLUME ["/var/lib/postgresql/data"]
 EXPOSE 5432
-# PostgreSQL's word for: end the sessions, write everything down, stop. SIGTERM would wait for the API to hang up first.
+# SIGINT is PostgreSQL's fast shutdown: it ends the sessions. SIGTERM would wait until the API disconnects.
 STOPSIGNAL SIGINT
 HEALTHCHECK --interval=2s --timeout=5s --retries=15 --start-period=120s \
     CMD ["pg_isready", "--quiet"]

@@ -1,5 +1,5 @@
 # The reverse proxy of the stack (docker/stack.yaml): Debian's nginx. Built by `nox -s build-image -- proxy`.
-# On the same base as the API. No syntax line: it must build where no frontend can be pulled.
+# On the same base as the API. No syntax line: it must build without pulling a frontend.
 
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
@@ -18,7 +18,7 @@ RUN --mount=type=bind,source=docker/apt-install,target=/mnt/apt-install \
 COPY --link docker/proxy/nginx.conf /etc/truthgraph/nginx.conf
 COPY --link --chmod=0755 docker/proxy/serve /usr/local/bin/serve
 EXPOSE 8080
-# nginx's word for: take nothing new, answer what was accepted, stop. SIGTERM would cut answers short.
+# SIGQUIT is nginx's graceful shutdown: it completes open requests. SIGTERM would break them off.
 STOPSIGNAL SIGQUIT
 HEALTHCHECK --interval=2s --timeout=3s --retries=5 --start-period=15s \
     CMD ["curl", "--fail", "--silent", "--show-error", "--output", "/dev/null", "http://127.0.0.1:8081/"]

@@ -1,7 +1,7 @@
-"""Three nodes: swarm across three engines, each in a network namespace of its own; a node is lost and comes back.
+"""Runs swarm across three engines, each in a network namespace of its own; a node is lost and comes back.
 
-The nodes share nothing but a bridge, so a node whose link is down is a machine that is gone: its engine and containers
-run on, and nobody hears of them. `core` is what serves: claims need no model.
+The nodes share only a bridge. So a node whose link is down is like a lost machine: its engine and containers run on,
+but nothing reaches them. The API is the image `core`: claims need no model.
 """
 
 from __future__ import annotations
@@ -57,37 +57,37 @@ class Node:
 
     @property
     def name(self) -> str:
-        """Of the namespace, and the host name that its engine has."""
+        """The name of the namespace, and the host name of the engine."""
         return f"{BRIDGE}{self.number}"
 
     @property
     def address(self) -> str:
-        """On the bridge."""
+        """Its address on the bridge."""
         return f"{NETWORK}.{self.number}"
 
     @property
     def url(self) -> str:
-        """Of the proxy on this node."""
+        """The URL of the proxy on this node."""
         return f"http://{self.address}:8080"
 
     def docker(self, *arguments: str, environment: dict[str, str] | None = None) -> str:
-        """What `docker *arguments*` prints on this node."""
+        """Runs `docker *arguments` on this node and returns its output."""
         return run("docker", "--host", f"unix://{self.folder}/docker.sock", *arguments, environment=environment)
 
     def is_serving(self) -> bool:
-        """Whether a replica is ready behind this node's proxy."""
+        """Returns whether a replica is ready behind this node's proxy."""
         with contextlib.suppress(httpx.HTTPError):
             return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
         return False
 
     def set_link(self, state: str) -> None:
-        """`up` or `down`: pulls the cable on the bridge's side."""
+        """Sets the link between node and bridge `up` or `down`."""
         run("ip", "link", "set", f"{BRIDGE}v{self.number}", state)
 
 
 @contextlib.contextmanager
 def running(node: Node) -> Iterator[None]:
-    """The namespace with its engine, and afterwards neither."""
+    """Runs an engine in the node's namespace; removes both afterwards."""
     cable, end = f"{BRIDGE}v{node.number}", "eth0"
     run("ip", "netns", "add", node.name)
     try:
@@ -134,7 +134,7 @@ def running(node: Node) -> Iterator[None]:
 
 
 def remove(folder: Path) -> None:
-    """Take `folder` away, with what an engine that ended badly left mounted in it."""
+    """Removes *folder*, with mounts that a crashed engine left in it."""
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for mount in sorted((each for each in mounts if each.startswith(f"{folder}/")), reverse=True):
         subprocess.run(["umount", "--lazy", mount], check=False)
@@ -149,7 +149,7 @@ def _answers(node: Node) -> bool:
 
 @dataclass(slots=True)
 class Writer:
-    """Stores claims through one node's proxy, as fast as they are answered, and remembers which were accepted."""
+    """Stores claims through one node's proxy, one after the other, and remembers which were accepted."""
 
     url: str
     accepted: dict[str, str] = field(default_factory=dict)
@@ -186,7 +186,7 @@ class Writer:
 
 @pytest.fixture
 def stack_images(docker: Sequence[str], images: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]:
-    """All that the stack is made of."""
+    """The images of the stack."""
     with built(docker, tmp_path, "core") as made:
         yield {**images, **made}
 
@@ -195,7 +195,7 @@ def stack_images(docker: Sequence[str], images: dict[str, str], tmp_path: Path) 
 def nodes(
     pytestconfig: pytest.Config, docker: Sequence[str], stack_images: dict[str, str]
 ) -> Iterator[tuple[Node, ...]]:
-    """Three managers of one swarm, with the images."""
+    """Three managers of one swarm, which have the images."""
     if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "iptables", "nsenter", "dockerd"))):
         skip_or_fail(pytestconfig, "cluster", "needs root, ip, iptables, nsenter and dockerd")
     with contextlib.ExitStack() as stack:
@@ -203,7 +203,7 @@ def nodes(
         stack.callback(run, "ip", "link", "delete", BRIDGE)
         run("ip", "address", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
         run("ip", "link", "set", BRIDGE, "up")
-        # Where bridges are filtered, what another engine on this machine forwards is all that is forwarded.
+        # If the kernel filters bridges, another engine on this machine may have allowed its own traffic only.
         run("iptables", "--insert", "FORWARD", *FORWARDED)
         stack.callback(run, "iptables", "--delete", "FORWARD", *FORWARDED)
         made = tuple(Node(number, Path(tempfile.mkdtemp(prefix=f"tgc{number}-"))) for number in NODES)
@@ -223,7 +223,7 @@ def nodes(
 
 
 def replicas(node: Node) -> dict[str, int]:
-    """How many replicas of the API should and do run, by node."""
+    """Returns node -> running replicas of the API."""
     lines = node.docker(
         "service", "ps", "tg_api", "--filter", "desired-state=running", "--format", "{{.Node}} {{.CurrentState}}"
     )
@@ -235,7 +235,7 @@ def replicas(node: Node) -> dict[str, int]:
     return found
 
 
-def test_a_node_that_is_lost_costs_no_claim_and_is_used_again_when_it_is_back(
+def test_lost_node_costs_no_claim_and_is_used_again(
     nodes: tuple[Node, ...],
     stack_images: dict[str, str],
     tmp_path: Path,
@@ -265,13 +265,13 @@ def test_a_node_that_is_lost_costs_no_claim_and_is_used_again_when_it_is_back(
         until(lambda: len(writer.accepted) > 50, "claims are stored")
         before = len(writer.accepted)
         third.set_link("down")
-        until(lambda: third.name not in replicas(first) and sum(replicas(first).values()) == 3, "replicas moved")
+        until(lambda: third.name not in replicas(first) and sum(replicas(first).values()) == 3, "its replica moved")
         until(lambda: len(writer.accepted) > before + 100, "claims are stored without the third node")
         third.set_link("up")
         until(third.is_serving, "the third node serves again")
         until(
             lambda: first.docker("node", "inspect", third.name, "--format", "{{.Status.State}}") == "ready",
-            "it is back",
+            "the third node is ready",
         )
         first.docker("service", "update", "--force", "--detach=false", "--quiet", "tg_api")
         until(lambda: third.name in replicas(first), "an update spreads the replicas over all nodes again")

@@ -1,4 +1,4 @@
-"""The database's image: makes itself, lets in by password only, stops cleanly, is backed up and restored."""
+"""Tests the image of PostgreSQL: initialization, passwords, shutdown, backup and restore."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Database:
         self.name = f"{engine.name}-{name}"
 
     def start(self) -> None:
-        """Start it, and wait until it lets in."""
+        """Starts the server and waits until it accepts connections."""
         mounts = (
             f"--volume={self.name}:/var/lib/postgresql/data",
             f"--volume={self.secret}:/run/secrets/database-password:ro",
@@ -38,24 +38,24 @@ class Database:
         until(lambda: self.engine.is_healthy(self.name), "the database is healthy")
 
     def stop(self) -> None:
-        """Stop it as an orchestrator does, and remove the container."""
+        """Stops the server as an orchestrator does, and removes the container."""
         self.engine.run("stop", "--time=60", self.name)
         assert self.engine.text("inspect", "--format", "{{.State.ExitCode}}", self.name) == "0"
         self.engine.run("rm", self.name)
 
     def sql(self, statement: str, role: str = "truthgraph") -> str:
-        """The answer to a statement, as the database's owner gets it, or another role."""
+        """Runs a statement as the database's owner, or as another role, and returns its output."""
         return self.engine.text(
             *("exec", self.name, "psql", "--username=postgres", "--no-align", "--tuples-only", "--quiet", "truthgraph"),
             *("--command", f"SET ROLE {role}; {statement}"),
         )
 
     def rows(self) -> str:
-        """The hash and number of each table's rows."""
+        """Returns hash and number of each table's rows."""
         return self.engine.text("exec", self.name, "rows")
 
     def restore(self, backup: bytes, *options: str, code: int = 0) -> str:
-        """Run `restore`; what it said."""
+        """Runs `restore` and returns its messages."""
         done = self.engine.run("exec", "--interactive", self.name, "restore", *options, stdin=backup, code=code)
         return done.stderr.decode()
 
@@ -79,7 +79,7 @@ def database(engine: Docker, images: dict[str, str], secret: Path) -> Database:
     return made
 
 
-def test_a_backup_restored_elsewhere_has_the_same_rows(database: Database) -> None:
+def test_restored_backup_has_the_same_rows(database: Database) -> None:
     before = database.rows()
     assert re.fullmatch(r"[0-9a-f]{64} 1000 public\.claims", before)
     backup = database.engine.run("exec", database.name, "backup").stdout
@@ -90,8 +90,8 @@ def test_a_backup_restored_elsewhere_has_the_same_rows(database: Database) -> No
     other.sql("UPDATE claims SET text = 'another' WHERE id = 1")
     assert other.rows() != before, "a changed row changes the hash"
 
-    said = other.restore(backup, code=2)
-    assert "has 1 tables; to lose them, say: restore --replace" in said
+    message = other.restore(backup, code=2)
+    assert "has 1 tables; to replace them, run restore --replace" in message
     changed = other.rows()
     assert changed != before
     assert other.restore(backup[: len(backup) // 2], "--replace", code=1)
@@ -101,19 +101,19 @@ def test_a_backup_restored_elsewhere_has_the_same_rows(database: Database) -> No
     assert other.rows() == before
 
 
-def test_a_restore_does_not_wait_for_who_is_connected(database: Database) -> None:
+def test_restore_does_not_wait_for_open_connections(database: Database) -> None:
     backup = database.engine.run("exec", database.name, "backup").stdout
     database.engine.run(
         *("exec", "--detach", database.name, "psql", "--username=postgres", "truthgraph"),
         *("--command", "BEGIN; LOCK TABLE claims; SELECT pg_sleep(600)"),
     )
     locked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'BEGIN; LOCK%'"
-    until(lambda: database.sql(locked, "postgres") == "1", "it locks")
+    until(lambda: database.sql(locked, "postgres") == "1", "a session holds the lock")
     database.restore(backup, "--replace")
     assert database.sql("SELECT count(*) FROM claims") == "1000"
 
 
-def test_it_stops_cleanly_with_sessions_open_and_keeps_what_was_answered(database: Database) -> None:
+def test_stop_is_clean_and_committed_rows_survive_a_kill(database: Database) -> None:
     before = database.rows()
     database.engine.run(
         *(
@@ -134,11 +134,11 @@ def test_it_stops_cleanly_with_sessions_open_and_keeps_what_was_answered(databas
     database.engine.run("kill", "--signal=KILL", database.name)
     database.engine.run("rm", database.name)
     database.start()
-    assert "not properly shut down" in database.engine.logs(database.name), "the check above can fail"
+    assert "not properly shut down" in database.engine.logs(database.name), "a kill is no clean shutdown"
     assert database.rows() == before
 
 
-def test_only_the_password_of_the_secret_lets_in_and_a_new_one_holds_from_the_next_start(database: Database) -> None:
+def test_only_the_secret_password_logs_in_and_is_read_at_start(database: Database) -> None:
     def login(password: str, user: str = "truthgraph") -> bool:
         done = database.engine.run(
             *("exec", "--env", "PGPASSWORD", database.name, "psql", "--host=127.0.0.1", f"--username={user}"),
@@ -150,7 +150,7 @@ def test_only_the_password_of_the_secret_lets_in_and_a_new_one_holds_from_the_ne
 
     assert login(PASSWORD)
     assert not login("another")
-    assert not login(PASSWORD, "postgres"), "the administrator comes through the socket only"
+    assert not login(PASSWORD, "postgres"), "the administrator connects through the socket only"
     database.stop()
     database.secret.chmod(0o644)
     database.secret.write_text("a-new-one")
@@ -158,11 +158,11 @@ def test_only_the_password_of_the_secret_lets_in_and_a_new_one_holds_from_the_ne
     assert login("a-new-one")
     assert not login(PASSWORD)
     assert database.sql("SHOW fsync") == "on"
-    for said in (database.engine.logs(database.name), database.engine.text("inspect", database.name)):
-        assert "a-new-one" not in said
+    for text in (database.engine.logs(database.name), database.engine.text("inspect", database.name)):
+        assert "a-new-one" not in text
 
 
-def test_a_second_server_on_the_volume_is_kept_out(database: Database) -> None:
+def test_second_server_on_the_volume_is_refused(database: Database) -> None:
     lock = ("flock", "--exclusive", "--nonblock", "/var/lib/postgresql/data/lock", "true")
     volume = f"--volume={database.name}:/var/lib/postgresql/data"
     database.engine.run("run", "--rm", f"--name={database.name}-b", volume, database.image, *lock, code=1)
@@ -171,22 +171,22 @@ def test_a_second_server_on_the_volume_is_kept_out(database: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [("", "expected letters, digits"), ("it's", "expected letters, digits")],
+    ("content", "message"),
+    [("", "expected only letters, digits"), ("it's", "expected only letters, digits")],
     ids=["empty", "quote"],
 )
-def test_a_password_that_cannot_be_is_refused(
-    engine: Docker, images: dict[str, str], secret: Path, content: str, said: str
+def test_invalid_password_is_refused(
+    engine: Docker, images: dict[str, str], secret: Path, content: str, message: str
 ) -> None:
     secret.chmod(0o644)
     secret.write_text(content)
     mount = f"--volume={secret}:/run/secrets/database-password:ro"
     done = engine.run("run", "--rm", f"--name={engine.name}-x", *CONFINED, mount, images["postgres"], code=2)
-    assert said in done.stderr.decode()
+    assert message in done.stderr.decode()
     assert not content or content not in done.stderr.decode()
 
 
-def test_another_majors_volume_is_refused_not_passed_over(engine: Docker, images: dict[str, str], secret: Path) -> None:
+def test_volume_of_another_major_version_is_refused(engine: Docker, images: dict[str, str], secret: Path) -> None:
     volume = f"--volume={engine.name}-old:/var/lib/postgresql/data"
     mount = f"--volume={secret}:/run/secrets/database-password:ro"
     old = "mkdir /var/lib/postgresql/data/16 && echo 16 >/var/lib/postgresql/data/16/PG_VERSION"

@@ -1,4 +1,4 @@
-"""The proxy's image, in front of a stand-in for the API that tells what it was sent and breaks on demand."""
+"""Tests the image of the proxy in front of a fake API, which returns what it received and fails on demand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ READ_POSTS = {
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """For this machine's name, readable by the proxy's user."""
+    """A certificate for localhost, readable for the proxy's user."""
     made = make_certificate(tmp_path, "localhost")
     made.chmod(0o444)
     return made
@@ -52,17 +52,17 @@ class Proxied:
         engine.run("network", "create", self.network)
 
     def upstream(self, kind: str) -> str:
-        """Start an upstream that is `well`, `breaks` off after reading a request, or is `slow`."""
+        """Starts a fake API that `works`, `closes` the connection after it read a request, or is `slow`."""
         name = f"{self.engine.name}-{kind}"
         self.engine.run(
             *("run", "--detach", f"--name={name}", f"--network={self.network}", "--network-alias=api"),
             *(f"--volume={UPSTREAM}:/upstream.py:ro", self.image, "python3", "/upstream.py", kind),
         )
-        until(lambda: "listens" in self.engine.logs(name), "the upstream listens")
+        until(lambda: "listens" in self.engine.logs(name), "the fake API listens")
         return name
 
     def start(self, *options: str) -> int:
-        """Start the proxy; its port on this machine."""
+        """Starts the proxy and returns its port on this machine."""
         self.engine.run(
             *("run", "--detach", f"--name={self.proxy}", f"--network={self.network}", "--publish=127.0.0.1::8080"),
             *("--read-only", "--tmpfs=/tmp:mode=1777", "--cap-drop=ALL", *options, self.image),
@@ -82,21 +82,19 @@ def client(proxied: Proxied) -> Iterator[httpx.Client]:
         yield made
 
 
-def test_a_request_reaches_the_api_with_its_id_and_the_callers_true_address(
-    proxied: Proxied, client: httpx.Client
-) -> None:
+def test_api_gets_the_request_id_and_the_callers_real_address(proxied: Proxied, client: httpx.Client) -> None:
     unreachable = client.post("/api/v1/claims", json={})
     assert (unreachable.status_code, unreachable.headers["content-type"]) == (502, "application/problem+json")
     assert unreachable.json()["request_id"] == unreachable.headers["x-request-id"]
-    proxied.upstream("well")
-    until(lambda: client.get("/").status_code == 200, "the API was found without a restart")
-    lies = {"X-Forwarded-For": "127.0.0.1", "Forwarded": "for=127.0.0.1", "X-Request-Id": "mine-1"}
-    seen = client.get("/api/v1/claims?skip=1&text=private", headers=lies).json()
-    assert seen["path"] == "/api/v1/claims?skip=1&text=private"
-    assert seen["headers"]["x-request-id"] == "mine-1"
-    assert re.fullmatch(r"\d+\.\d+\.\d+\.\d+", seen["headers"]["x-forwarded-for"])
-    assert seen["headers"]["x-forwarded-for"] != "127.0.0.1"
-    assert "forwarded" not in seen["headers"]
+    proxied.upstream("works")
+    until(lambda: client.get("/").status_code == 200, "the proxy found the API without a restart")
+    forged = {"X-Forwarded-For": "127.0.0.1", "Forwarded": "for=127.0.0.1", "X-Request-Id": "mine-1"}
+    received = client.get("/api/v1/claims?skip=1&text=private", headers=forged).json()
+    assert received["path"] == "/api/v1/claims?skip=1&text=private"
+    assert received["headers"]["x-request-id"] == "mine-1"
+    assert re.fullmatch(r"\d+\.\d+\.\d+\.\d+", received["headers"]["x-forwarded-for"])
+    assert received["headers"]["x-forwarded-for"] != "127.0.0.1"
+    assert "forwarded" not in received["headers"]
     odd = client.get("/", headers={"X-Request-Id": 'x" y'}).json()
     assert re.fullmatch(r"[0-9a-f]{32}", odd["headers"]["x-request-id"])
     assert client.post("/api/v1/embed", content=b"x" * 2_000_000).status_code == 200
@@ -107,49 +105,49 @@ def test_a_request_reaches_the_api_with_its_id_and_the_callers_true_address(
     assert "private" not in proxied.engine.logs(proxied.proxy)
 
 
-def test_only_what_may_be_done_twice_is_sent_twice(proxied: Proxied, client: httpx.Client) -> None:
-    breaking = proxied.upstream("breaks")
-    proxied.upstream("well")
+def test_only_idempotent_requests_are_sent_twice(proxied: Proxied, client: httpx.Client) -> None:
+    closing = proxied.upstream("closes")
+    proxied.upstream("works")
     for path in sorted(READ_POSTS):
         for _ in range(4):
             assert client.post(path, json={}).status_code == 200, path
     assert all(client.get("/api/v1/claims").status_code == 200 for _ in range(12))
     statuses = [client.post("/api/v1/claims", json={}).status_code for _ in range(24)]
-    assert set(statuses) == {200, 502}, "a POST that stores something is not repeated"
-    sent = proxied.engine.logs(breaking).count("POST /api/v1/claims") + proxied.engine.logs(
-        f"{proxied.engine.name}-well"
+    assert set(statuses) == {200, 502}, "a POST that stores data is not repeated"
+    sent = proxied.engine.logs(closing).count("POST /api/v1/claims") + proxied.engine.logs(
+        f"{proxied.engine.name}-works"
     ).count("POST /api/v1/claims")
     assert sent == len(statuses)
-    proxied.engine.run("kill", breaking)
-    until(lambda: client.post("/api/v1/claims", json={}).status_code == 200, "it is gone")
+    proxied.engine.run("kill", closing)
+    until(lambda: client.post("/api/v1/claims", json={}).status_code == 200, "the proxy no longer uses it")
     assert {client.post("/api/v1/claims", json={}).status_code for _ in range(12)} == {200}
 
 
-def test_what_was_accepted_is_answered_before_it_stops(proxied: Proxied, client: httpx.Client) -> None:
+def test_accepted_request_is_completed_before_the_proxy_stops(proxied: Proxied, client: httpx.Client) -> None:
     slow = proxied.upstream("slow")
-    until(lambda: client.get("/quick").status_code == 200, "the API was found")
-    answers: list[int] = []
-    asking = threading.Thread(target=lambda: answers.append(client.post("/api/v1/claims", json={}).status_code))
-    asking.start()
+    until(lambda: client.get("/quick").status_code == 200, "the proxy found the API")
+    statuses: list[int] = []
+    caller = threading.Thread(target=lambda: statuses.append(client.post("/api/v1/claims", json={}).status_code))
+    caller.start()
     until(lambda: "POST /api/v1/claims" in proxied.engine.logs(slow), "the request is under way")
     proxied.engine.run("stop", "--time=50", proxied.proxy)
-    asking.join()
-    assert answers == [200]
+    caller.join()
+    assert statuses == [200]
     assert proxied.engine.text("inspect", "--format", "{{.State.ExitCode}}", proxied.proxy) == "0"
 
 
-def test_with_a_certificate_it_speaks_tls_only(proxied: Proxied, certificate: Path) -> None:
+def test_certificate_makes_the_port_tls_only(proxied: Proxied, certificate: Path) -> None:
     port = proxied.start(f"--volume={certificate}:/run/secrets/tls:ro")
-    proxied.upstream("well")
+    proxied.upstream("works")
     with httpx.Client(verify=ssl.create_default_context(cafile=certificate)) as client:
-        until(lambda: client.get(f"https://localhost:{port}/").status_code == 200, "the API was found")
+        until(lambda: client.get(f"https://localhost:{port}/").status_code == 200, "the proxy found the API")
         assert client.get(f"https://localhost:{port}/").json()["headers"]["x-forwarded-proto"] == "https"
         plain = client.post(f"http://localhost:{port}/api/v1/claims?a=1")
         assert (plain.status_code, plain.headers["location"]) == (308, f"https://localhost:{port}/api/v1/claims?a=1")
 
 
-def test_the_paths_that_are_sent_twice_are_the_posts_that_store_nothing() -> None:
-    """Held against the API's own table: a POST that a key for reading may make stores nothing."""
+def test_repeated_paths_are_the_posts_that_store_nothing() -> None:
+    """Compared with the API's routes: a POST that needs only the scope `read` stores nothing."""
     [pattern] = re.findall(r"location ~ (\^.*\$) \{", (PROJECT / "docker/proxy/nginx.conf").read_text())
     routes = routes_of(build(Settings()).litestar)
     twice = {route.path for route in routes if route.method == "POST" and re.match(pattern, route.path)}

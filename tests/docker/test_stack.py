@@ -1,4 +1,4 @@
-"""The whole stack from nothing, by both commands that take the file: serves, keeps its secrets, updates, recovers."""
+"""Starts the stack with Docker Compose and in swarm mode: it serves, hides its secrets, updates and recovers."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ OVERLAY = "FROM {image}\nCOPY service /app/service\nCOPY migrations /app/migrati
 def api_image(
     pytestconfig: pytest.Config, docker: Sequence[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """The last image of the API that was built, with the code of this checkout in it."""
+    """The image of the API that was built last, with the code of this checkout."""
     built, made = "truthgraph-api:latest", "truthgraph-test-stack:api"
     if subprocess.run([*docker, "image", "inspect", built], capture_output=True, check=False).returncode != 0:
-        skip_or_fail(pytestconfig, "api-image", "`nox -s build-image` makes it")
+        skip_or_fail(pytestconfig, "api-image", "`nox -s build-image` builds it")
     file = tmp_path_factory.mktemp("api") / "Dockerfile"
     file.write_text(OVERLAY.format(image=built))
     file.with_name("Dockerfile.dockerignore").write_text("*\n!service\n!migrations\n**/__pycache__\n")
@@ -48,14 +48,14 @@ def api_image(
 
 @pytest.fixture
 def compose(pytestconfig: pytest.Config, docker: Sequence[str]) -> None:
-    """Docker Compose."""
+    """Requires Docker Compose."""
     if subprocess.run([*docker, "compose", "version"], capture_output=True, check=False).returncode != 0:
         skip_or_fail(pytestconfig, "compose", "Debian 13 has it as docker-compose")
 
 
 @pytest.fixture
 def swarm(docker: Sequence[str]) -> Iterator[None]:
-    """Swarm mode; left again if it was not on before."""
+    """Requires swarm mode; leaves it again if it was off before."""
     state = subprocess.run(
         [*docker, "info", "--format", "{{.Swarm.LocalNodeState}}"], capture_output=True, text=True, check=True
     ).stdout.strip()
@@ -68,34 +68,35 @@ def swarm(docker: Sequence[str]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A deployment under a name of its own."""
+    """A deployment with a name of its own."""
 
     engine: Docker
     environment: dict[str, str]
     password: str
     url: str
 
-    def container(self, part: str) -> str:
-        """A running container of a part."""
+    def container(self, service: str) -> str:
+        """Returns a running container of a service."""
         ids = self.engine.text(
-            *("ps", "--quiet", "--filter", f"label=io.truthgraph.part={part}", "--filter", f"name={self.engine.name}")
+            *("ps", "--quiet", "--filter", f"name={self.engine.name}"),
+            *("--filter", f"label=io.truthgraph.service={service}"),
         ).split()
-        assert ids, f"no {part} runs"
+        assert ids, f"{service} does not run"
         return ids[0]
 
     def restarted(self, container: str) -> bool:
-        """Whether the engine has started a container once more, and it runs."""
+        """Returns whether the engine has restarted a container once, and it runs."""
         return self.engine.text("inspect", "--format", "{{.RestartCount}} {{.State.Running}}", container) == "1 true"
 
     def is_ready(self) -> bool:
-        """Whether the API says so through the proxy."""
+        """Returns whether the API is ready, as seen through the proxy."""
         try:
             return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
         except httpx.TransportError:
             return False
 
     def client(self) -> httpx.Client:
-        """A client with a key, made as an operator makes it."""
+        """Returns a client with an API key, made as an operator would."""
         api = self.container("api")
         key = self.engine.text("exec", api, "python", "-m", "service", "keys", "add", f"key {secrets.token_hex(4)}")
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key}"}, timeout=60)
@@ -103,7 +104,7 @@ class Stack:
 
 @pytest.fixture
 def stack(engine: Docker, images: dict[str, str], api_image: str, tmp_path: Path) -> Stack:
-    """What both commands need; nothing runs yet."""
+    """The environment of both commands; nothing runs yet."""
     subprocess.run([PROJECT / "docker" / "make-secrets", tmp_path / "secrets"], check=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -120,10 +121,10 @@ def stack(engine: Docker, images: dict[str, str], api_image: str, tmp_path: Path
     return Stack(engine, environment, (tmp_path / "secrets/database-password").read_text(), f"http://127.0.0.1:{port}")
 
 
-def serves(stack: Stack) -> None:
-    """Claims are kept, evidence is found by meaning, and nobody gets in without a key."""
+def assert_serves(stack: Stack) -> None:
+    """Claims are stored, evidence is found by meaning, and a request without a key is refused."""
     refused = httpx.get(f"{stack.url}/api/v1/claims")
-    assert refused.status_code == 401, "a caller on this machine is not taken for the API's own"
+    assert refused.status_code == 401, "a caller on this machine is not mistaken for one in the container"
     with stack.client() as client:
         claim = client.post("/api/v1/claims", json={"text": "Our planet is round."}).json()["id"]
         assert client.get(f"/api/v1/claims/{claim}").json()["text"] == "Our planet is round."
@@ -133,8 +134,8 @@ def serves(stack: Stack) -> None:
         assert found["results"][0]["content"] == "The Earth is an oblate spheroid."
 
 
-def told(stack: Stack, *objects: str) -> str:
-    """All that the engine, the containers' environment and their logs tell of the stack's containers and `objects`."""
+def visible_text(stack: Stack, *objects: str) -> str:
+    """Returns everything that inspect, environments, logs and image histories show of the containers and *objects*."""
     engine = stack.engine
     containers = engine.text("ps", "--all", "--quiet", "--filter", f"name={engine.name}").split()
     texts = [engine.text("inspect", *containers, *objects)]
@@ -147,74 +148,72 @@ def told(stack: Stack, *objects: str) -> str:
     return "\n".join(texts)
 
 
-def test_compose_brings_it_up_from_nothing(stack: Stack, compose: None) -> None:
+def test_compose_starts_the_stack_which_recovers(stack: Stack, compose: None) -> None:
     del compose
     command = ("compose", "--project-name", stack.engine.name, "--file", str(STACK))
     try:
         stack.engine.run(*command, "up", "--detach", environment=stack.environment)
         until(stack.is_ready, "the API is ready")
-        serves(stack)
-        said = told(stack)
-        assert stack.password not in said
-        assert "TRUTHGRAPH_DRAIN_SECONDS=30" in said, "the look can find what is there"
+        assert_serves(stack)
+        text = visible_text(stack)
+        assert stack.password not in text
+        assert "TRUTHGRAPH_DRAIN_SECONDS=30" in text, "values are found that are there"
         published = stack.engine.text("port", stack.container("proxy"))
         assert "127.0.0.1" in published
-        assert "0.0.0.0" not in published, "on this machine only, unless told"  # noqa: S104
-        # `docker kill` would count as the operator's own wish; a process that ends does not.
-        for part, number in (("api", "TERM"), ("database", "QUIT")):
-            ended = stack.container(part)
-            stack.engine.run("exec", ended, "sh", "-c", f"kill -{number} 1")
-            until(partial(stack.restarted, ended), f"{part} was started again")
-            until(stack.is_ready, "it is ready again by itself")
-        for part in ("api", "database", "proxy"):
-            assert "NoNewPrivs:\t1" in stack.engine.text("exec", stack.container(part), "cat", "/proc/1/status")
+        assert "0.0.0.0" not in published, "only this machine can reach it"  # noqa: S104
+        # After `docker kill` the engine would not restart the container; after the end of its process it does.
+        for service, signal_name in (("api", "TERM"), ("database", "QUIT")):
+            ended = stack.container(service)
+            stack.engine.run("exec", ended, "sh", "-c", f"kill -{signal_name} 1")
+            until(partial(stack.restarted, ended), f"{service} was restarted")
+            until(stack.is_ready, "the API is ready again")
+        for service in ("api", "database", "proxy"):
+            assert "NoNewPrivs:\t1" in stack.engine.text("exec", stack.container(service), "cat", "/proc/1/status")
     finally:
         stack.engine.run(*command, "down", "--volumes", "--timeout=5", environment=stack.environment)
 
 
 @dataclass(slots=True)
 class Load:
-    """Callers that go on until told to stop, and what became of each of their requests."""
+    """Callers that send requests until they are stopped, and count lost ones."""
 
     stack: Stack
-    made: int = 0
+    completed: int = 0
     lost: list[str] = field(default_factory=list)
     is_over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def call(self, number: int, key: str) -> None:
-        """One caller; every other one makes a new connection for each request."""
-        with httpx.Client(base_url=self.stack.url, headers={"Authorization": key}, timeout=60) as kept:
+        """Runs one caller; odd ones open a new connection for each request."""
+        with httpx.Client(base_url=self.stack.url, headers={"Authorization": key}, timeout=60) as client:
             while not self.is_over.is_set():
                 try:
                     if number % 2:
-                        with httpx.Client(base_url=self.stack.url, headers=kept.headers, timeout=60) as fresh:
+                        with httpx.Client(base_url=self.stack.url, headers=client.headers, timeout=60) as fresh:
                             answers = self.requests(fresh)
                     else:
-                        answers = self.requests(kept)
-                    said = [
+                        answers = self.requests(client)
+                    lost = [
                         f"{time.time():.2f} {answer.status_code} {answer.text[:200]}"
                         for answer in answers
                         if answer.is_error
                     ]
                 except httpx.TransportError as error:
-                    said = [f"{time.time():.2f} {error!r}"]
+                    lost = [f"{time.time():.2f} {error!r}"]
                 with self.lock:
-                    self.made += not said
-                    self.lost += said
+                    self.completed += not lost
+                    self.lost += lost
 
     @staticmethod
     def requests(client: httpx.Client) -> list[httpx.Response]:
-        """One that stores, one that computes."""
+        """Sends one request that stores and one that computes."""
         return [
             client.post("/api/v1/claims", json={"text": "The sun rises in the east."}),
             client.post("/api/v1/embed", json={"texts": ["The sun rises in the east."]}),
         ]
 
 
-def test_swarm_brings_it_up_updates_it_without_losing_a_request_and_rolls_a_bad_one_back(
-    stack: Stack, swarm: None
-) -> None:
+def test_swarm_updates_without_loss_and_rolls_back(stack: Stack, swarm: None) -> None:
     del swarm
     name = stack.engine.name
     try:
@@ -222,11 +221,13 @@ def test_swarm_brings_it_up_updates_it_without_losing_a_request_and_rolls_a_bad_
             "stack", "deploy", "--detach=true", "--compose-file", str(STACK), name, environment=stack.environment
         )
         until(stack.is_ready, "the API is ready")
-        serves(stack)
-        services = [f"{name}_{part}" for part in ("api", "database", "migrate", "proxy")]
-        said = told(stack, *services, *stack.engine.text("secret", "ls", "--quiet", "--filter", f"name={name}").split())
-        assert stack.password not in said
-        assert "TRUTHGRAPH_DRAIN_SECONDS=30" in said, "the look can find what is there"
+        assert_serves(stack)
+        services = [f"{name}_{service}" for service in ("api", "database", "migrate", "proxy")]
+        text = visible_text(
+            stack, *services, *stack.engine.text("secret", "ls", "--quiet", "--filter", f"name={name}").split()
+        )
+        assert stack.password not in text
+        assert "TRUTHGRAPH_DRAIN_SECONDS=30" in text, "values are found that are there"
         with stack.client() as client:
             before = client.get("/api/v1/claims").json()["total"]
             load = Load(stack)
@@ -242,19 +243,27 @@ def test_swarm_brings_it_up_updates_it_without_losing_a_request_and_rolls_a_bad_
                 bad = ("--env-add", "TRUTHGRAPH_DTYPE=float16")
                 stack.engine.run("service", "update", "--detach=true", "--quiet", *bad, f"{name}_api")
                 state = ("service", "inspect", "--format", "{{.UpdateStatus.State}}", f"{name}_api")
-                until(lambda: stack.engine.text(*state) == "rollback_completed", "the bad one was rolled back")
+                until(lambda: stack.engine.text(*state) == "rollback_completed", "the bad update was rolled back")
             finally:
                 load.is_over.set()
                 for caller in callers:
                     caller.join()
             assert load.lost == []
-            assert load.made > CALLERS
-            assert client.get("/api/v1/claims").json()["total"] == before + load.made
+            assert load.completed > CALLERS
+            assert client.get("/api/v1/claims").json()["total"] == before + load.completed
             stack.engine.run("kill", stack.container("database"))
-            until(lambda: client.get("/api/v1/claims").status_code == 503, "the API tells that its database is away")
-            until(lambda: client.get("/api/v1/claims").status_code == 200, "it is back by itself")
-            assert client.get("/api/v1/claims").json()["total"] == before + load.made
+            until(
+                lambda: client.get("/api/v1/claims").status_code == 503, "the API reports that its database is missing"
+            )
+            until(lambda: client.get("/api/v1/claims").status_code == 200, "the database is back")
+            assert client.get("/api/v1/claims").json()["total"] == before + load.completed
     finally:
         stack.engine.run("stack", "rm", name)
-        until(lambda: not stack.engine.text("ps", "--all", "--quiet", "--filter", f"name={name}"), "all have stopped")
-        until(lambda: not stack.engine.text("network", "ls", "--quiet", "--filter", f"name={name}"), "all is removed")
+        until(
+            lambda: not stack.engine.text("ps", "--all", "--quiet", "--filter", f"name={name}"),
+            "all containers have stopped",
+        )
+        until(
+            lambda: not stack.engine.text("network", "ls", "--quiet", "--filter", f"name={name}"),
+            "all networks are removed",
+        )

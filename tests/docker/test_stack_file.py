@@ -1,4 +1,4 @@
-"""docker/stack.yaml itself, without an engine: what each part may do, what is secret, and that times fit together."""
+"""Checks docker/stack.yaml without an engine: restrictions, secrets, networks, and times that must fit together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ each_service = pytest.mark.parametrize("name", SERVICES)
 
 
 def default(value: object) -> str:
-    """What stands there where no variable is set."""
+    """The value if no variable is set."""
     return re.sub(r"\$\{\w+(?::-([^}]*))?[^}]*\}", lambda match: match[1] or "", str(value))
 
 
@@ -31,7 +31,7 @@ def seconds(value: object) -> float:
 
 
 @each_service
-def test_every_part_is_confined(name: str) -> None:
+def test_service_is_confined(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -44,12 +44,12 @@ def test_every_part_is_confined(name: str) -> None:
 
 
 @each_service
-def test_every_image_must_be_named(name: str) -> None:
+def test_image_is_required(name: str) -> None:
     assert re.fullmatch(r"\$\{TRUTHGRAPH_\w+_IMAGE:\?[^}]+\}", SERVICES[name]["image"])
 
 
 @each_service
-def test_no_secret_comes_by_the_environment(name: str) -> None:
+def test_environment_has_no_secret(name: str) -> None:
     for variable, value in SERVICES[name].get("environment", {}).items():
         if variable.endswith("_FILE"):
             assert default(value).startswith("/run/secrets/")
@@ -58,15 +58,15 @@ def test_no_secret_comes_by_the_environment(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["api", "migrate"])
-def test_the_api_knows_every_variable_that_it_is_given(name: str, tmp_path: Path) -> None:
+def test_api_knows_every_variable_it_is_given(name: str, tmp_path: Path) -> None:
     (tmp_path / "url").write_text("postgresql://u:p@database/d")
     given = {variable: default(value) for variable, value in SERVICES[name]["environment"].items()}
     given["TRUTHGRAPH_DATABASE_URL_FILE"] = str(tmp_path / "url")
     assert Settings.from_environment(given).unknown == ()
-    assert Settings.from_environment({**given, f"{PREFIX}MISSPELT": "1"}).unknown, "the line above can fail"
+    assert Settings.from_environment({**given, f"{PREFIX}MISSPELT": "1"}).unknown, "an unknown variable is found"
 
 
-def test_only_the_proxy_is_reached_from_outside_and_the_database_by_the_api_only() -> None:
+def test_only_the_proxy_is_reachable_from_outside() -> None:
     networks = yaml.safe_load(TEXT)["networks"]
     assert {name for name, network in networks.items() if not (network or {}).get("internal")} == {"edge"}
     joined = {name: set(service["networks"]) for name, service in SERVICES.items()}
@@ -79,21 +79,21 @@ def test_only_the_proxy_is_reached_from_outside_and_the_database_by_the_api_only
     assert [name for name, service in SERVICES.items() if "ports" in service] == ["proxy"]
 
 
-def test_a_replica_has_the_time_to_end_before_it_is_killed() -> None:
+def test_replica_has_time_to_stop_before_it_is_killed() -> None:
     api = SERVICES["api"]
     environment = api["environment"]
     delay, drain = (seconds(environment[f"TRUTHGRAPH_{name}_SECONDS"]) for name in ("SHUTDOWN_DELAY", "DRAIN"))
     closing = 1 + Settings().database_timeout_seconds
     assert seconds(api["stop_grace_period"]) > delay + drain + drain / 2 + closing
-    assert drain >= Settings().request_seconds, "a request that was accepted is answered"
+    assert drain >= Settings().request_seconds, "an accepted request is completed"
     conf = (PROJECT / "docker/proxy/nginx.conf").read_text()
     [shutdown] = re.findall(r"worker_shutdown_timeout (\d+)s", conf)
     assert seconds(SERVICES["proxy"]["stop_grace_period"]) > float(shutdown) > Settings().request_seconds
     [validity] = re.findall(r"valid=(\d+)s", conf)
-    assert delay > 2 * float(validity), "the proxy has asked again before a replica stops listening"
+    assert delay > 2 * float(validity), "the proxy resolves the name again before a replica stops listening"
 
 
-def test_an_update_starts_first_waits_for_health_and_rolls_back() -> None:
+def test_update_starts_first_waits_for_health_and_rolls_back() -> None:
     deploy = SERVICES["api"]["deploy"]
     update = deploy["update_config"]
     assert (update["order"], update["failure_action"], update["parallelism"]) == ("start-first", "rollback", 1)
@@ -103,22 +103,22 @@ def test_an_update_starts_first_waits_for_health_and_rolls_back() -> None:
         assert SERVICES[name]["deploy"]["update_config"]["order"] == "stop-first", "one volume, one port"
 
 
-def test_names_are_addresses_of_replicas_so_that_no_virtual_address_is_needed() -> None:
+def test_names_resolve_to_replicas() -> None:
     for name in ("proxy", "api", "database"):
         assert SERVICES[name]["deploy"]["endpoint_mode"] == "dnsrr"
     assert all(port["mode"] == "host" for port in SERVICES["proxy"]["ports"])
 
 
-def test_every_variable_is_explained_in_the_files_head_or_is_a_setting_of_the_api() -> None:
+def test_every_variable_is_explained_or_a_setting_of_the_api() -> None:
     passed_on = {
         name for name, value in SERVICES["api"]["environment"].items() if str(value).startswith(f"${{{name}:-")
     }
     used = set(re.findall(r"\$\{(TRUTHGRAPH_\w+)", TEXT))
-    said = re.sub(r"(?<=[ ,])_(?=[A-Z])", "TRUTHGRAPH_", HEAD)
-    assert used - passed_on <= set(re.findall(r"TRUTHGRAPH_\w+", said))
+    explained = re.sub(r"(?<=[ ,])_(?=[A-Z])", "TRUTHGRAPH_", HEAD)
+    assert used - passed_on <= set(re.findall(r"TRUTHGRAPH_\w+", explained))
 
 
-def test_the_secrets_are_made_once_and_fit_together(tmp_path: Path) -> None:
+def test_secrets_are_made_once_and_match(tmp_path: Path) -> None:
     folder = tmp_path / "secrets"
     for _ in range(2):
         subprocess.run([PROJECT / "docker" / "make-secrets", folder], check=True)
@@ -126,7 +126,7 @@ def test_the_secrets_are_made_once_and_fit_together(tmp_path: Path) -> None:
         assert re.fullmatch(r"[A-Za-z0-9_-]{43}", password)
         assert (folder / "database-url").read_text() == f"postgresql://truthgraph:{password}@database/truthgraph"
         before = folder / "before"
-        assert not before.exists() or before.read_text() == password, "what is there is kept"
+        assert not before.exists() or before.read_text() == password, "an existing secret is kept"
         before.write_text(password)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {(folder / name).stat().st_mode & 0o777 for name in ("database-password", "database-url")} == {0o444}
