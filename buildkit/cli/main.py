@@ -55,8 +55,8 @@ COMMANDS: Final = (
     Command(
         "verify",
         "check an image: the last one built, or any other",
-        add_arguments="buildkit.cli.report:add_verify_arguments",
-        run="buildkit.cli.report:run_verify",
+        add_arguments="buildkit.cli.verify:add_verify_arguments",
+        run="buildkit.cli.verify:run_verify",
         example="verify --target single --require static --format junit --output build/verify.xml",
         interrupted=_NO_CHANGE,
     ),

@@ -1,4 +1,4 @@
-"""Runs `verify`, `measure` and `compare`: reports on images, and evaluates their budgets."""
+"""Runs `measure` and `compare`: reports on images, and evaluates their budgets."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from buildkit import spec
 from buildkit.build.record import load_record, record_path
-from buildkit.build.secrets import BuildSecrets
-from buildkit.check import budget, verify
-from buildkit.check.expectations import expectations_of
+from buildkit.check import budget
 from buildkit.console import FOLDER, log, make_console, write
 from buildkit.diff import diff
 from buildkit.engine import daemon
@@ -37,50 +35,15 @@ __all__ = [
     "add_compare_arguments",
     "add_measure_arguments",
     "add_output_arguments",
-    "add_verify_arguments",
     "budgets_of",
     "finish",
     "run_compare",
     "run_measure",
-    "run_verify",
 ]
 
 _TARGET: Final = "api"
 _FORMATS: Final = ("terminal", *render.FORMATS)
 _IMAGE_FORMS: Final = "a name or digest in the engine, an OCI layout, an archive, or a saved .json measurement"
-
-
-def run_verify(arguments: argparse.Namespace) -> int:
-    """Runs the checks on an image and prints their results."""
-    folder: Path = arguments.project / FOLDER
-    engine = daemon.find(os.environ, daemon.ManagedDaemon())
-    labels = None
-    image: str = arguments.image
-    if not image:
-        built = load_record(arguments.build or record_path(folder, arguments.target))
-        image, labels = built.digest, built.labels
-    build_secrets = BuildSecrets.of(os.environ)
-    expectations = expectations_of(
-        spec.load(arguments.project),
-        arguments.target,
-        labels=labels,
-        certificates=build_secrets.certificates.read_bytes() if build_secrets.certificates else b"",
-    )
-    result = verify.verify(
-        image,
-        expectations,
-        output=folder,
-        environment=os.environ,
-        engine_host=engine.host or None,
-        require=arguments.require,
-        cache=folder / "cache" / "layers",
-        build_secrets=build_secrets.plain_values(),
-    )
-    if arguments.format == "terminal":
-        make_console().print(terminal.check_table(result))
-    else:
-        write(render.render_checks(arguments.format, result.results, required=arguments.require), arguments.output)
-    return 0 if arguments.exit_zero and result.exit_code == 1 else result.exit_code
 
 
 def run_measure(arguments: argparse.Namespace) -> int:
@@ -207,23 +170,6 @@ def finish(arguments: argparse.Namespace, tables: list[Group], budgets: BudgetRe
 
 
 # ---- arguments ------------------------------------------------------------------------------------------------------
-
-
-def add_verify_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `verify`."""
-    command.add_argument("--image", default="", help="an image in the engine, by digest or name (default: last build)")
-    command.add_argument("--target", default=_TARGET, help="the target of docker/images.toml that the image must match")
-    command.add_argument("--build", type=Path, metavar="FILE", help="the build record of the image, instead of --image")
-    command.add_argument(
-        "--require",
-        action="append",
-        default=[],
-        choices=verify.TIERS,
-        metavar="TIER",
-        help=f'a tier whose "not verified" fails: {" or ".join(verify.TIERS)}; may be repeated (default: none)',
-    )
-    add_output_arguments(command, "terminal", "json", "markdown", "junit", "sarif")
-    command.add_argument("--exit-zero", action="store_true", help="exit 0, not 1, if checks fail")
 
 
 def add_measure_arguments(command: argparse.ArgumentParser) -> None:
