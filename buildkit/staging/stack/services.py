@@ -221,16 +221,14 @@ class StackServices:
 
     # ---- containers -------------------------------------------------------------------------------------------------
 
-    def container(self, service: str = "api", *, task: str = "") -> str:
-        """Returns a healthy container of *service* on this engine, of *task* if given.
+    def container(self, service: str = "api") -> str:
+        """Returns a healthy container of *service* on this engine.
 
         Raises:
             CommandFailed: there is none.
         """
         label = f"com.docker.swarm.service.name={self.service_name(service)}"
-        filters = ["--filter", f"label={label}", "--filter", "status=running"]
-        if task:
-            filters += ["--filter", f"label=com.docker.swarm.task.id={task}"]
+        filters = ("--filter", f"label={label}", "--filter", "status=running")
         listed = self.docker("ps", "--format", "{{.ID}} {{.Status}}", "--no-trunc", *filters).splitlines()
         healthy = [line.split()[0] for line in listed if "(" not in line or "(healthy)" in line]
         if not healthy:

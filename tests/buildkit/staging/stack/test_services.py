@@ -183,8 +183,8 @@ def test_rollout_without_end_fails_in_time(stack: Stack) -> None:
 def test_container_is_a_healthy_one(engine: FakeEngine, stack: Stack) -> None:
     engine.answers["ps"] = "one Up 2 s (starting)\ntwo Up 2 s (healthy)\n"
 
-    assert stack.container("api", task="t") == "two"
-    assert engine.calls[-1].endswith("label=com.docker.swarm.task.id=t")
+    assert stack.container("api") == "two"
+    assert "label=com.docker.swarm.service.name=s_api" in engine.calls[-1]
 
 
 def test_container_that_is_missing_is_an_error(stack: Stack) -> None:
