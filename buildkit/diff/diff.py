@@ -40,7 +40,13 @@ LayerCause = Literal["base", "instruction", "input", "metadata only"]
 
 @dataclass(frozen=True, slots=True)
 class FigureChange:
-    """One of the totals before and after, as `Totals` names it."""
+    """One of the totals before and after.
+
+    Attributes:
+        name: its name in `Totals`, which says the unit.
+        before: in the image before.
+        after: in the image after.
+    """
 
     name: str
     before: float
@@ -75,7 +81,14 @@ class LayerChange:
 
 @dataclass(frozen=True, slots=True)
 class PartChange:
-    """A part of the directory tree before and after, in bytes."""
+    """A part of the directory tree before and after.
+
+    Attributes:
+        label: its name.
+        parent: the label of the part that contains it, None for a top-level part.
+        before_bytes: its files in the image before.
+        after_bytes: its files in the image after.
+    """
 
     label: str
     parent: str | None
@@ -85,7 +98,17 @@ class PartChange:
 
 @dataclass(frozen=True, slots=True)
 class PackageChange:
-    """A package that differs; a version is empty if the image does not have it. "changed": same size, other content."""
+    """A package that differs.
+
+    Attributes:
+        manager: "python" or "debian".
+        name: its name.
+        kind: how its size or content changed. "changed": same size, other content.
+        before_version: empty if the image before does not have it.
+        after_version: empty if the image after does not have it.
+        before_bytes: its files in the image before.
+        after_bytes: its files in the image after.
+    """
 
     manager: str
     name: str
@@ -98,10 +121,16 @@ class PackageChange:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """A path that differs. "changed": same size, other content; "metadata only": mode, owner, kind or link target.
+    """A path that differs.
 
-    `moved_from` is the path before, for a file with the same place in its package, or the same name and content; the
-    kind "moved" means that nothing else changed.
+    Attributes:
+        path: in the image after, or in the image before if it was removed.
+        kind: "changed": same size, other content; "moved": another path only; "metadata only": another mode, owner,
+            kind or link target.
+        before_bytes: its size in the image before.
+        after_bytes: its size in the image after.
+        package: the name of the package that owns it, None if none does.
+        moved_from: its path in the image before, if that was another one.
     """
 
     path: str

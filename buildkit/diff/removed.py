@@ -53,7 +53,14 @@ _SHARED_OBJECT: Final = re.compile(r".*\.so(\.[0-9.]+)?")
 
 @dataclass(frozen=True, slots=True)
 class RemovedComponent:
-    """A package or folder that only the image before has; `reason` says why a runtime image does not need it."""
+    """A package or folder that only the image before has.
+
+    Attributes:
+        name: of the package, or the path of the folder.
+        reason: why a runtime image does not need it.
+        removed_bytes: its files.
+        files: their number.
+    """
 
     name: str
     reason: str

@@ -26,7 +26,13 @@ _MIN_LIBRARY_BYTES: Final = 4096  # any shared object with a kernel is larger
 
 @dataclass(frozen=True, slots=True)
 class GpuArchitecture:
-    """The code of all visible libraries for one architecture."""
+    """The code of all visible libraries for one architecture.
+
+    Attributes:
+        architecture: as NVIDIA's tools name it: "sm_90".
+        code_bytes: with the headers of the code.
+        libraries: the number of libraries with such code.
+    """
 
     architecture: str
     code_bytes: int
@@ -35,7 +41,15 @@ class GpuArchitecture:
 
 @dataclass(frozen=True, slots=True)
 class GpuLibrary:
-    """A shared object with GPU code; `architectures` has its bytes by architecture."""
+    """A shared object with GPU code.
+
+    Attributes:
+        path: in the merged file system.
+        layer: the position of the layer that stores it.
+        package: the name of the package that owns it, None if none does.
+        code_bytes: of all architectures.
+        architectures: bytes by architecture.
+    """
 
     path: str
     layer: int

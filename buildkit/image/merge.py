@@ -35,9 +35,14 @@ class StoredFile(msgspec.Struct, eq=False, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Waste:
-    """Bytes that layer `stored_by` holds and no container sees, because layer `caused_by` changed `path`.
+    """A file that a layer stores and no container sees.
 
-    The cause "metadata only" means that the same content was stored again, perhaps with another owner, mode or time.
+    Attributes:
+        path: in the merged file system.
+        wasted_bytes: its size.
+        cause: "metadata only" if the same content was stored again, perhaps with another owner, mode or time.
+        stored_by: the position of the layer that stores it.
+        caused_by: the position of the layer that replaced or deleted it.
     """
 
     path: str

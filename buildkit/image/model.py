@@ -79,7 +79,16 @@ class FileRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class ImageDescription:
     """The name, digests and settings of an image.
 
-    `manifest_digest` is None for an archive without OCI manifest.
+    Attributes:
+        name: as the user gave it.
+        source: the kind of place that it was read from.
+        manifest_digest: None for an archive without OCI manifest.
+        config_digest: the digest of its configuration, which all copies of the image share.
+        platform: "linux/amd64".
+        created: the time in its configuration, RFC 3339, if there is one.
+        working_dir: the folder in which containers start.
+        user: the user of containers; empty for root.
+        labels: by name.
     """
 
     name: str
@@ -95,7 +104,15 @@ class ImageDescription:
 
 @dataclass(frozen=True, slots=True)
 class ImageLayer:
-    """One layer, stored and unpacked; `instruction` made it, None if the image has no history."""
+    """One layer, stored and unpacked.
+
+    Attributes:
+        diff_id: the digest of its tar archive.
+        blob_digest: the digest of its blob, as stored.
+        blob_bytes: the size of its blob.
+        instruction: the Dockerfile instruction that made it; None if the image has no history.
+        contents: its entries.
+    """
 
     diff_id: str
     blob_digest: str
@@ -114,7 +131,14 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """The figures of the image. `executables` are regular files with an execute bit, without shared objects."""
+    """The figures of the image; sizes are defined at the top of this module.
+
+    Attributes:
+        largest_layer_bytes: the unpacked bytes of the largest layer.
+        duplicate_bytes: all copies but one of every content that is stored several times.
+        files: visible names of regular files, hard links included.
+        executables: visible regular files with an execute bit, without shared objects.
+    """
 
     unpacked_bytes: int
     blob_bytes: int
@@ -131,10 +155,16 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class LayerMeasurement:
-    """One layer; the lowest has position 0.
+    """One layer; sizes are defined at the top of this module.
 
-    `wasted_bytes` are stored in this layer and hidden by any, `caused_waste_bytes` are hidden by this layer.
-    `packages` counts the packages whose list of files is stored in this layer.
+    Attributes:
+        position: 0 for the lowest layer.
+        instruction: the Dockerfile instruction that made it; None if the image has no history.
+        final_bytes: files of this layer that containers see.
+        wasted_bytes: files of this layer that any layer hides.
+        caused_waste_bytes: files of any layer that this layer hides.
+        packages: the number of packages whose list of files is in this layer.
+        executables: as in `Totals`.
     """
 
     position: int
@@ -155,7 +185,15 @@ class LayerMeasurement:
 
 @dataclass(frozen=True, slots=True)
 class TreeRow:
-    """A part of the merged file system; rows without parent add up to the image, children to their parent."""
+    """A part of the merged file system.
+
+    Attributes:
+        label: its name.
+        parent: the label of the part that contains it. Parts without parent add up to the image.
+        final_bytes: its files.
+        fraction: its share of the image's bytes, 0 to 1.
+        files: the number of its files.
+    """
 
     label: str
     parent: str | None
@@ -166,7 +204,13 @@ class TreeRow:
 
 @dataclass(frozen=True, slots=True)
 class FolderSize:
-    """A folder of the merged file system, its subfolders included."""
+    """A folder of the merged file system.
+
+    Attributes:
+        path: relative to the root, which is the empty string.
+        final_bytes: its files, those of subfolders included.
+        files: their number.
+    """
 
     path: str
     final_bytes: int
@@ -175,7 +219,7 @@ class FolderSize:
 
 @dataclass(frozen=True, slots=True)
 class WastedFile:
-    """A file that a layer stores and no container sees."""
+    """A file that a layer stores and no container sees: its path and its size in bytes."""
 
     path: str
     wasted_bytes: int
@@ -183,7 +227,17 @@ class WastedFile:
 
 @dataclass(frozen=True, slots=True)
 class WasteGroup:
-    """The files of layer `stored_by` that layer `caused_by` hides, for one cause; `instruction` made `caused_by`."""
+    """The files that one layer stores and another hides, for one cause.
+
+    Attributes:
+        cause: why they are hidden.
+        stored_by: the position of the layer that stores them.
+        caused_by: the position of the layer that hides them.
+        instruction: the instruction of the layer that hides them.
+        wasted_bytes: their size.
+        files: their number.
+        largest: some of them, the largest first.
+    """
 
     cause: Cause
     stored_by: int
@@ -196,7 +250,13 @@ class WasteGroup:
 
 @dataclass(frozen=True, slots=True)
 class StoredCopy:
-    """One of the places that store a content; `is_visible` says whether a container sees it there."""
+    """One of the places that store a content.
+
+    Attributes:
+        layer: the position of its layer.
+        path: its path in the merged file system, or in the layer if no container sees it.
+        is_visible: whether a container sees it.
+    """
 
     layer: int
     path: str
@@ -205,7 +265,15 @@ class StoredCopy:
 
 @dataclass(frozen=True, slots=True)
 class DuplicateContent:
-    """A content that is stored more than once; `extra_bytes` are all copies but one."""
+    """A content that is stored more than once.
+
+    Attributes:
+        sha256: in hexadecimal.
+        size_bytes: of one copy.
+        extra_bytes: of all copies but one.
+        copies: their number.
+        examples: some of the copies, by layer and path.
+    """
 
     sha256: str
     size_bytes: int
@@ -216,7 +284,14 @@ class DuplicateContent:
 
 @dataclass(frozen=True, slots=True)
 class LibraryCopy:
-    """One copy of a shared library; `package` is None if no package owns it."""
+    """One copy of a shared library.
+
+    Attributes:
+        path: in the merged file system.
+        size_bytes: its size.
+        layer: the position of the layer that stores it.
+        package: the name of the package that owns it, None if none does.
+    """
 
     path: str
     size_bytes: int
@@ -226,9 +301,13 @@ class LibraryCopy:
 
 @dataclass(frozen=True, slots=True)
 class DuplicateLibrary:
-    """A shared library that the merged file system holds more than once, by the soname that file names tell.
+    """A shared library that the merged file system holds more than once.
 
-    The sonames of CUDA libraries have no version here, so two major versions of one count as duplicates.
+    Attributes:
+        soname: as the file names say. That of a CUDA library has no version here, so two major versions are duplicates.
+        is_cuda: whether it is one of CUDA's.
+        extra_bytes: all copies but the largest.
+        copies: the largest first.
     """
 
     soname: str
@@ -241,8 +320,24 @@ class DuplicateLibrary:
 class Measurement:
     """All figures of one image.
 
-    `files` is None in the short form, which a series stores; only the long form can be compared file by file.
-    `measured_at` is set in a series: RFC 3339, UTC.
+    Attributes:
+        schema_version: `SCHEMA_VERSION`.
+        image: its name, digests and settings.
+        totals: its figures.
+        dive: the figures that dive reports.
+        layers: the lowest first.
+        tree: the parts of the merged file system.
+        packages: the largest first.
+        unowned: the files that no package owns.
+        unowned_folders: the largest folders of those files.
+        folders: the folders of at least 0.05 % of the image, the largest first.
+        largest_files: the largest first.
+        waste: groups of hidden files, the largest first.
+        duplicates: the contents with the most extra bytes.
+        duplicate_libraries: CUDA's first.
+        gpu_code: GPU code by architecture and library.
+        files: every name; None in the short form, which a series stores and which cannot be compared file by file.
+        measured_at: set in a series: RFC 3339, UTC.
     """
 
     schema_version: int

@@ -25,10 +25,16 @@ _BYTECODE: Final = re.compile(r"(?P<folder>.*/)?__pycache__/(?P<name>[^/]+?)\.[a
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """One installed package, and number and size of its files in the merged file system.
+    """One installed package, and its files in the merged file system.
 
-    `location` is the folder of a Python distribution, empty for a Debian package. `layer` is the position of the layer
-    with its list of files. A file that several packages list counts for the first by name.
+    Attributes:
+        manager: the tool that installed it.
+        name: canonical, for a Python distribution.
+        version: as its metadata says.
+        location: the folder of a Python distribution; empty for a Debian package.
+        layer: the position of the layer with its list of files.
+        files: the number of its files; a file that several packages list counts for the first by name.
+        final_bytes: the size of those files.
     """
 
     manager: PackageManager
