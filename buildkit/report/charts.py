@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
-from buildkit.diff.diff import Comparison
+from buildkit.diff.model import Comparison
 from buildkit.image.gpu_code import GpuCodeMeasurement
 from buildkit.image.model import FolderSize, Measurement
 from buildkit.report.builds import Timeline

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from buildkit.check.budget import BudgetReport
-from buildkit.diff.diff import Comparison
+from buildkit.diff.model import Comparison
 from buildkit.image.model import Measurement
 from buildkit.report.builds import Timeline
 

@@ -5,7 +5,7 @@ Sizes are decimal: 1 GB is 10^9 bytes. `buildkit.text` formats the sizes themsel
 
 from typing import Final
 
-from buildkit.diff.diff import FigureChange, LayerChange
+from buildkit.diff.model import FigureChange, LayerChange
 from buildkit.image.gpu_code import GpuCodeMeasurement, GpuLibrary
 from buildkit.text import format_byte_change, format_bytes
 

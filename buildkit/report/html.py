@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from buildkit.check.budget import BudgetReport
-from buildkit.diff.diff import Comparison
+from buildkit.diff.model import Comparison
 from buildkit.errors import BuildkitError
 from buildkit.image.gpu_code import GpuCodeMeasurement
 from buildkit.image.model import FolderSize, Measurement

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from buildkit.check.budget import BudgetReport
-from buildkit.diff.diff import Comparison
+from buildkit.diff.model import Comparison
 from buildkit.image.model import Measurement, TreeRow
 from buildkit.report import builds, tables
 from buildkit.report.format import FIGURES, format_figure, format_layers_not_searched

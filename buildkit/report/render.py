@@ -6,7 +6,7 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from buildkit.check.budget import BudgetReport
-from buildkit.diff.diff import Comparison
+from buildkit.diff.model import Comparison
 from buildkit.errors import UsageError
 from buildkit.image.model import Measurement
 from buildkit.report.content import ImageReport

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from buildkit.check.budget import BudgetReport, Status
-from buildkit.diff.diff import Comparison
+from buildkit.diff.model import Comparison
 from buildkit.image.gpu_code import GpuCodeMeasurement
 from buildkit.image.model import Measurement
 from buildkit.report.format import (

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from buildkit.check.budget import BudgetReport
 from buildkit.check.verify import VerifyResult
-from buildkit.diff.diff import Comparison
+from buildkit.diff.model import Comparison
 from buildkit.image.model import Measurement
 from buildkit.report import builds, tables
 from buildkit.report.format import FIGURES, format_figure

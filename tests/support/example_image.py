@@ -6,11 +6,17 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tests.support.images import LayerMaker, blob_name, digest, make_image, oci_files
+import pytest
+
+from buildkit.image.read import read_image
+from tests.support.images import LayerMaker, blob_name, digest, make_image, oci_files, write_layout
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from buildkit.errors import BuildkitError
     from buildkit.image.model import Image
-    from tests.support.images import Compression, MadeImage
+    from tests.support.images import Compression, Form, MadeImage
 
 LAYERS = [
     LayerMaker().directory("etc").file("etc/motd", "hello").file("etc/big", bytes(100_000)).tar(),
@@ -37,6 +43,15 @@ def assert_is_example(image: Image, made: MadeImage) -> None:
     assert (found.platform, found.working_dir, found.user) == ("linux/amd64", "/app", "1000")
     assert found.labels == {"a": "b"}
     assert found.config_digest == digest(made.config)
+
+
+def assert_refused(files: dict[str, bytes], path: Path, form: Form, error: type[BuildkitError], message: str) -> None:
+    """Asserts that an image of these files, written to *path*, is refused with *error*, which names the path."""
+    written = str(write_layout(files, path, form))
+    with pytest.raises(error, match=message) as raised:
+        read_image(written)
+    assert str(raised.value).startswith(f"{written}: ") or str(raised.value).startswith(f"{written}, layer ")
+    assert raised.value.exit_code == 3
 
 
 def with_file(made: MadeImage, name: str, content: bytes | None) -> dict[str, bytes]:

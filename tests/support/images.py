@@ -19,6 +19,7 @@ from buildkit.image.model import Measurement
 from buildkit.image.read import ReadOptions, read_image
 
 Compression = Literal["none", "gzip", "zstd"]
+Form = Literal["folder", "archive"]
 
 
 @dataclass
@@ -216,7 +217,7 @@ def measure_layers(
     instructions: Sequence[str] | None = None,
     compression: Compression = "none",
     run: Mapping[str, object] | None = None,
-    form: Literal["folder", "archive"] = "folder",
+    form: Form = "folder",
     cache: Path | None = None,
 ) -> Measurement:
     """Measures an image of *layers*, the lowest first, which it writes below *folder* as an OCI layout."""
@@ -225,6 +226,6 @@ def measure_layers(
     return analyze(read_image(str(path), ReadOptions(cache=cache)))
 
 
-def write_layout(files: Mapping[str, bytes], path: Path, form: Literal["folder", "archive"]) -> Path:
+def write_layout(files: Mapping[str, bytes], path: Path, form: Form) -> Path:
     """Writes the files of an image as a folder or as a tar archive."""
     return write_folder(files, path) if form == "folder" else write_archive(files, path.with_suffix(".tar"))

@@ -1,13 +1,12 @@
 """Finds GPU code by architecture in shared objects that the tests make."""
 
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
 from buildkit.image.gpu_code import UNKNOWN, GpuCodeMeasurement
 from tests.support.elf import EntrySpec, LibrarySpec, container
-from tests.support.images import LayerMaker, measure_layers
+from tests.support.images import Form, LayerMaker, measure_layers
 
 CUBIN, PTX = 2, 1
 ENTRY_BYTES = 64 + 800
@@ -34,7 +33,7 @@ def sizes(gpu_code: GpuCodeMeasurement) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("form", ["folder", "archive"])
-def test_code_is_summed_by_architecture_and_library(tmp_path: Path, form: Literal["folder", "archive"]) -> None:
+def test_code_is_summed_by_architecture_and_library(tmp_path: Path, form: Form) -> None:
     gpu_code = measure_layers(tmp_path, *layers(), form=form).gpu_code
     assert sizes(gpu_code) == {"sm_90": (4 * ENTRY_BYTES, 2), "compute_120": (ENTRY_BYTES, 1)}
     assert [(each.path, each.layer, each.code_bytes) for each in gpu_code.libraries] == [

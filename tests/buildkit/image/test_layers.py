@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -13,8 +12,9 @@ from buildkit.image.layer_stream import Limits
 from buildkit.image.layers import LayerReader
 from buildkit.image.read import ReadOptions, read_image
 from buildkit.image.resolve import StoredLayer
-from tests.support.example_image import LAYERS, example_image, with_file, with_manifest
+from tests.support.example_image import LAYERS, assert_refused, example_image, with_file, with_manifest
 from tests.support.images import (
+    Form,
     LayerMaker,
     blob_name,
     compress,
@@ -22,7 +22,6 @@ from tests.support.images import (
     digest,
     oci_files,
     write_folder,
-    write_layout,
 )
 
 MADE = example_image()
@@ -38,12 +37,8 @@ WRONG: dict[str, tuple[dict[str, bytes], type[BuildkitError], str]] = {
 
 @pytest.mark.parametrize("form", ["folder", "archive"])
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_layer_is_refused(tmp_path: Path, case: str, form: Literal["folder", "archive"]) -> None:
-    files, error, message = WRONG[case]
-    path = write_layout(files, tmp_path / "o", form)
-    with pytest.raises(error, match=message) as raised:
-        read_image(str(path), ReadOptions(cache=tmp_path / "cache"))
-    assert str(path) in str(raised.value)
+def test_wrong_layer_is_refused(tmp_path: Path, case: str, form: Form) -> None:
+    assert_refused(WRONG[case][0], tmp_path / "o", form, *WRONG[case][1:])
 
 
 def test_limits_apply_to_each_layer_and_to_all_entries(tmp_path: Path) -> None:

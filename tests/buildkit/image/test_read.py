@@ -5,7 +5,6 @@ import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -17,6 +16,7 @@ from tests.support.docker_stub import DockerStub
 from tests.support.example_image import LAYERS, assert_is_example, example_image, with_file
 from tests.support.images import (
     Compression,
+    Form,
     LayerMaker,
     MadeImage,
     blob_name,
@@ -36,9 +36,7 @@ SAVE = "image save known"
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])
 @pytest.mark.parametrize("attested", [False, True])
 @pytest.mark.parametrize("form", ["folder", "archive"])
-def test_oci_layout_is_read(
-    tmp_path: Path, compression: Compression, form: Literal["folder", "archive"], *, attested: bool
-) -> None:
+def test_oci_layout_is_read(tmp_path: Path, compression: Compression, form: Form, *, attested: bool) -> None:
     made = example_image(compression)
     image = read_image(str(write_layout(oci_files(made, attested=attested), tmp_path / "o", form)))
     assert_is_example(image, made)

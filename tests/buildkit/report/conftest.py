@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from buildkit.diff.diff import Comparison, compare
+from buildkit.diff.diff import compare
 from tests.support.images import LayerMaker, measure_layers
 
 if TYPE_CHECKING:
+    from buildkit.diff.model import Comparison
     from buildkit.image.model import Measurement
 
 SITE = "opt/venv/lib/python3.13/site-packages"

@@ -9,7 +9,7 @@ from buildkit.report import charts
 from buildkit.report.builds import Timeline, TimelineStep
 
 if TYPE_CHECKING:
-    from buildkit.diff.diff import Comparison
+    from buildkit.diff.model import Comparison
     from buildkit.image.model import Measurement
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from buildkit.diff.diff import FigureChange, LayerChange
+from buildkit.diff.model import FigureChange, LayerChange
 from buildkit.image.gpu_code import GpuCodeMeasurement, GpuLibrary
 from buildkit.report.format import (
     format_architectures,

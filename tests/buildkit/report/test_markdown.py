@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from buildkit.check.budget import BudgetReport
-from buildkit.diff.diff import Comparison, compare
+from buildkit.diff.diff import compare
 from buildkit.image.gpu_code import GpuArchitecture, GpuCodeMeasurement, GpuLibrary
 from buildkit.report.markdown import (
     budgets_markdown,
@@ -21,6 +21,7 @@ from tests.buildkit.timing.test_record import BUILDS, timings
 from tests.support.reports import BUDGETS, CHECK_RESULTS, markdown_rows
 
 if TYPE_CHECKING:
+    from buildkit.diff.model import Comparison
     from buildkit.image.model import Measurement
 
 HOSTILE = "<img src=x onerror=document.title='owned'> | `x`"

@@ -21,7 +21,7 @@ from tests.support.reports import BUDGETS, CHECK_RESULTS, render_in_browser
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from buildkit.diff.diff import Comparison
+    from buildkit.diff.model import Comparison
     from buildkit.image.model import Measurement
 
 STARTS = {"json": "{", "markdown": "## ", "html": "<!DOCTYPE html>", "junit": "<?xml", "sarif": "{"}

@@ -12,7 +12,7 @@ from buildkit.report.tables import Styled, table
 from tests.support.reports import BUDGETS
 
 if TYPE_CHECKING:
-    from buildkit.diff.diff import Comparison
+    from buildkit.diff.model import Comparison
     from buildkit.image.model import Measurement
 
 SMALL = table("t", "T", ("a", "b", "c"), [("1", "2", "3"), ("4", "5", "6"), ("7", "8", "9")], numbers=(1, 2))

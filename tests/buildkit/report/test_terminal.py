@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from buildkit.check.verify import VerifyResult
-from buildkit.diff.diff import Comparison, compare
+from buildkit.diff.diff import compare
 from buildkit.report.terminal import (
     budget_table,
     check_table,
@@ -19,6 +19,7 @@ from tests.buildkit.timing.test_record import BUILDS, timings
 from tests.support.reports import BUDGETS, CHECK_RESULTS, check_result, terminal_text
 
 if TYPE_CHECKING:
+    from buildkit.diff.model import Comparison
     from buildkit.image.model import Measurement
 
 
