@@ -1,7 +1,7 @@
-"""The Python base image: from a registry where one answers, else made here from Debian's packages.
+"""Provides the Python base image: pulled from a registry, or made from Debian's packages if no registry answers.
 
-Both reach BuildKit under the name that the Dockerfile uses (a named context), so that one Dockerfile serves both. Which
-of the two it was is in the build record and in the image's labels.
+BuildKit gets either by the name in the Dockerfile (a named context), so one Dockerfile works with both. The build
+record and the image's labels hold its origin.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from buildkit.engine import install
 from buildkit.errors import BaseUnavailable, CommandFailed, UsageError
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
     from buildkit.engine.client import Engine
 
-__all__ = ["Base", "Origin", "ensure_base_image"]
+__all__ = ["BaseImage", "Origin", "ensure_base_image"]
 
 Origin = Literal["auto", "registry", "debian"]
 
-DEBIAN_PYTHONS = {"3.13": "trixie"}
-"""The Debian suite that packages each Python as its `python3` (packages.debian.org; 3.12 was in none)."""
+DEBIAN_PYTHONS: Final = {"3.13": "trixie"}
+"""The Debian suite whose `python3` has this version (packages.debian.org; no suite had 3.12)."""
 
-_PACKAGES = ("python3", "ca-certificates", "netbase", "tzdata")
-"""What python:slim images have too: zone data, service names, root certificates."""
+_PACKAGES: Final = ("python3", "ca-certificates", "netbase", "tzdata")
+"""The contents of python:slim images: Python, root certificates, service names, time zones."""
 
-_LEFT_OUT = (
+_DPKG_OPTIONS: Final = (
     "path-exclude=/usr/share/doc/*",
     "path-include=/usr/share/doc/*/copyright",
     "path-exclude=/usr/share/man/*",
@@ -47,29 +47,30 @@ _LEFT_OUT = (
     "path-exclude=/usr/share/bash-completion/*",
     "force-unsafe-io",
 )
-"""dpkg options (dpkg.cfg) that hold for packages installed later too; licences stay, nothing waits for the disk."""
+"""dpkg.cfg, also for packages that are installed later: no documentation except licences, no waiting for the disk."""
 
-_HOOK = """find "$1" -xdev -perm /6000 -type f -exec chmod a-s {} + \
+_HOOK: Final = """find "$1" -xdev -perm /6000 -type f -exec chmod a-s {} + \
 && rm -f "$1"/var/lib/dpkg/*-old "$1"/var/cache/debconf/*-old "$1"/etc/*-"""
-"""Shell, run on the finished tree: what later layers would have to change or delete, and so store or leave twice."""
+"""Shell script for the finished tree. It removes what later layers would change or delete, and so store again."""
 
-_EPOCH_SECONDS = 315532800
-"""1980-01-01, for mmdebstrap's SOURCE_DATE_EPOCH: the same packages give the same bytes."""
+_EPOCH_SECONDS: Final = 315532800
+"""1980-01-01, mmdebstrap's SOURCE_DATE_EPOCH: the same packages give the same bytes."""
 
-_PULL_SECONDS = 900.0
-_REACH_SECONDS = 30.0
+_PULL_SECONDS: Final = 900.0
+_REACH_SECONDS: Final = 30.0
+"""The longest time for a registry's first answer."""
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
-    """A base image that the engine holds.
+class BaseImage:
+    """A base image in the engine's store.
 
     Attributes:
-        reference: the name that the Dockerfile uses, as `python:3.13-slim-trixie`.
+        reference: its name in the Dockerfile, for example `python:3.13-slim-trixie`.
         digest: of the image in the engine, `sha256:…`.
-        origin: where it came from.
-        local: the engine's own reference for it, by digest where it has one.
-        layers: how many it has; the lowest ones of every image on top of it.
+        origin: "registry" or "debian".
+        local: its name in the engine.
+        layers: number of its layers, the lowest ones of each image that is built on it.
     """
 
     reference: str
@@ -79,12 +80,12 @@ class Base:
     layers: int
 
     def site_packages(self, python: str) -> str:
-        """Where this base's own interpreter installs to; Debian's has a folder of its own name (Python Policy)."""
+        """The folder into which its Python installs; Debian's Python has another one (Debian Python Policy)."""
         return f"/usr/local/lib/python{python}/{'dist' if self.origin == 'debian' else 'site'}-packages"
 
     @property
     def context(self) -> str:
-        """The value of BuildKit's named context for `reference`."""
+        """BuildKit's named context for `reference`."""
         return f"docker-image://{self.local}"
 
 
@@ -96,21 +97,26 @@ def ensure_base_image(
     origin: Origin,
     cache: Path,
     log: Callable[[str], None],
-) -> Base:
-    """The base *reference*, from the engine's own store, a registry or Debian's packages, in that order.
+) -> BaseImage:
+    """The base image, from the engine's store, a registry or Debian's packages, in that order.
 
-    *origin* "registry" or "debian" leaves only that way. Archives made here are kept in *cache*, so that a new engine
-    does not need them made again. Says what it does where that takes time.
+    Args:
+        engine: stores the image.
+        reference: the name of the image in a registry and in the Dockerfile.
+        python: its Python version.
+        origin: "registry" or "debian" allow only that origin.
+        cache: the folder for archives made from Debian's packages, which a new engine can load.
+        log: gets a line for each action that takes time.
 
     Raises:
-        BaseUnavailable: no way leads to it.
-        UsageError: made from Debian's packages, but no Debian release has this Python.
+        BaseUnavailable: it can be neither pulled nor made.
+        UsageError: it must be made from Debian's packages, but no Debian release has this Python.
     """
     local = f"truthgraph-base:python{python}-{_recipe(python)[:12]}"
-    if origin != "registry" and (base := _held(engine, reference, "debian", local)):
+    if origin != "registry" and (base := _find(engine, reference, "debian", local)):
         return base
     if origin != "debian":
-        if base := _held(engine, reference, "registry", reference):
+        if base := _find(engine, reference, "registry", reference):
             return base
         try:
             return _pull(engine, reference, log)
@@ -122,42 +128,42 @@ def ensure_base_image(
     if not archive.exists():
         _make(python, archive, log)
     _load(engine, archive, local)
-    base = _held(engine, reference, "debian", local)
+    base = _find(engine, reference, "debian", local)
     if base is None:
-        raise BaseUnavailable(local, "the engine took it and does not show it")
+        raise BaseUnavailable(local, "the engine loaded it, but does not list it")
     return base
 
 
-def _held(engine: Engine, reference: str, origin: Literal["registry", "debian"], local: str) -> Base | None:
-    """The base that the engine holds as *local*, None where it has none."""
+def _find(engine: Engine, reference: str, origin: Literal["registry", "debian"], local: str) -> BaseImage | None:
+    """The base image with the name *local* in the engine, None if there is none."""
     try:
         inspected = json.loads(engine.docker("image", "inspect", local))[0]
     except CommandFailed:
         return None
     repository_digests: list[str] = inspected.get("RepoDigests") or []
     digest = repository_digests[0].partition("@")[2] if repository_digests else str(inspected["Id"])
-    return Base(reference, digest, origin, local, len(inspected["RootFS"].get("Layers") or ()))
+    return BaseImage(reference, digest, origin, local, len(inspected["RootFS"].get("Layers") or ()))
 
 
-def _pull(engine: Engine, reference: str, log: Callable[[str], None]) -> Base:
-    """Pulls *reference*; a registry that does not answer within `_REACH_SECONDS` counts as none."""
+def _pull(engine: Engine, reference: str, log: Callable[[str], None]) -> BaseImage:
+    """Pulls the image; fails if the registry does not answer within `_REACH_SECONDS`."""
     engine.docker("buildx", "imagetools", "inspect", "--raw", reference, seconds=_REACH_SECONDS)
     log(f"pulling {reference}")
     engine.docker("pull", "--quiet", reference, seconds=_PULL_SECONDS)
-    base = _held(engine, reference, "registry", reference)
+    base = _find(engine, reference, "registry", reference)
     if base is None:
-        raise CommandFailed(["docker", "pull", reference], 0, "pulled, but the engine does not show it")
+        raise CommandFailed(["docker", "pull", reference], 0, "pulled, but the engine does not list it")
     return base
 
 
 def _recipe(python: str) -> str:
-    """SHA-256 (hex) of what decides how a base is made: another recipe is another base."""
-    parts = [python, DEBIAN_PYTHONS.get(python, ""), *_PACKAGES, *_LEFT_OUT, _HOOK, str(_EPOCH_SECONDS)]
+    """SHA-256 (hex) of everything that determines a base image made from Debian's packages."""
+    parts = [python, DEBIAN_PYTHONS.get(python, ""), *_PACKAGES, *_DPKG_OPTIONS, _HOOK, str(_EPOCH_SECONDS)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _make(python: str, archive: Path, log: Callable[[str], None]) -> None:
-    """Makes the root file system as a tar at *archive* with mmdebstrap, from the machine's own Debian mirror."""
+    """Makes the root file system as a tar file with mmdebstrap, from the machine's Debian mirror."""
     suite = DEBIAN_PYTHONS.get(python)
     if suite is None:
         raise UsageError(
@@ -167,11 +173,11 @@ def _make(python: str, archive: Path, log: Callable[[str], None]) -> None:
         install.install_packages(("mmdebstrap",), log)
     mirror = install.debian_mirror()
     archive.parent.mkdir(parents=True, exist_ok=True)
-    log(f"making a Debian {suite} base with Python {python} (about 20 s, more where the mirror is slow)")
+    log(f"making a Debian {suite} base image with Python {python} (about 20 s with a fast mirror)")
     with tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
         part = Path(scratch) / "base.tar"
         command = ["mmdebstrap", "--variant=apt", f"--include={','.join(_PACKAGES)}"]
-        command += [f"--dpkgopt={option}" for option in _LEFT_OUT]
+        command += [f"--dpkgopt={option}" for option in _DPKG_OPTIONS]
         command += ['--aptopt=APT::Install-Recommends "false"', f"--customize-hook={_HOOK}", suite, str(part)]
         command += [
             f"deb {uri} {release} main"
@@ -194,7 +200,7 @@ def _make(python: str, archive: Path, log: Callable[[str], None]) -> None:
 
 
 def _load(engine: Engine, archive: Path, local: str) -> None:
-    """Gives the engine *archive* as the image *local*: one layer, uncompressed, owner and times as they are."""
+    """Loads *archive* into the engine as the image *local*: one uncompressed layer with its owners and times."""
     with tempfile.TemporaryDirectory() as context:
         try:
             os.link(archive, Path(context) / "base.tar")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Literal
 
-    from buildkit.build.base import Base
+    from buildkit.build.base import BaseImage
     from buildkit.build.display import BuildDisplay
     from buildkit.build.events import Step
     from buildkit.engine.client import Engine
@@ -66,7 +66,7 @@ def build(
     target: Target,
     *,
     engine: Engine,
-    base: Base,
+    base: BaseImage,
     environment: Mapping[str, str],
     folder: Path,
     show: Callable[[Events], BuildDisplay],
@@ -139,14 +139,16 @@ def build(
     return record
 
 
-def build_arguments(spec: ImageSpec, target: Target, base: Base) -> dict[str, str]:
+def build_arguments(spec: ImageSpec, target: Target, base: BaseImage) -> dict[str, str]:
     """The Dockerfile's arguments: the base image and the target's own, with `{site_packages}` filled in."""
     site_packages = base.site_packages(spec.python)
     own = {name: value.replace("{site_packages}", site_packages) for name, value in target.arguments.items()}
     return {"PYTHON_IMAGE": base.reference, **own}
 
 
-def _image_options(spec: ImageSpec, target: Target, base: Base, *, tag: str, labels: Mapping[str, str]) -> list[str]:
+def _image_options(
+    spec: ImageSpec, target: Target, base: BaseImage, *, tag: str, labels: Mapping[str, str]
+) -> list[str]:
     """Options of `docker buildx build` that say what is built and what the image is called."""
     return [
         f"--file={spec.project / target.dockerfile}",
@@ -173,7 +175,7 @@ def _run_buildx(
 
             def feed(line: str) -> None:
                 for step in events.feed(line):
-                    display.ended(step)
+                    display.add(step)
 
             engine.stream("buildx", "build", "--progress=rawjson", *arguments, on_line=feed)
     except CommandFailed as error:

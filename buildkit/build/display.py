@@ -1,8 +1,8 @@
-"""A build as a person watches it: what runs, for how long, and what it says; plain lines where no terminal is."""
+"""Shows the progress of a build: running steps on a terminal, and a line for each finished step."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Group
 from rich.live import Live
@@ -19,15 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildDisplay"]
 
-_WORTH_A_LINE_SECONDS = 0.5
-"""Shorter steps are counted and not listed: BuildKit has dozens of a millisecond."""
+_SHOWN_SECONDS: Final = 0.5
+"""Seconds. Shorter steps get no line: BuildKit has dozens that take a millisecond."""
 
 
 class BuildDisplay:
-    """Shows the progress of one build; used as a context manager around it.
+    """The display of one build, a context manager around it.
 
-    On a terminal each ended step becomes a line and what runs stands below, redrawn four times a second. Elsewhere
-    (CI, a pipe) only the lines are printed.
+    Each finished step is a line. A terminal also shows the running steps below, redrawn four times a second.
     """
 
     def __init__(self, console: Console, events: Events, *, title: str) -> None:
@@ -36,7 +35,7 @@ class BuildDisplay:
         self._title = title
         self._cached = 0
         self._live = Live(
-            get_renderable=self._now,
+            get_renderable=self._running_steps,
             console=console,
             refresh_per_second=4,
             transient=True,
@@ -56,8 +55,8 @@ class BuildDisplay:
         if self._cached:
             self._console.print(Text(f"  {self._cached} steps cached", style="dim"))
 
-    def ended(self, step: Step) -> None:
-        """Tells the user that *step* ended."""
+    def add(self, step: Step) -> None:
+        """Prints the line of a finished step."""
         if step.cached:
             self._cached += step.stage not in ("internal", "context")
             return
@@ -65,22 +64,22 @@ class BuildDisplay:
             if "context canceled" not in step.error:
                 self._console.print(_line(step, "✗", "bold red"), no_wrap=True, overflow="ellipsis")
             return
-        if step.seconds >= _WORTH_A_LINE_SECONDS:
+        if step.seconds >= _SHOWN_SECONDS:
             self._console.print(_line(step, "✓", "green"), no_wrap=True, overflow="ellipsis")
             for part in step.parts:
-                if step.stage == "export" and part.seconds >= _WORTH_A_LINE_SECONDS:
+                if step.stage == "export" and part.seconds >= _SHOWN_SECONDS:
                     self._console.print(
                         Text(f"    {part.seconds:6.1f} s  {part.name.split(' sha256')[0]}", style="dim")
                     )
 
-    def _now(self) -> RenderableType:
+    def _running_steps(self) -> RenderableType:
         table = Table.grid(padding=(0, 1))
-        for step, seconds, said in self._events.running:
+        for step, seconds, detail in self._events.running:
             table.add_row(
                 Text("●", style="yellow"),
                 Text(step.stage, style="bold"),
                 Text(f"{seconds:6.1f} s"),
-                Text((said or step.instruction)[: max(20, self._console.width - 40)], style="dim", no_wrap=True),
+                Text((detail or step.instruction)[: max(20, self._console.width - 40)], style="dim", no_wrap=True),
             )
         return Group(Text(self._title, style="bold"), table)
 

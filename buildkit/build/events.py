@@ -1,7 +1,7 @@
-"""BuildKit's own account of a build: its stream of events (`--progress=rawjson`) read into steps.
+"""Reads BuildKit's events of a build (`--progress=rawjson`) into steps.
 
 Source of the format: moby/buildkit `client/graph.go`, SolveStatus: vertexes, statuses, logs, warnings; times in RFC
-3339 with nanoseconds, log data in base64. buildx 0.13 indents the objects over many lines, later ones print one a line.
+3339 with nanoseconds, log data in base64. buildx 0.13 writes an object on many lines, later versions on one.
 """
 
 from __future__ import annotations
@@ -22,28 +22,29 @@ _LOG_LINES = 40
 
 
 class SubStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a step that BuildKit times by itself: "exporting layers", "unpacking to …", "transferring context:".
+    """A part of a step: "exporting layers", "unpacking to …", "transferring context:".
 
-    `started` is in seconds since the Unix epoch, None in records of before it was kept; `total` is what BuildKit
-    counts, bytes where something is transferred.
+    Attributes:
+        total: BuildKit's count, in bytes for transfers.
+        started: seconds since the Unix epoch.
     """
 
     name: str
     seconds: float
     total: int
-    started: float | None = None
+    started: float
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
-    """One vertex of the build graph, as it ended.
+    """One finished vertex of the build graph.
 
     Attributes:
-        stage: the Dockerfile's stage; "internal", "context" or "export" for BuildKit's own work.
-        instruction: the Dockerfile's instruction, its mounts left out.
-        started: seconds since the Unix epoch; None where it never ran.
-        seconds: how long it ran; 0.0 where it never ran or was cached.
-        cached: its result was known.
-        error: why it failed, "" where it did not.
+        stage: of the Dockerfile; "internal", "context" or "export" for steps that BuildKit adds.
+        instruction: of the Dockerfile, without its mounts.
+        started: seconds since the Unix epoch; None if it never ran.
+        seconds: its duration; 0.0 if it never ran or was cached.
+        cached: whether its result was in the cache.
+        error: why it failed; "" if it did not.
     """
 
     stage: str
@@ -84,9 +85,9 @@ class _Event(msgspec.Struct):
 
 
 class Events:
-    """Collects a build's events; `steps` and `running` may be asked at any time.
+    """Collects the events of a build; `steps` and `running` can be read at any time.
 
-    Lines that are no event (an error that `docker` prints itself) are kept in `other_lines`.
+    `other_lines` holds the lines that are no event, for example an error that `docker` prints.
     """
 
     def __init__(self) -> None:
@@ -98,7 +99,7 @@ class Events:
         self._logs: dict[str, deque[str]] = {}
 
     def feed(self, line: str) -> list[Step]:
-        """Takes one line of output and returns the steps that ended with it, in order."""
+        """Reads one line of output and returns the steps that it finishes, in order."""
         text = line.rstrip("\n")
         if self._partial or text == "{":
             self._partial.append(text)
@@ -133,11 +134,11 @@ class Events:
         return ended
 
     def _take_log(self, log: _Log) -> None:
-        """Adds a piece of a step's output to its last lines; a piece may begin and end inside a line."""
-        kept = self._logs.setdefault(log.vertex, deque([""], maxlen=_LOG_LINES))
+        """Adds a piece of a step's output; a piece may begin and end inside a line."""
+        lines = self._logs.setdefault(log.vertex, deque([""], maxlen=_LOG_LINES))
         first, *rest = base64.b64decode(log.data).decode(errors="replace").split("\n")
-        kept[-1] += first
-        kept.extend(rest)
+        lines[-1] += first
+        lines.extend(rest)
 
     def _step(self, vertex: _Vertex) -> Step:
         match = _NAMED.match(vertex.name)
@@ -170,25 +171,25 @@ class Events:
 
     @property
     def steps(self) -> list[Step]:
-        """Every step so far, in the order in which they started; those that never ran come last."""
+        """The steps so far, in the order in which they started; those that never ran come last."""
         steps = [self._step(vertex) for vertex in self._vertexes.values()]
         return sorted(steps, key=lambda step: step.started if step.started is not None else float("inf"))
 
     @property
     def running(self) -> list[tuple[Step, float, str]]:
-        """What runs now: the step, seconds since it started, and the last line of its log or its current part."""
+        """The running steps: the step, seconds since its start, and its current part or the last line of its log."""
         now = datetime.now(tz=UTC).timestamp()
         found = []
         for digest, vertex in self._vertexes.items():
             if vertex.started and not vertex.completed:
                 open_parts = [s.id for s in self._statuses.get(digest, {}).values() if not s.completed]
                 lines = [line for line in self._logs.get(digest, ()) if line.strip()]
-                said = open_parts[-1] if open_parts else (lines[-1] if lines else "")
-                found.append((self._step(vertex), max(0.0, now - _seconds(vertex.started)), said))
+                detail = open_parts[-1] if open_parts else (lines[-1] if lines else "")
+                found.append((self._step(vertex), max(0.0, now - _seconds(vertex.started)), detail))
         return found
 
     def failure(self) -> tuple[Step, int | None, str] | None:
-        """The step that failed first, its exit code where it had one, and the last 40 lines of its log."""
+        """The step that failed first, its exit code if it has one, and the last 40 lines of its log."""
         for digest, vertex in self._vertexes.items():
             if vertex.error and "context canceled" not in vertex.error:
                 match = _EXIT_CODE.search(vertex.error)
@@ -201,7 +202,7 @@ class Events:
 
 
 def shorten(instruction: str) -> str:
-    """The instruction on one line without its mounts, which say where things come from and not what is done."""
+    """The instruction on one line, without its mounts."""
     return re.sub(r"\s+", " ", re.sub(r"--mount=\S+", "", instruction)).strip()
 
 

@@ -12,13 +12,13 @@ from buildkit.image.model import BASE_LAYERS_LABEL
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from buildkit.build.base import Base
+    from buildkit.build.base import BaseImage
     from buildkit.spec import ImageSpec, Target
 
 __all__ = ["image_labels", "project_version"]
 
 
-def image_labels(spec: ImageSpec, target: Target, base: Base, lock_sha256: str) -> dict[str, str]:
+def image_labels(spec: ImageSpec, target: Target, base: BaseImage, lock_sha256: str) -> dict[str, str]:
     """OCI's pre-defined annotations (image-spec annotations.md) and `io.truthgraph` labels for the image's inputs."""
     revision, created = _revision(spec.project)
     return {

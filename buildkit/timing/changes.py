@@ -17,7 +17,7 @@ from buildkit.text import canonical_name
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from buildkit.build.base import Base
+    from buildkit.build.base import BaseImage
     from buildkit.engine.client import Engine
     from buildkit.spec import ImageSpec
 
@@ -133,7 +133,7 @@ def base_tag(run: int) -> str:
     return f"truthgraph-timing-base:run{run}"
 
 
-def change_base(engine: Engine, base: Base, run: int, scratch: Path) -> Base:
+def change_base(engine: Engine, base: BaseImage, run: int, scratch: Path) -> BaseImage:
     """Makes a base image with the files of *base* and a marker in one new layer, a different one in each *run*.
 
     All its bytes are new to a node, as after most updates of Debian, which change the lowest layer. It has the

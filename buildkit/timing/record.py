@@ -255,9 +255,7 @@ def phases_of(steps: Iterable[Step], began: float, written: Sequence[tuple[float
             intervals[phase].append((step.started, step.started + step.seconds))
             continue
         unpacking = [
-            (part.started, part.started + part.seconds)
-            for part in step.parts
-            if part.name.startswith("unpacking") and part.started is not None
+            (part.started, part.started + part.seconds) for part in step.parts if part.name.startswith("unpacking")
         ]
         intervals["unpack"] += unpacking
         # The rest of the step is the export: BuildKit unpacks last.
@@ -310,14 +308,14 @@ def steps_of(steps: Iterable[Step], began: float) -> tuple[StepTiming, ...]:
     for step in steps:
         if step.started is None:
             continue
-        parts = [part for part in step.parts if step.stage == "export" and part.started is not None]
+        parts = step.parts if step.stage == "export" else ()
         if not parts:
             start = step.started - began
             found.append(
                 StepTiming(step.stage, step.instruction, round(start, 3), round(step.seconds, 3), is_cached=step.cached)
             )
         for part in parts:
-            start = (part.started or 0.0) - began
+            start = part.started - began
             name = part.name.split(" sha256")[0]
             found.append(StepTiming(step.stage, name, round(start, 3), round(part.seconds, 3), is_cached=False))
     return tuple(sorted(found, key=lambda each: each.start_seconds))

@@ -39,7 +39,7 @@ from buildkit.timing.record import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from buildkit.build.base import Base, Origin
+    from buildkit.build.base import BaseImage, Origin
     from buildkit.build.display import BuildDisplay
     from buildkit.build.events import Events
     from buildkit.build.locks import Requirement
@@ -150,7 +150,7 @@ class _BenchmarkRun:
         *,
         folder: Path,
         spec: ImageSpec,
-        base: Base,
+        base: BaseImage,
         environment: Mapping[str, str],
         show: Callable[[Events, str], BuildDisplay],
         log: Callable[[str], None],
@@ -301,7 +301,7 @@ class _BenchmarkRun:
         layers: CacheState,
         downloads: CacheState,
         change: str = "",
-        base: Base | None = None,
+        base: BaseImage | None = None,
         is_sample: bool = True,
     ) -> None:
         is_full = layers == "empty"

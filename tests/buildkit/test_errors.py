@@ -15,16 +15,14 @@ from buildkit import errors
 from buildkit.errors import BuildFailed, BuildkitError, CommandFailed, DiskTooFull, EngineUnavailable, ReleaseFailed
 
 PROJECT = Path(__file__).resolve().parents[2]
-TREE = re.compile(r"^[ │]*[├└]── (\w+) +(\d?)(?!.*\((?:slim|binary)\.)", re.MULTILINE)
-PENDING = ("buildkit.slim", "buildkit.binary")
-"""Packages whose errors are still to come into the tree."""
+TREE = re.compile(r"^[ │]*[├└]── (\w+) +(\d?)", re.MULTILINE)
 
 
 def public_exceptions() -> dict[str, type[BaseException]]:
     """The exception classes without a leading underscore that modules of buildkit define, by name."""
     found: dict[str, type[BaseException]] = {}
     for module in pkgutil.walk_packages(buildkit.__path__, "buildkit."):
-        if module.name.endswith("__main__") or module.name.startswith(PENDING):
+        if module.name.endswith("__main__"):
             continue
         for name, value in vars(importlib.import_module(module.name)).items():
             is_own = inspect.isclass(value) and issubclass(value, BaseException) and value.__module__ == module.name

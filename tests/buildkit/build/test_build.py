@@ -75,7 +75,7 @@ def engine(docker: Sequence[str]) -> Engine:
 
 
 @pytest.fixture(scope="session")
-def base(engine: Engine) -> bases.Base:
+def base(engine: Engine) -> bases.BaseImage:
     return bases.ensure_base_image(
         engine,
         reference="python:3.13-slim-trixie",
@@ -98,7 +98,7 @@ def project(tmp_path: Path, docker: Sequence[str]) -> Iterator[Path]:
 
 
 @pytest.fixture
-def run(project: Path, engine: Engine, base: bases.Base) -> Callable[..., BuildRecord]:
+def run(project: Path, engine: Engine, base: bases.BaseImage) -> Callable[..., BuildRecord]:
     """Builds the small target; `run.shown` holds the display's output."""
     shown = io.StringIO()
 
@@ -133,7 +133,7 @@ def run(project: Path, engine: Engine, base: bases.Base) -> Callable[..., BuildR
 
 
 def test_build_records_digest_base_versions_and_steps(
-    run: Callable[..., BuildRecord], project: Path, docker: Sequence[str], base: bases.Base
+    run: Callable[..., BuildRecord], project: Path, docker: Sequence[str], base: bases.BaseImage
 ) -> None:
     record = run()
 

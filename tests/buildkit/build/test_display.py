@@ -18,50 +18,50 @@ def step(**fields: object) -> Step:
         "error": "",
         "parts": (),
     }
-    return Step(**{**values, **fields})  # type: ignore[arg-type] # a test names what it is about
+    return Step(**{**values, **fields})  # type: ignore[arg-type] # the fields are those of Step
 
 
 def shown(*steps: Step) -> str:
-    """What a pipe gets while *steps* end."""
+    """The output to a pipe for finished *steps*."""
     out = io.StringIO()
     with BuildDisplay(Console(file=out, width=80), Events(), title="building api") as display:
         for each in steps:
-            display.ended(each)
+            display.add(each)
     return out.getvalue()
 
 
-def test_a_step_is_one_line_with_stage_and_seconds() -> None:
+def test_step_is_one_line_with_stage_and_seconds() -> None:
     assert shown(step()).splitlines() == ["✓ torch          12.3 s  RUN python3 install"]
 
 
-def test_a_long_instruction_does_not_break_the_line() -> None:
+def test_long_instruction_is_cut_to_one_line() -> None:
     (line,) = shown(step(instruction="RUN " + "x" * 500)).splitlines()
 
     assert len(line) <= 80
     assert line.endswith("…")
 
 
-def test_short_and_cached_steps_are_counted_and_not_listed() -> None:
+def test_short_and_cached_steps_get_no_line() -> None:
     text = shown(step(seconds=0.01), step(cached=True), step(cached=True, stage="internal"))
 
     assert text.splitlines() == ["  1 steps cached"]
 
 
-def test_a_failed_step_is_marked() -> None:
+def test_failed_step_is_marked() -> None:
     assert shown(step(error="exit code: 1")).startswith("✗ torch")
 
 
-def test_a_step_cancelled_by_another_failure_is_not_shown() -> None:
+def test_cancelled_step_is_not_shown() -> None:
     assert shown(step(error="context canceled")) == ""
 
 
-def test_the_parts_of_the_export_are_shown() -> None:
-    part = SubStep(name="exporting layers sha256:abc", seconds=30.0, total=0)
+def test_parts_of_the_export_are_shown() -> None:
+    part = SubStep(name="exporting layers sha256:abc", seconds=30.0, total=0, started=0.0)
 
     assert "30.0 s  exporting layers" in shown(step(stage="export", parts=(part,)))
 
 
-def test_a_terminal_shows_what_runs_now() -> None:
+def test_terminal_shows_running_steps() -> None:
     out = io.StringIO()
     events = Events()
     events.feed('{"vertexes":[{"digest":"sha256:a","name":"[torch 1/1] RUN x","started":"2026-01-01T00:00:00Z"}]}')

@@ -16,7 +16,7 @@ def vertex(**fields: object) -> dict[str, object]:
     return {"digest": STAGE, "name": "[builder 2/3] RUN --mount=type=cache,target=/x  make", **fields}
 
 
-def test_a_step_carries_stage_instruction_and_seconds() -> None:
+def test_step_has_stage_instruction_and_seconds() -> None:
     events = Events()
     assert events.feed(line(vertexes=[vertex(started="2026-01-01T00:00:00.5Z")])) == []
 
@@ -27,7 +27,7 @@ def test_a_step_carries_stage_instruction_and_seconds() -> None:
     assert (step.stage, step.instruction, step.seconds, step.cached) == ("builder", "RUN make", 1.623, False)
 
 
-def test_objects_indented_over_many_lines_are_read_as_one() -> None:
+def test_object_on_many_lines_is_one_event() -> None:
     events = Events()
     text = json.dumps(
         {"vertexes": [vertex(started="2026-01-01T00:00:00Z", completed="2026-01-01T00:00:01Z")]}, indent=2
@@ -38,7 +38,7 @@ def test_objects_indented_over_many_lines_are_read_as_one() -> None:
     assert [step.instruction for step in ended] == ["RUN make"]
 
 
-def test_a_cached_step_took_no_time() -> None:
+def test_cached_step_has_no_duration() -> None:
     events = Events()
 
     (step,) = events.feed(
@@ -48,7 +48,7 @@ def test_a_cached_step_took_no_time() -> None:
     assert (step.cached, step.seconds) == (True, 0.0)
 
 
-def test_a_failure_has_exit_code_and_the_last_40_lines() -> None:
+def test_failure_has_exit_code_and_the_last_40_lines() -> None:
     events = Events()
     log = "".join(f"line {number}\n" for number in range(100))
     for piece in (log[:333], log[333:]):  # a piece may end inside a line
@@ -64,7 +64,7 @@ def test_a_failure_has_exit_code_and_the_last_40_lines() -> None:
     assert [f"line {number}" for number in range(61, 100)] == tail.splitlines()
 
 
-def test_a_step_cancelled_by_another_failure_is_not_the_failure() -> None:
+def test_cancelled_step_is_not_the_failure() -> None:
     events = Events()
     cancelled = {"digest": "sha256:bb", "name": "[a 1/1] RUN x", "error": "context canceled"}
     events.feed(line(vertexes=[cancelled]))
@@ -72,7 +72,7 @@ def test_a_step_cancelled_by_another_failure_is_not_the_failure() -> None:
     assert events.failure() is None
 
 
-def test_what_docker_says_outside_the_stream_is_kept() -> None:
+def test_lines_that_are_no_event_are_collected() -> None:
     events = Events()
     events.feed("ERROR: failed to connect\n")
     events.feed('{"vertexes": 3}\n')
@@ -80,19 +80,19 @@ def test_what_docker_says_outside_the_stream_is_kept() -> None:
     assert events.other_lines == ["ERROR: failed to connect", '{"vertexes": 3}']
 
 
-def test_running_steps_show_the_last_line_they_said() -> None:
+def test_running_step_has_the_last_line_of_its_log() -> None:
     events = Events()
     events.feed(line(vertexes=[vertex(started="2026-01-01T00:00:00Z")]))
     events.feed(line(logs=[{"vertex": STAGE, "data": base64.b64encode(b"unpacking torch\n").decode()}]))
 
-    ((step, seconds, said),) = events.running
+    ((step, seconds, detail),) = events.running
 
     assert step.stage == "builder"
     assert seconds > 0
-    assert said == "unpacking torch"
+    assert detail == "unpacking torch"
 
 
-def test_parts_of_the_export_are_timed_by_themselves() -> None:
+def test_parts_of_the_export_have_their_own_times() -> None:
     events = Events()
     part = {
         "id": "exporting layers",
@@ -111,5 +111,5 @@ def test_parts_of_the_export_are_timed_by_themselves() -> None:
     assert [(p.name, p.seconds) for p in step.parts] == [("exporting layers", 3.0)]
 
 
-def test_mounts_are_left_out_of_an_instruction() -> None:
+def test_shorten_removes_mounts() -> None:
     assert shorten("RUN --mount=type=bind,source=a,target=b     python3 x   --out y") == "RUN python3 x --out y"
