@@ -1,8 +1,9 @@
-"""How fast the service answers: `nox -s bench-serving`. Figures, not a test; what was measured is in docs/measured/.
+"""Measures how fast the service answers: `nox -s bench-serving`. Published results are in docs/measured/.
 
-Starts the service with MiniLM and a classifier of DeBERTa-v3-base's size (random weights: speed does not depend on
-them), then sends the same texts as fast as a number of callers gets answers. Another server that speaks OpenAI's
-embeddings (`--against URL MODEL`) is measured in turn with ours, cell by cell, so that a busy machine hurts both alike.
+Starts the service with MiniLM and a classifier of the size of DeBERTa-v3-base (with random weights: speed does not
+depend on them). Then a number of clients send the same texts, each as soon as it has its last response. Another server
+with OpenAI's embeddings route (`--against NAME URL MODEL`) is measured in turn with ours, one load at a time, so that
+other work on the machine slows both down alike.
 """
 
 from __future__ import annotations
@@ -44,33 +45,33 @@ START_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One load: `callers` that each send `items` at a time, of `words` each (drawn from several where mixed)."""
+class Load:
+    """One load: `clients` that each send `items` at a time. `words` are the possible lengths of an item."""
 
-    what: str
+    name: str
     words: tuple[int, ...]
-    callers: int
+    clients: int
     items: int
 
 
 SHORT, MIXED = (14,), (6, 8, 10, 14, 20, 30, 60, 120, 240)
-CELLS = (
-    Cell("embed short", SHORT, 1, 1),
-    Cell("embed short", SHORT, 8, 1),
-    Cell("embed short", SHORT, 32, 1),
-    Cell("embed short", SHORT, 128, 1),
-    Cell("embed short", SHORT, 4, 32),
-    Cell("embed mixed", MIXED, 32, 1),
-    Cell("embed mixed", MIXED, 4, 32),
-    Cell("nli 48 tokens", (22,), 1, 1),
-    Cell("nli 48 tokens", (22,), 4, 16),
-    Cell("nli mixed", (6, 10, 20, 30, 60, 100), 4, 16),
+LOADS = (
+    Load("embed short", SHORT, 1, 1),
+    Load("embed short", SHORT, 8, 1),
+    Load("embed short", SHORT, 32, 1),
+    Load("embed short", SHORT, 128, 1),
+    Load("embed short", SHORT, 4, 32),
+    Load("embed mixed", MIXED, 32, 1),
+    Load("embed mixed", MIXED, 4, 32),
+    Load("nli 48 tokens", (22,), 1, 1),
+    Load("nli 48 tokens", (22,), 4, 16),
+    Load("nli mixed", (6, 10, 20, 30, 60, 100), 4, 16),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where requests go; `process` is whose processor time is counted, where it runs here."""
+    """A server to measure. `process` is its process id, None if it does not run here or its CPU time is not counted."""
 
     name: str
     url: str
@@ -80,26 +81,35 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One cell on one server, once. `processor_ms` is the server's own time for each item; None if not known."""
+    """One measurement of a load on a server. `cpu_ms` is the server's CPU time per item; None if unknown."""
 
     server: str
-    cell: Cell
+    load: Load
     items_per_second: float
     p50_ms: float
     p95_ms: float
     refused: int
-    processor_ms: float | None
+    cpu_ms: float | None
     load_average: float
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, and print Markdown; `--json FILE` keeps every sample."""
+    """Measures all loads and prints a Markdown table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, help="of each cell, servers in turn (default: 3)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each run (default: 5)")
-    parser.add_argument("--against", nargs=3, metavar=("NAME", "URL", "MODEL"), help="another server's embeddings URL")
-    parser.add_argument("--process", type=int, help="the other server's process")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--runs", type=int, default=3, help="measurements of each load on each server (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="length of a measurement in seconds (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--against",
+        nargs=3,
+        metavar=("NAME", "URL", "MODEL"),
+        help="another server, by the URL of its embeddings route",
+    )
+    parser.add_argument("--process", type=int, help="process id of the other server, to count its CPU time")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement to FILE")
     chosen = parser.parse_args(arguments)
     samples: list[Sample] = []
     with _served() as ours:
@@ -107,13 +117,13 @@ def main(arguments: list[str]) -> int:
         if chosen.against:
             name, url, model = chosen.against
             servers.append(Server(name, url, model, chosen.process))
-        for cell in CELLS:
+        for load in LOADS:
             for _ in range(chosen.runs):
                 for server in servers:
-                    if cell.what.startswith("embed") or server is ours:
-                        samples.append(asyncio.run(_measure(server, cell, chosen.seconds)))
+                    if load.name.startswith("embed") or server is ours:
+                        samples.append(asyncio.run(_measure(server, load, chosen.seconds)))
                         print(
-                            f"{server.name:>12} {cell.what:<14} {samples[-1].items_per_second:8.1f}/s", file=sys.stderr
+                            f"{server.name:>12} {load.name:<14} {samples[-1].items_per_second:8.1f}/s", file=sys.stderr
                         )
     if chosen.json:
         chosen.json.write_text(json.dumps([asdict(sample) for sample in samples], indent=1) + "\n", encoding="utf-8")
@@ -121,23 +131,23 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-async def _measure(server: Server, cell: Cell, seconds: float) -> Sample:
-    source = random.Random(0)  # noqa: S311 - the same texts for everyone
+async def _measure(server: Server, load: Load, seconds: float) -> Sample:
+    source = random.Random(0)  # noqa: S311 - the same texts for every server
 
     def text() -> str:
-        return " ".join(source.choice(WORDS) for _ in range(source.choice(cell.words)))
+        return " ".join(source.choice(WORDS) for _ in range(source.choice(load.words)))
 
-    bodies = [json.dumps(_body(server, cell, text)).encode() for _ in range(200)]
-    url = server.url if cell.what.startswith("embed") else server.url.replace("/v1/embeddings", "/api/v1/nli/batch")
+    bodies = [json.dumps(_body(server, load, text)).encode() for _ in range(200)]
+    url = server.url if load.name.startswith("embed") else server.url.replace("/v1/embeddings", "/api/v1/nli/batch")
     latencies: list[float] = []
     refused = 0
-    before = _processor_seconds(server.process)
+    before = _cpu_seconds(server.process)
     began = time.perf_counter()
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), headers={"content-type": "application/json"}
     ) as session:
 
-        async def caller(number: int) -> None:
+        async def client(number: int) -> None:
             nonlocal refused
             turn = number * 37
             while time.perf_counter() - began < seconds:
@@ -152,31 +162,31 @@ async def _measure(server: Server, cell: Cell, seconds: float) -> Sample:
                 else:
                     latencies.append(time.perf_counter() - sent)
 
-        await asyncio.gather(*(caller(number) for number in range(cell.callers)))
+        await asyncio.gather(*(client(number) for number in range(load.clients)))
     lasted = time.perf_counter() - began
     latencies.sort()
-    done = len(latencies) * cell.items
-    after = _processor_seconds(server.process)
+    done = len(latencies) * load.items
+    after = _cpu_seconds(server.process)
     return Sample(
         server=server.name,
-        cell=cell,
+        load=load,
         items_per_second=round(done / lasted, 1),
         p50_ms=round(1e3 * latencies[len(latencies) // 2], 1),
         p95_ms=round(1e3 * latencies[int(len(latencies) * 0.95)], 1),
         refused=refused,
-        processor_ms=None if before is None or after is None else round(1e3 * (after - before) / done, 2),
+        cpu_ms=None if before is None or after is None else round(1e3 * (after - before) / done, 2),
         load_average=round(os.getloadavg()[0], 1),
     )
 
 
-def _body(server: Server, cell: Cell, text: Callable[[], str]) -> dict[str, object]:
-    if cell.what.startswith("embed"):
-        return {"model": server.model, "input": [text() for _ in range(cell.items)]}
-    return {"pairs": [(text(), text()) for _ in range(cell.items)]}
+def _body(server: Server, load: Load, text: Callable[[], str]) -> dict[str, object]:
+    if load.name.startswith("embed"):
+        return {"model": server.model, "input": [text() for _ in range(load.items)]}
+    return {"pairs": [(text(), text()) for _ in range(load.items)]}
 
 
-def _processor_seconds(process: int | None) -> float | None:
-    """User and system time of `process` so far (proc(5), fields 14 and 15 of stat)."""
+def _cpu_seconds(process: int | None) -> float | None:
+    """Returns the user and system time of `process` so far, in seconds (proc(5), fields 14 and 15 of stat)."""
     if process is None:
         return None
     fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
@@ -185,7 +195,7 @@ def _processor_seconds(process: int | None) -> float | None:
 
 @contextlib.contextmanager
 def _served() -> Iterator[Server]:
-    """Our service in a process of its own, both models loaded, open to this machine, without limits."""
+    """Runs our service as a process with both models loaded and without rate limits."""
     with tempfile.TemporaryDirectory() as scratch:
         models = Path(scratch) / "models"
         _make_models(models, Path(scratch) / "origin")
@@ -210,7 +220,7 @@ def _served() -> Iterator[Server]:
 
 
 def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Until both models are there, which the metrics say."""
+    """Waits until the metrics say that both models are loaded."""
     deadline = time.monotonic() + START_SECONDS
     ready = ('truthgraph_ready{part="embedding"} 1.0', 'truthgraph_ready{part="entailment"} 1.0')
     while True:
@@ -224,7 +234,7 @@ def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def _make_models(models: Path, origin: Path) -> None:
-    """MiniLM, and a classifier of DeBERTa-v3-base's shape with its weights in float32, as the hub's are."""
+    """Makes folders of MiniLM and of a classifier with DeBERTa-v3-base's shape and float32 weights, as on the hub."""
     from service.inference.models import KNOWN, add
 
     embedding = add(models, EMBEDDING, KNOWN[EMBEDDING])
@@ -242,25 +252,25 @@ def _make_models(models: Path, origin: Path) -> None:
 
 
 def _markdown(samples: list[Sample], servers: list[str]) -> str:
-    """A row for each cell and server: medians, and the smallest and largest rate."""
+    """Returns a table with a row for each load and server: medians, and the smallest and largest rate."""
     lines = [
         f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {platform.machine()}, load {samples[0].load_average}",
         "",
-        "| load | callers x items | server | items/s | min to max | p50 ms | p95 ms | processor ms/item | refused |",
+        "| load | clients x items | server | items/s | min to max | p50 ms | p95 ms | CPU ms/item | refused |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for cell in CELLS:
+    for load in LOADS:
         for server in servers:
-            found = [sample for sample in samples if sample.cell == cell and sample.server == server]
+            found = [sample for sample in samples if sample.load == load and sample.server == server]
             if not found:
                 continue
             rates = [sample.items_per_second for sample in found]
-            processor = [sample.processor_ms for sample in found if sample.processor_ms is not None]
+            cpu = [sample.cpu_ms for sample in found if sample.cpu_ms is not None]
             lines.append(
-                f"| {cell.what} | {cell.callers} x {cell.items} | {server} | {statistics.median(rates):.1f} "
+                f"| {load.name} | {load.clients} x {load.items} | {server} | {statistics.median(rates):.1f} "
                 f"| {min(rates):.1f} to {max(rates):.1f} | {statistics.median(sample.p50_ms for sample in found):.1f} "
                 f"| {statistics.median(sample.p95_ms for sample in found):.1f} "
-                f"| {f'{statistics.median(processor):.2f}' if processor else ''} "
+                f"| {f'{statistics.median(cpu):.2f}' if cpu else ''} "
                 f"| {sum(sample.refused for sample in found)} |"
             )
     return "\n".join(lines)

@@ -5,12 +5,11 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import asyncpg
 
-from service.schema import is_compatible, plan
+from service import schema
 from service.telemetry import note_stage
 
 __all__ = [
@@ -146,7 +145,7 @@ class Database:
                     "SELECT version_num, obj_description('alembic_version'::regclass) FROM alembic_version"
                 ) or (None, None)
                 # During a rolling update the old code runs on a newer schema that is compatible with it.
-                if revision != SCHEMA_REVISION and not is_compatible(SCHEMA_REVISION, comment):
+                if revision != SCHEMA_REVISION and not schema.is_compatible(SCHEMA_REVISION, comment):
                     return f"the schema is at revision {revision}, and this code needs {SCHEMA_REVISION}"
                 stored = await stored_space(connection)
         except DatabaseUnavailableError as error:
@@ -181,11 +180,11 @@ def migrate(url: str, revision: str = "head") -> None:
     from alembic.config import Config  # noqa: PLC0415
 
     configuration = Config()
-    configuration.set_main_option("script_location", str(Path(__file__).parent.parent / "migrations"))
+    configuration.set_main_option("script_location", str(schema.MIGRATIONS))
     configuration.attributes["database_url"] = url
     if revision == "base":
         command.downgrade(configuration, revision)
-    elif (path := plan(url, revision)).direction == "down":
+    elif (path := schema.plan(url, revision)).direction == "down":
         configuration.attributes["down_revisions"] = path.revisions
         command.downgrade(configuration, revision)
     else:

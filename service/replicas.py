@@ -19,7 +19,7 @@ _STDIN, _STDOUT = 0, 1
 
 
 def forward(host: str, port: int) -> None:
-    """Copy standard input to a connection to `host`, and its answers to standard output, until the server hangs up.
+    """Copies standard input to a connection to `host`, and its responses to standard output, until it closes.
 
     Raises `OSError` if nothing listens there.
     """
@@ -46,7 +46,7 @@ def _write(content: bytes) -> None:
 
 
 def scrape(name: str, port: int) -> dict[str, str]:
-    """The metrics page of each address that `name` resolves to, by address.
+    """Returns the metrics page of each address that `name` resolves to, by address.
 
     A replica that does not answer within five seconds is left out and reported on standard error. Raises `OSError` if
     `name` does not resolve.

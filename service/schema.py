@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
     from sqlalchemy import Connection
 
-__all__ = ["MigrationPlan", "SchemaError", "is_compatible", "plan", "record_compatibility", "refuse_data_loss"]
+__all__ = [
+    "MIGRATIONS",
+    "MigrationPlan",
+    "SchemaError",
+    "is_compatible",
+    "plan",
+    "record_compatibility",
+    "refuse_data_loss",
+]
 
 MIGRATIONS: Final = Path(__file__).parent.parent / "migrations"
 _COMPATIBLE_WITH: Final = "compatible_with "

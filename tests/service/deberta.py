@@ -1,4 +1,4 @@
-"""Classifiers of DeBERTa-v3's architecture with seeded random weights, as large as a test or a benchmark wants them."""
+"""Makes classifiers with DeBERTa-v3's architecture and seeded random weights, of any size."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ __all__ = ["save_classifier"]
 
 
 def save_classifier(folder: Path, tokenizer: Path, **shape: int) -> None:
-    """Write a three-class classifier with the file `tokenizer` to `folder`; its outputs are in an unusual order.
+    """Writes a three-class classifier with the file `tokenizer` to `folder`; its outputs are in an unusual order.
 
-    `shape` are the sizes that its configuration takes: vocabulary, layers, heads, widths, position buckets.
+    `shape` are sizes of its configuration: vocabulary, layers, heads, widths, position buckets.
     """
     import torch
     from transformers import DebertaV2Config, DebertaV2ForSequenceClassification

@@ -1,4 +1,4 @@
-"""Models without weights, for tests of everything around them: results depend on the texts, troubles on their words."""
+"""Fake models without weights: their results depend on the words of the texts, and some words make them fail."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SEPARATOR = 0
 
 
 class FakeModel:
-    """Tokenises by spaces: one token is one word's hash. Words that make trouble: poison, hungry, lost."""
+    """Tokenizes by spaces: a token is the hash of a word. The words poison, hungry and lost make a pass fail."""
 
     def __init__(self, name: str, dimension: int) -> None:
         self.name = name
@@ -47,7 +47,7 @@ class FakeModel:
         return rows
 
     def run(self, rows: Sequence[TokenRow]) -> None:
-        """Fail or wait as the words say."""
+        """Waits for `may_run`, then fails if a word says so."""
         self.batches.append(len(rows))
         assert self.may_run.wait(30)
         words = {token for row in rows for token in row.ids}
@@ -60,7 +60,7 @@ class FakeModel:
 
 
 class FakeEmbedder(FakeModel):
-    """A bag of words: texts that share words are similar."""
+    """Counts words: texts that share words are similar."""
 
     def __init__(self, name: str = "all-MiniLM-L6-v2") -> None:
         super().__init__(name, DIMENSION)
@@ -71,7 +71,7 @@ class FakeEmbedder(FakeModel):
 
 
 class FakeEntailment(FakeModel):
-    """Contradiction if one of the two says "not", entailment if they share most words, otherwise neutral."""
+    """Entailment if the texts share most words, contradiction if only one of them also has "not", otherwise neutral."""
 
     def __init__(self, name: str = "fake-nli") -> None:
         super().__init__(name, 3)

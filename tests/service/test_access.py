@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
-import httpx
 import pytest
 
 from service.access import (
@@ -16,7 +15,7 @@ from service.access import (
     client_address,
 )
 from service.database import ConflictError, Database, NotFoundError
-from tests.service.conftest import Postgres, in_database, served, settings
+from tests.service.conftest import Postgres, in_database
 
 PROXIES = [ip_network("10.0.0.0/8")]
 
@@ -27,46 +26,46 @@ PROXIES = [ip_network("10.0.0.0/8")]
         ("127.0.0.1", None, "127.0.0.1"),
         ("::ffff:127.0.0.1", None, "127.0.0.1"),
         ("9.9.9.9", None, "9.9.9.9"),
-        ("9.9.9.9", "127.0.0.1", None),  # not a proxy of ours: what it says is not believed
-        ("127.0.0.1", "1.2.3.4", None),  # a proxy on this machine that nobody configured
+        ("9.9.9.9", "127.0.0.1", None),  # not a trusted proxy: its header is ignored
+        ("127.0.0.1", "1.2.3.4", None),  # a proxy on this machine that is not configured
         ("10.0.0.1", "1.2.3.4", "1.2.3.4"),
-        ("10.0.0.1", "127.0.0.1, 1.2.3.4", "1.2.3.4"),  # the caller's own claim is left of what the proxy adds
+        ("10.0.0.1", "127.0.0.1, 1.2.3.4", "1.2.3.4"),  # the client's own header is left of what the proxy adds
         ("10.0.0.1", "1.2.3.4, 10.0.0.2", "1.2.3.4"),
         ("10.0.0.1", "rubbish", None),
         ("10.0.0.1", None, "10.0.0.1"),
         (None, None, None),
     ],
 )
-def test_an_address_is_believed_as_far_as_proxies_are_ours(
+def test_client_address_believes_trusted_proxies_only(
     peer: str | None, forwarded: str | None, expected: str | None
 ) -> None:
     headers = {"x-forwarded-for": forwarded} if forwarded else {}
     assert client_address(peer, headers, PROXIES) == (ip_address(expected) if expected else None)
 
 
-def test_without_keys_only_this_machine_is_let_in(postgres: Postgres) -> None:
+def test_without_keys_only_this_machine_has_access(postgres: Postgres) -> None:
     async def work(database: Database) -> None:
-        gate = Authenticator(ApiKeyRepository(database), has_database=True, allow_anonymous=False)
-        assert Scope.ADMIN in (await gate.caller(None, ip_address("127.0.0.1"))).scopes
-        assert Scope.ADMIN in (await gate.caller("anything", ip_address("::1"))).scopes
+        authenticator = Authenticator(ApiKeyRepository(database), has_database=True, allow_anonymous=False)
+        assert Scope.ADMIN in (await authenticator.caller(None, ip_address("127.0.0.1"))).scopes
+        assert Scope.ADMIN in (await authenticator.caller("anything", ip_address("::1"))).scopes
         for address in (ip_address("192.168.0.9"), None):
             with pytest.raises(UnauthorizedError):
-                await gate.caller(None, address)
+                await authenticator.caller(None, address)
 
     in_database(postgres.fresh(), work)
 
 
-def test_with_a_key_everyone_needs_one(postgres: Postgres) -> None:
+def test_once_a_key_exists_every_caller_needs_one(postgres: Postgres) -> None:
     async def work(database: Database) -> None:
         keys = ApiKeyRepository(database)
         key = await keys.add("reader", ["read"], "acme", 1000)
-        gate = Authenticator(keys, has_database=True, allow_anonymous=False)
-        caller = await gate.caller(key, ip_address("8.8.8.8"))
+        authenticator = Authenticator(keys, has_database=True, allow_anonymous=False)
+        caller = await authenticator.caller(key, ip_address("8.8.8.8"))
         assert caller.tenant == "acme"
         assert caller.scopes == frozenset({Scope.PUBLIC, Scope.READ})
         for wrong in (None, "tg_wrong"):
             with pytest.raises(UnauthorizedError):
-                await gate.caller(wrong, ip_address("127.0.0.1"))
+                await authenticator.caller(wrong, ip_address("127.0.0.1"))
         with pytest.raises(ConflictError):
             await keys.add("reader", ["read"], "acme", 1000)
         await keys.revoke("reader")
@@ -111,7 +110,7 @@ def test_purge_refuses_an_unknown_key_and_a_shared_tenant(postgres: Postgres) ->
     in_database(postgres.fresh(), work)
 
 
-def test_the_database_never_has_the_key_itself(postgres: Postgres) -> None:
+def test_the_database_does_not_contain_the_key(postgres: Postgres) -> None:
     url = postgres.fresh()
 
     async def work(database: Database) -> None:
@@ -122,46 +121,7 @@ def test_the_database_never_has_the_key_itself(postgres: Postgres) -> None:
     in_database(url, work)
 
 
-def test_scopes_hold_over_http(postgres: Postgres) -> None:
-    url = postgres.fresh()
-    made: list[str] = []
-
-    async def work(database: Database) -> None:
-        made.append(await ApiKeyRepository(database).add("r", ["read"], "t", 10**6))
-        made.append(await ApiKeyRepository(database).add("w", ["write"], "t", 10**6))
-
-    in_database(url, work)
-    with served(settings(url)) as running:
-        claim = {"text": "some claim"}
-        anonymous = running.client.post("/api/v1/claims", json=claim)
-        assert anonymous.status_code == 401
-        assert anonymous.headers["www-authenticate"] == "Bearer"
-        assert running.client.get("/livez").status_code == 200
-        reader, writer = ({"Authorization": f"Bearer {key}"} for key in made)
-        assert running.client.post("/api/v1/claims", json=claim, headers=reader).status_code == 403
-        assert running.client.post("/api/v1/claims", json=claim, headers=writer).status_code == 201
-        assert running.client.get("/api/v1/claims", headers=reader).json()["total"] == 1
-        assert running.client.get("/api/v1/claims", headers={"X-API-Key": made[0]}).status_code == 200
-        error = running.client.get("/v1/models", headers={"Authorization": "Bearer wrong"})
-        assert (error.status_code, error.json()["error"]["type"]) == (401, "authentication_error")
-
-
-def test_a_web_page_in_this_machines_browser_is_not_let_in_without_a_key() -> None:
-    with served(settings()) as running:
-        headers = {"origin": "https://evil.example"}
-        assert running.client.post("/api/v1/embed", json={"texts": ["a"]}, headers=headers).status_code == 403
-        assert "access-control-allow-origin" not in running.client.get("/livez", headers=headers).headers
-
-
-def test_configured_origins_are_allowed() -> None:
-    with served(settings(allowed_origins=("https://app.example",))) as running:
-        headers = {"origin": "https://app.example"}
-        reply = running.client.post("/api/v1/embed", json={"texts": ["a"]}, headers=headers)
-        assert reply.status_code == 200
-        assert reply.headers["access-control-allow-origin"] == "https://app.example"
-
-
-def test_a_bucket_is_shared_by_replicas_and_fills_again(postgres: Postgres) -> None:
+def test_a_bucket_is_shared_by_replicas_and_refills(postgres: Postgres) -> None:
     async def work(database: Database) -> None:
         one, two = RateLimiter(database), RateLimiter(database)
         caller = Caller("subject", "t", frozenset(), 600)
@@ -178,32 +138,3 @@ def test_a_bucket_is_shared_by_replicas_and_fills_again(postgres: Postgres) -> N
         await one.take(caller, 500 * 4)
 
     in_database(postgres.fresh(), work)
-
-
-def test_used_up_tokens_are_a_429_with_the_headers(postgres: Postgres) -> None:
-    url = postgres.fresh()
-    made: list[str] = []
-
-    async def work(database: Database) -> None:
-        made.append(await ApiKeyRepository(database).add("small", ["read"], "t", 100))
-
-    in_database(url, work)
-    with served(settings(url)) as running:
-        client = httpx.Client(base_url=running.url, headers={"Authorization": f"Bearer {made[0]}"}, timeout=60)
-        with client:
-            first = client.post("/api/v1/embed", json={"texts": ["a"]})
-            assert first.headers["ratelimit-limit"] == "100"
-            assert 80 < int(first.headers["ratelimit-remaining"]) < 100
-            assert client.get("/rate-limit-stats").json()["limit"] == 100
-            replies = [client.post("/api/v1/embed", json={"texts": ["word " * 40]}) for _ in range(4)]
-            assert replies[-1].status_code == 429
-            assert int(replies[-1].headers["retry-after"]) >= 1
-
-
-def test_no_database_means_no_keys_and_this_machine_only() -> None:
-    with served(settings()) as running:
-        assert running.client.post("/api/v1/embed", json={"texts": ["a"]}).status_code == 200
-        headers = {"x-forwarded-for": "1.2.3.4"}
-        assert running.client.post("/api/v1/embed", json={"texts": ["a"]}, headers=headers).status_code == 401
-    with served(settings(allow_anonymous=True)) as running:
-        assert running.client.post("/api/v1/embed", json={"texts": ["a"]}, headers=headers).status_code == 200

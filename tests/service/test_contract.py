@@ -34,7 +34,7 @@ UNDOCUMENTED = {"/openapi.json", "/docs", "/docs/openapi.json", "/docs/{path}"}
     [route for route in ROUTES if route.path not in UNDOCUMENTED],
     ids=lambda route: f"{route.method} {route.path}",
 )
-def test_the_document_holds(api: Served, route: Route) -> None:
+def test_responses_match_the_openapi_document(api: Served, route: Route) -> None:
     """Requests are made from the document, good and bad ones; the same ones each time."""
     document = schemathesis.openapi.from_url(f"{api.url}/openapi.json")
 

@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_perfect_order_scores_1_and_a_miss_0() -> None:
+def test_ndcg_is_1_for_a_perfect_order_and_0_for_a_miss() -> None:
     assert ndcg(["a", "b", "x"], frozenset({"a", "b"})) == 1
     assert ndcg(["x", "y"], frozenset({"a"})) == 0
 
 
-def test_a_later_hit_is_worth_less() -> None:
+def test_ndcg_of_a_later_hit_is_lower() -> None:
     """By hand: one relevant piece, on the third place."""
     assert ndcg(["x", "y", "a"], frozenset({"a"})) == pytest.approx(1 / math.log2(4))
 
 
-def test_only_the_first_ten_count() -> None:
+def test_only_the_first_ten_hits_count() -> None:
     found = [str(number) for number in range(20)]
     assert recall(found, frozenset({"3", "15"})) == 0.5
     assert ndcg(found, frozenset({"15"})) == 0
 
 
-def test_judgements_are_read_and_claims_without_any_left_out(tmp_path: Path) -> None:
+def test_claims_without_relevant_sentences_are_skipped(tmp_path: Path) -> None:
     file = tmp_path / "judged.jsonl"
     silent = {"evidence": "n", "evidence_label": "NOT_ENOUGH_INFO"}
     entries = [
@@ -50,7 +50,7 @@ def test_judgements_are_read_and_claims_without_any_left_out(tmp_path: Path) -> 
         ("", 0),
     ],
 )
-def test_a_file_of_another_form_is_refused_with_the_line(content: str, line: int, tmp_path: Path) -> None:
+def test_an_invalid_file_is_refused_with_the_line(content: str, line: int, tmp_path: Path) -> None:
     file = tmp_path / "judged.jsonl"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(JudgementsError) as caught:
@@ -58,9 +58,7 @@ def test_a_file_of_another_form_is_refused_with_the_line(content: str, line: int
     assert caught.value.line == line
 
 
-def test_what_another_file_left_in_the_database_is_not_found(
-    postgres: Postgres, models_directory: Path, tmp_path: Path
-) -> None:
+def test_sentences_of_another_file_are_not_found(postgres: Postgres, models_directory: Path, tmp_path: Path) -> None:
     """The second file's only sentence is unlike the claim; had the first one's been found, recall would be lower."""
     url = postgres.fresh()
     configured = settings(url, models_directory, entailment_model=None)

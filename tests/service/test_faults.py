@@ -40,7 +40,7 @@ def queued_tokens(running: Served) -> int:
     return running.application.engine.scheduler.state.queued_tokens
 
 
-def test_a_flood_is_refused_at_once_and_what_was_accepted_is_answered(small: Served) -> None:
+def test_overload_is_a_429_and_accepted_requests_are_answered(small: Served) -> None:
     """Ten times as much as the queue holds: 200 tokens, and 100 requests of 21."""
     small.embedder.may_run.clear()
     with concurrent.futures.ThreadPoolExecutor(100) as callers:
@@ -56,7 +56,7 @@ def test_a_flood_is_refused_at_once_and_what_was_accepted_is_answered(small: Ser
     assert post(small, "afterwards all is well").status_code == 200
 
 
-def test_one_text_and_a_list_of_one_are_refused_alike(small: Served) -> None:
+def test_overload_is_the_same_for_a_text_and_a_list(small: Served) -> None:
     small.embedder.may_run.clear()
     with send(small, json.dumps({"texts": ["busy"]}).encode()):
         until(lambda: len(small.embedder.batches) == 1, "the device is busy")
@@ -68,7 +68,7 @@ def test_one_text_and_a_list_of_one_are_refused_alike(small: Served) -> None:
         waiting.close()
 
 
-def test_a_caller_who_hangs_up_costs_no_forward_pass(small: Served) -> None:
+def test_a_disconnected_client_costs_no_forward_pass(small: Served) -> None:
     small.embedder.may_run.clear()
     running = send(small, json.dumps({"texts": ["first"]}).encode())
     until(lambda: len(small.embedder.batches) == 1, "the device is busy")
@@ -82,7 +82,7 @@ def test_a_caller_who_hangs_up_costs_no_forward_pass(small: Served) -> None:
     running.close()
 
 
-def test_a_forward_pass_that_hangs_makes_the_service_unhealthy_until_it_ends(small: Served) -> None:
+def test_a_stalled_forward_pass_makes_health_503_until_it_ends(small: Served) -> None:
     small.embedder.may_run.clear()
     with send(small, json.dumps({"texts": ["stuck"]}).encode()):
         until(lambda: "device" in small.client.get("/readyz").json()["reasons"], "readiness is false")
@@ -91,19 +91,19 @@ def test_a_forward_pass_that_hangs_makes_the_service_unhealthy_until_it_ends(sma
         until(lambda: small.client.get("/health").status_code == 200, "it recovers")
 
 
-def test_a_deadline_is_a_504() -> None:
+def test_a_missed_deadline_is_a_504() -> None:
     with served(settings(request_seconds=0.1)) as running:
         running.embedder.may_run.clear()
         assert post(running, "too slow").status_code == 504
 
 
-def test_half_a_request_holds_up_nobody(small: Served) -> None:
+def test_half_a_request_does_not_block_others(small: Served) -> None:
     with socket.create_connection((small.client.base_url.host, small.client.base_url.port or 0)) as slow:
         slow.sendall(b"POST /api/v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
         assert post(small, "meanwhile").status_code == 200
 
 
-def test_a_body_that_does_not_come_is_a_408() -> None:
+def test_a_body_that_never_arrives_is_a_408() -> None:
     with served(settings(request_seconds=0.3)) as running:
         port = running.client.base_url.port or 0
         with socket.create_connection((running.client.base_url.host, port), timeout=WAIT_SECONDS) as slow:

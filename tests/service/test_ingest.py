@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_json_lines_are_numbered_and_bad_ones_told(tmp_path: Path) -> None:
+def test_json_lines_are_numbered_and_invalid_ones_reported(tmp_path: Path) -> None:
     file = tmp_path / "e.jsonl"
     file.write_bytes(
         b'{"content": "one"}\n\n{"content": 2}\n{"content": "four", "colour": "red"}\n{"content": "\xff"}\n'
@@ -22,7 +22,7 @@ def test_json_lines_are_numbered_and_bad_ones_told(tmp_path: Path) -> None:
     assert lines[-1][2] == 1.0
 
 
-def test_a_csv_file_has_its_fields_in_the_header(tmp_path: Path) -> None:
+def test_the_header_of_a_csv_file_names_the_fields(tmp_path: Path) -> None:
     file = tmp_path / "e.csv"
     file.write_text(
         'content,source_url,published_on\n"one, with\na line break",https://x.example,2020-01-02\n,https://y.example,\n',
@@ -34,7 +34,7 @@ def test_a_csv_file_has_its_fields_in_the_header(tmp_path: Path) -> None:
     assert "content" in str(problem)
 
 
-def test_lines_that_are_done_are_skipped(tmp_path: Path) -> None:
+def test_finished_lines_are_skipped(tmp_path: Path) -> None:
     file = tmp_path / "e.jsonl"
     file.write_text("".join(f'{{"content": "{number}"}}\n' for number in range(1, 6)), encoding="utf-8")
     assert [number for number, _, _ in read_lines(file, 3)] == [4, 5]

@@ -70,7 +70,7 @@ def unused_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def test_forward_carries_requests_and_binary_bodies_over_one_connection() -> None:
+def test_forward_carries_several_requests_and_binary_bodies() -> None:
     body = bytes(range(256)) * 4000
     ours, theirs = socket.socketpair()
     with (

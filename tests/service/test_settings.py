@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_nothing_set_gives_the_defaults() -> None:
+def test_an_empty_environment_gives_the_defaults() -> None:
     assert Settings.from_environment({}) == Settings()
 
 
-def test_values_are_read_with_their_types() -> None:
+def test_values_are_parsed_to_their_types() -> None:
     settings = Settings.from_environment(
         {
             "TRUTHGRAPH_HOST": "0.0.0.0",  # noqa: S104
@@ -47,13 +47,13 @@ def test_values_are_read_with_their_types() -> None:
         ("DATABASE_URL", "mysql://host/db"),
     ],
 )
-def test_an_unusable_value_is_refused_by_its_name(name: str, value: str) -> None:
+def test_an_invalid_value_is_refused_with_its_name(name: str, value: str) -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({f"TRUTHGRAPH_{name}": value})
     assert caught.value.field == f"TRUTHGRAPH_{name}"
 
 
-def test_a_model_on_the_volume_is_found_and_the_images_own_comes_first(tmp_path: Path) -> None:
+def test_a_model_in_the_image_takes_precedence_over_the_volume(tmp_path: Path) -> None:
     own, added = tmp_path / "own", tmp_path / "added"
     for folder in (own / "both", added / "both", added / "volume"):
         folder.mkdir(parents=True)
@@ -67,7 +67,7 @@ def test_an_empty_value_counts_as_absent() -> None:
     assert Settings.from_environment({"TRUTHGRAPH_PORT": "", "TRUTHGRAPH_DATABASE_URL": " "}) == Settings()
 
 
-def test_a_database_address_can_come_from_a_secret_file(tmp_path: Path) -> None:
+def test_the_database_url_can_come_from_a_file(tmp_path: Path) -> None:
     secret = tmp_path / "url"
     secret.write_text("postgresql://u:p@h/d\n", encoding="utf-8")
     assert (
@@ -75,13 +75,13 @@ def test_a_database_address_can_come_from_a_secret_file(tmp_path: Path) -> None:
     )
 
 
-def test_a_refused_address_does_not_show_its_password() -> None:
+def test_an_invalid_database_url_is_not_shown() -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({"TRUTHGRAPH_DATABASE_URL": "mysql://u:secret@h/d"})
     assert "secret" not in str(caught.value)
 
 
-def test_two_sources_of_one_address_are_refused(tmp_path: Path) -> None:
+def test_a_database_url_and_a_file_together_are_refused(tmp_path: Path) -> None:
     secret = tmp_path / "url"
     secret.write_text("postgresql://h/d", encoding="utf-8")
     with pytest.raises(SettingsError):
@@ -90,5 +90,5 @@ def test_two_sources_of_one_address_are_refused(tmp_path: Path) -> None:
         )
 
 
-def test_names_that_mean_nothing_are_told() -> None:
+def test_unknown_variables_are_listed() -> None:
     assert Settings.from_environment({"TRUTHGRAPH_PROT": "1", "OTHER": "2"}).unknown == ("TRUTHGRAPH_PROT",)

@@ -1,7 +1,7 @@
-"""Every kind of request, asked of the slimmed images themselves, on the CPU, with a real PostgreSQL and real models.
+"""Every route of the slimmed images, on the CPU, with a real PostgreSQL and real models.
 
-Needs the images: `python -m buildkit build single` and its like. An image that is not there is skipped, and missed
-under `--require images`.
+Needs the images, from `python -m buildkit build single` and so on. A missing image is skipped, and fails the test under
+`--require images`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import os
 import re
 import subprocess
-import time
 from typing import TYPE_CHECKING
 
 import httpx
@@ -18,7 +17,7 @@ import pytest
 
 from tests.service.conftest import EMBEDDING, ENTAILMENT, ROUTES
 from tests.support.needs import skip_or_fail
-from tests.support.polling import WAIT_SECONDS
+from tests.support.polling import START_SECONDS, WAIT_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("api", "fleet", "single", "inference")
 PAIR = {"premise": "It rains.", "hypothesis": "Water falls."}
-# In order: {claim}, {evidence} and {task} are what the requests before gave.
+# Requests in order. {claim}, {evidence} and {task} are ids from earlier responses.
 REQUESTS: tuple[tuple[str, str, object], ...] = (
     (
         "POST",
@@ -61,7 +60,7 @@ REQUESTS: tuple[tuple[str, str, object], ...] = (
 
 @pytest.fixture(scope="module", params=TARGETS)
 def image(request: pytest.FixtureRequest, docker: Sequence[str], pytestconfig: pytest.Config) -> str:
-    """The name of a built target."""
+    """The image of a target."""
     name = f"truthgraph-api:{'latest' if request.param == 'api' else request.param}"
     if subprocess.run([*docker, "image", "inspect", name], capture_output=True, check=False).returncode:
         skip_or_fail(pytestconfig, "images", f"the engine has no {name}")
@@ -76,7 +75,7 @@ def client(
     models_directory: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[httpx.Client]:
-    """A client of the image's service, which is ready."""
+    """A client of a container of the image that is ready."""
     url = postgres.fresh()
     folder = url.rpartition("host=")[2]
     name = f"tg-slimmed-{os.getpid()}"
@@ -99,11 +98,8 @@ def client(
         httpx.Client(base_url="http://127.0.0.1:18329", timeout=WAIT_SECONDS) as asking,
     ):
         try:
-            deadline = time.monotonic() + WAIT_SECONDS
-            while not _is_ready(asking):
-                assert running.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
+            until(lambda: _is_ready(asking) or running.poll() is not None, "the image is ready", seconds=START_SECONDS)
+            assert running.poll() is None, log.read_text()
             yield asking
         finally:
             subprocess.run([*docker, "stop", name], capture_output=True, check=False)
@@ -136,14 +132,15 @@ def test_every_route_answers(client: httpx.Client) -> None:
 
 
 def _wait_for(client: httpx.Client, task: str) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while client.get(f"/api/v1/tasks/{task}").json()["status"] not in {"completed", "failed"}:
-        assert time.monotonic() < deadline, "the task does not end"
-        time.sleep(0.05)
+    until(
+        lambda: client.get(f"/api/v1/tasks/{task}").json()["status"] in {"completed", "failed"},
+        "the task ends",
+        seconds=WAIT_SECONDS,
+    )
 
 
-def test_no_route_is_left_out() -> None:
-    """So that a new route is asked of the images too."""
+def test_every_route_is_requested() -> None:
+    """A new route must be added to REQUESTS."""
 
     def shape(path: str) -> str:
         return re.sub(r"\{\w+\}", "*", path.replace(EMBEDDING, "*"))
@@ -153,7 +150,7 @@ def test_no_route_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("program", ["python -m service routes", "python -m service embed text"])
-def test_commands_run(image: str, docker: Sequence[str], program: str) -> None:
+def test_commands_run_in_the_image(image: str, docker: Sequence[str], program: str) -> None:
     command = [*docker, "run", "--rm", "--network", "none", image, *program.split()]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -161,7 +158,7 @@ def test_commands_run(image: str, docker: Sequence[str], program: str) -> None:
     assert json.loads(ended.stdout)
 
 
-def test_an_import_of_what_was_taken_out_names_its_rule(image: str, docker: Sequence[str]) -> None:
+def test_an_import_of_a_removed_module_names_the_slim_rule(image: str, docker: Sequence[str]) -> None:
     ended = subprocess.run(
         [*docker, "run", "--rm", "--network", "none", image, "python", "-c", "import numpy.tests"],
         capture_output=True, text=True, check=False,

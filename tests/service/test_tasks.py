@@ -60,7 +60,7 @@ def verdict() -> NewVerdict:
     )
 
 
-def test_a_task_ends_with_its_verdict(api: Served) -> None:
+def test_a_task_completes_with_its_verdict(api: Served) -> None:
     api.client.post("/api/v1/evidence", json={"content": "Bananas are rich in potassium"})
     claim, path = asked(api)
     until(is_final(api, path), "the task is done")
@@ -70,7 +70,7 @@ def test_a_task_ends_with_its_verdict(api: Served) -> None:
     assert body["result"]["verdict"] == api.client.get(f"/api/v1/verdict/{claim}").json()["verdict"] == "SUPPORTED"
 
 
-def test_the_same_key_gives_the_same_task_and_another_request_a_conflict(api: Served) -> None:
+def test_an_idempotency_key_gives_one_task_or_a_conflict(api: Served) -> None:
     key = {"idempotency-key": str(uuid.uuid4())}
     claim, path = asked(api, **key)
     again = api.client.post(f"/api/v1/claims/{claim}/verify", json={}, headers=key)
@@ -80,7 +80,7 @@ def test_the_same_key_gives_the_same_task_and_another_request_a_conflict(api: Se
     until(is_final(api, path), "the task is done")
 
 
-def test_a_claim_has_one_open_task(api: Served) -> None:
+def test_a_second_open_task_is_a_409_with_the_first(api: Served) -> None:
     api.embedder.may_run.clear()
     claim, path = asked(api)
     second = api.client.post(f"/api/v1/claims/{claim}/verify", json={})
@@ -91,7 +91,7 @@ def test_a_claim_has_one_open_task(api: Served) -> None:
     until(is_final(api, path), "the task is done")
 
 
-def test_only_the_claims_own_task_makes_a_202(api: Served) -> None:
+def test_the_task_of_another_claim_makes_no_202(api: Served) -> None:
     api.embedder.may_run.clear()
     _, path = asked(api)
     other = api.client.post("/api/v1/claims", json={"text": "another claim"}).json()["id"]
@@ -128,7 +128,7 @@ def test_tasks_survive_a_restart(postgres: Postgres) -> None:
         assert status(running, path)["status"] == "completed"
 
 
-def test_a_stopping_worker_gives_its_task_back_untried(postgres: Postgres) -> None:
+def test_a_stopping_worker_releases_its_task(postgres: Postgres) -> None:
     url = postgres.fresh()
     with served(settings(url, drain_seconds=0.2)) as running:
         running.embedder.may_run.clear()
@@ -139,7 +139,7 @@ def test_a_stopping_worker_gives_its_task_back_untried(postgres: Postgres) -> No
         assert (status(running, path)["status"], status(running, path)["attempts"]) == ("completed", 1)
 
 
-def test_two_replicas_share_the_work_and_do_each_task_once(postgres: Postgres) -> None:
+def test_two_replicas_run_each_task_once(postgres: Postgres) -> None:
     url = postgres.fresh()
     with served(settings(url)) as one, served(settings(url)) as two:
         paths = [asked(one, f"claim number {number}")[1] for number in range(20)]
@@ -151,7 +151,7 @@ def test_two_replicas_share_the_work_and_do_each_task_once(postgres: Postgres) -
     assert row["n"] == 20
 
 
-def test_a_lease_that_ran_out_passes_on_and_the_late_holder_writes_nothing(postgres: Postgres) -> None:
+def test_a_late_holder_of_a_lease_writes_nothing(postgres: Postgres) -> None:
     url = postgres.fresh()
 
     async def work(database: Database) -> None:
@@ -174,7 +174,7 @@ def test_a_lease_that_ran_out_passes_on_and_the_late_holder_writes_nothing(postg
     in_database(url, work)
 
 
-def test_attempts_are_limited(postgres: Postgres) -> None:
+def test_a_task_fails_after_its_last_attempt(postgres: Postgres) -> None:
     url = postgres.fresh()
 
     async def work(database: Database) -> None:
@@ -191,7 +191,7 @@ def test_attempts_are_limited(postgres: Postgres) -> None:
     in_database(url, work)
 
 
-def test_a_transient_failure_is_tried_again_later_and_then_given_up(postgres: Postgres) -> None:
+def test_a_transient_error_is_retried_and_then_fails(postgres: Postgres) -> None:
     url = postgres.fresh()
 
     async def work(database: Database) -> None:
@@ -214,7 +214,7 @@ def test_a_transient_failure_is_tried_again_later_and_then_given_up(postgres: Po
     in_database(url, work)
 
 
-def test_closed_tasks_expire_and_their_verdicts_stay(postgres: Postgres) -> None:
+def test_finished_tasks_expire_and_their_verdicts_stay(postgres: Postgres) -> None:
     url = postgres.fresh()
     with served(settings(url)) as running:
         claim, path = asked(running)

@@ -46,7 +46,7 @@ async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def test_stages_headers_and_the_id_reach_the_answer_and_the_metrics() -> None:
+def test_stages_and_id_reach_the_response_and_the_metrics() -> None:
     metrics = Metrics()
     start = answered(TelemetryMiddleware(app, metrics, receive_seconds=1), [(b"x-request-id", b"mine")])[0]
     headers = dict(start["headers"])  # type: ignore[typeddict-item] # the first message is the start
@@ -57,7 +57,7 @@ def test_stages_headers_and_the_id_reach_the_answer_and_the_metrics() -> None:
     assert 'truthgraph_stage_seconds_sum{stage="queue"} 0.75' in text
 
 
-def test_a_traced_request_is_a_child_of_its_caller_with_route_status_and_stages() -> None:
+def test_a_span_has_its_parent_route_status_and_stages() -> None:
     pytest.importorskip("opentelemetry.sdk")
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -75,7 +75,7 @@ def test_a_traced_request_is_a_child_of_its_caller_with_route_status_and_stages(
     assert (span.attributes["http.response.status_code"], span.attributes["truthgraph.queue_seconds"]) == (200, 0.75)
 
 
-def test_a_log_line_is_json_with_the_request_and_the_traceback() -> None:
+def test_a_log_line_has_the_request_id_and_the_traceback() -> None:
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_JsonFormatter())

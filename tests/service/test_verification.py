@@ -32,28 +32,28 @@ def mirrored(each: ScoredEvidence) -> ScoredEvidence:
     return ScoredEvidence(each.hit, scores)
 
 
-def test_no_evidence_is_not_enough() -> None:
+def test_no_evidence_is_not_enough_info() -> None:
     decision = decide([], 0.7)
     assert (decision.outcome, decision.confidence) == (Outcome.NOT_ENOUGH_INFO, 1.0)
 
 
-def test_one_strong_piece_decides_among_many_that_say_nothing() -> None:
+def test_one_strong_piece_decides_among_neutral_ones() -> None:
     evidence = [judged(0.95, 0.0), *[judged(0.0, 0.0) for _ in range(9)]]
     assert decide(evidence, 0.7).outcome is Outcome.SUPPORTED
 
 
-def test_strong_evidence_both_ways_is_a_conflict_and_no_verdict() -> None:
+def test_strong_evidence_on_both_sides_is_a_conflict() -> None:
     decision = decide([judged(0.95, 0.02), judged(0.02, 0.95)], 0.7)
     assert decision.outcome is Outcome.NOT_ENOUGH_INFO
     assert decision.has_conflict
 
 
-def test_weak_evidence_stays_below_the_threshold() -> None:
+def test_weak_evidence_is_not_enough_info() -> None:
     assert decide([judged(0.5, 0.1)], 0.7).outcome is Outcome.NOT_ENOUGH_INFO
 
 
 @given(st.lists(judgements(), max_size=12), probability)
-def test_all_scores_are_fractions(evidence: list[ScoredEvidence], threshold: float) -> None:
+def test_all_scores_are_between_0_and_1(evidence: list[ScoredEvidence], threshold: float) -> None:
     decision = decide(evidence, threshold)
     for score in (decision.confidence, decision.support_score, decision.refute_score):
         assert 0 <= score <= 1 + 1e-9
@@ -73,7 +73,7 @@ def test_swapping_the_sides_swaps_the_verdict(evidence: list[ScoredEvidence], th
 
 
 @given(st.lists(judgements(), max_size=8), st.lists(probability, max_size=8), probability)
-def test_evidence_that_says_nothing_changes_nothing(
+def test_neutral_evidence_changes_nothing(
     evidence: list[ScoredEvidence], similarities: list[float], threshold: float
 ) -> None:
     silent = [judged(0.0, 0.0, similarity) for similarity in similarities]
@@ -99,7 +99,7 @@ def test_more_support_never_lowers_the_support_score(evidence: list[ScoredEviden
         ("a \x01 b", "INVALID_UNICODE"),
     ],
 )
-def test_what_is_no_claim_is_refused_by_code(text: str, code: str) -> None:
+def test_an_invalid_claim_is_refused_with_its_code(text: str, code: str) -> None:
     with pytest.raises(InvalidTextError) as caught:
         check_claim(text)
     assert caught.value.code == code
@@ -117,15 +117,15 @@ def test_what_is_no_claim_is_refused_by_code(text: str, code: str) -> None:
         "naïve façade coöperate",
     ],
 )
-def test_claims_in_any_script_are_taken(text: str) -> None:
+def test_claims_in_any_script_are_accepted(text: str) -> None:
     assert check_claim(text).text == text
 
 
-def test_the_text_is_put_into_normal_form() -> None:
+def test_the_text_is_normalized_to_nfc() -> None:
     assert check_claim("cafe\u0301 is open").text == "café is open"
 
 
-def test_doubtful_texts_are_taken_with_a_warning() -> None:
+def test_unusual_claims_are_accepted_with_warnings() -> None:
     assert check_claim("two words").warnings == ("MINIMAL_CONTEXT",)
     assert check_claim("word " * 501).warnings == ("POTENTIAL_TRUNCATION", "EXCESSIVE_LENGTH")
     assert check_claim("地球是圆的").warnings == ("HIGH_NON_ASCII_RATIO",)

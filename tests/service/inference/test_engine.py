@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PAIR = [("ice melts", "ice melts")]
 
 
-def test_all_stages_of_a_request_have_one_deadline() -> None:
+def test_two_inferences_of_a_request_share_its_deadline() -> None:
     async def work() -> None:
         engine = InferenceEngine(settings(request_seconds=60.0), Scheduler(queue_tokens=1000))
         engine.entailment.fill(FakeEntailment())
@@ -33,7 +33,7 @@ def test_all_stages_of_a_request_have_one_deadline() -> None:
     asyncio.run(work())
 
 
-def test_a_model_that_cannot_be_loaded_says_why_and_does_not_keep_the_other(models_directory: Path) -> None:
+def test_a_model_that_fails_to_load_has_a_reason_and_the_other_loads(models_directory: Path) -> None:
     async def work() -> InferenceEngine:
         engine = InferenceEngine(
             settings(models=models_directory, entailment_model="missing"), Scheduler(queue_tokens=1000)
@@ -51,7 +51,7 @@ def test_a_model_that_cannot_be_loaded_says_why_and_does_not_keep_the_other(mode
     until(lambda: not engine.is_busy, "its threads have ended")
 
 
-def test_no_entailment_model_is_an_omission_and_not_a_failure(models_directory: Path) -> None:
+def test_an_unconfigured_entailment_model_is_omitted(models_directory: Path) -> None:
     engine = InferenceEngine(settings(models=models_directory, entailment_model=None), Scheduler(queue_tokens=1000))
     assert engine.entailment.state is SlotState.OMITTED
     assert engine.embedding.state is SlotState.LOADING

@@ -39,12 +39,12 @@ def origin(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_added_model_passes_its_own_check(origin: Path, tmp_path: Path) -> None:
+def test_an_added_model_passes_the_check(origin: Path, tmp_path: Path) -> None:
     added = add(tmp_path / "models", "m", str(origin))
     assert check(tmp_path / "models", "m") == added
 
 
-def test_only_data_is_taken_never_pickles_or_code(origin: Path, tmp_path: Path) -> None:
+def test_only_data_files_are_copied_no_pickles_or_code(origin: Path, tmp_path: Path) -> None:
     folder = add(tmp_path / "models", "m", str(origin)).path
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert files == {
@@ -68,7 +68,7 @@ def test_the_same_input_gives_the_same_bytes_and_times(origin: Path, tmp_path: P
         assert path.is_dir() or path.read_bytes() == twin.read_bytes()
 
 
-def test_a_changed_file_is_refused_by_name(origin: Path, tmp_path: Path) -> None:
+def test_a_changed_file_is_refused_with_its_name(origin: Path, tmp_path: Path) -> None:
     folder = add(tmp_path, "m", str(origin)).path
     (folder / "model.safetensors").write_text("weightz", encoding="utf-8")
     with pytest.raises(ModelFolderError, match=r"model\.safetensors"):
@@ -98,7 +98,7 @@ def test_a_name_cannot_leave_the_directory(name: str, origin: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("needed", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_a_source_without_what_a_model_needs_is_refused(needed: str, origin: Path, tmp_path: Path) -> None:
+def test_a_source_without_a_needed_file_is_refused(needed: str, origin: Path, tmp_path: Path) -> None:
     (origin / needed).unlink()
     with pytest.raises(ModelFolderError):
         add(tmp_path, "m", str(origin))
@@ -147,7 +147,7 @@ def test_a_sentencepiece_tokenizer_is_converted_and_listed(sentencepiece_origin:
     assert "[UNK]" not in pair.tokens
 
 
-def test_a_tokenizer_that_cuts_differently_is_refused(
+def test_a_tokenizer_that_differs_from_sentencepiece_is_refused(
     sentencepiece_origin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))  # noqa: S106 - no password
@@ -204,9 +204,7 @@ class _Hub(http.server.SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-def test_the_default_entailment_model_comes_from_the_hub_at_its_commit(
-    sentencepiece_origin: Path, tmp_path: Path
-) -> None:
+def test_the_default_entailment_model_is_downloaded_by_commit(sentencepiece_origin: Path, tmp_path: Path) -> None:
     _Hub.root, _Hub.asked = sentencepiece_origin, []
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -232,6 +230,6 @@ def test_the_default_entailment_model_comes_from_the_hub_at_its_commit(
 
 
 @pytest.mark.parametrize("source", ["owner/model", "owner/model@main", "owner/model@abc123"])
-def test_a_hub_model_that_is_not_pinned_by_its_commit_is_refused(source: str, tmp_path: Path) -> None:
+def test_a_hub_model_without_a_commit_is_refused(source: str, tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="is not a folder"):
         add(tmp_path, "m", source)

@@ -14,10 +14,12 @@ from service.inference.types import (
     DeviceLostError,
     InferenceFailedError,
     OverloadedError,
+    Reply,
     TextTooLongError,
+    Vector,
 )
 from tests.service.fakes import FakeEmbedder
-from tests.support.polling import WAIT_SECONDS
+from tests.support.polling import WAIT_SECONDS, until_async
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,9 +29,7 @@ lengths = st.lists(st.integers(1, 512), min_size=1, max_size=60)
 
 
 @given(lengths, st.data(), st.integers(1, 4096))
-def test_a_batch_is_within_its_budget_or_is_the_oldest_row_alone(
-    rows: list[int], data: st.DataObject, budget: int
-) -> None:
+def test_a_batch_is_within_the_budget_or_a_single_row(rows: list[int], data: st.DataObject, budget: int) -> None:
     oldest = data.draw(st.integers(0, len(rows) - 1))
     batch = pack(rows, oldest, budget, 32)
     assert oldest in batch
@@ -38,7 +38,7 @@ def test_a_batch_is_within_its_budget_or_is_the_oldest_row_alone(
 
 
 @given(lengths, st.integers(1, 4096))
-def test_packing_again_and_again_takes_every_row_once(rows: list[int], budget: int) -> None:
+def test_repeated_packing_takes_every_row_once(rows: list[int], budget: int) -> None:
     left = list(range(len(rows)))
     taken = []
     while left:
@@ -49,20 +49,20 @@ def test_packing_again_and_again_takes_every_row_once(rows: list[int], budget: i
 
 
 @given(lengths, st.data())
-def test_padding_stays_small(rows: list[int], data: st.DataObject) -> None:
+def test_padding_is_within_its_limit(rows: list[int], data: st.DataObject) -> None:
     oldest = data.draw(st.integers(0, len(rows) - 1))
     batch = [rows[index] for index in pack(rows, oldest, 16_384, 32)]
     padded = max(batch) * len(batch)
     assert padded - sum(batch) <= max(32, 0.05 * padded)
 
 
-def test_rows_of_like_length_go_together() -> None:
+def test_rows_of_similar_length_are_batched() -> None:
     batch = pack([10, 200, 11, 190, 9, 210], 0, 4096, 32)
     assert sorted(batch) == [0, 2, 4]
 
 
 def run(work: Callable[[Scheduler, FakeEmbedder], Awaitable[T]], **options: int) -> T:
-    """Run `work` with a scheduler and a fake model that begins once `may_run` is set."""
+    """Runs `work` with a scheduler and a fake model."""
     model = FakeEmbedder()
 
     async def within() -> T:
@@ -78,6 +78,14 @@ def run(work: Callable[[Scheduler, FakeEmbedder], Awaitable[T]], **options: int)
     return asyncio.run(asyncio.wait_for(within(), WAIT_SECONDS))
 
 
+async def keep_busy(scheduler: Scheduler, model: FakeEmbedder, texts: list[str]) -> asyncio.Task[Reply[Vector]]:
+    """Sends a request that occupies a worker until `model.may_run` is set."""
+    model.may_run.clear()
+    request = asyncio.create_task(scheduler.infer(model, texts, seconds=60))
+    await until_async(lambda: model.batches)
+    return request
+
+
 def test_results_come_in_the_order_of_the_inputs() -> None:
     texts = [f"word{number} " * (number % 7 + 1) for number in range(50)]
 
@@ -91,13 +99,9 @@ def test_results_come_in_the_order_of_the_inputs() -> None:
 
 def test_requests_share_batches_while_the_device_is_busy() -> None:
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> list[int]:
-        model.may_run.clear()
-        first = asyncio.create_task(scheduler.infer(model, ["the first one goes alone"], seconds=60))
-        while not model.batches:
-            await asyncio.sleep(0.01)
+        first = await keep_busy(scheduler, model, ["the first one goes alone"])
         others = [asyncio.create_task(scheduler.infer(model, [f"text {number}"], seconds=60)) for number in range(10)]
-        while scheduler.state.queued_tokens < 30:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: scheduler.state.queued_tokens >= 30)
         model.may_run.set()
         await asyncio.gather(first, *others)
         return model.batches
@@ -105,14 +109,13 @@ def test_requests_share_batches_while_the_device_is_busy() -> None:
     assert run(work) == [1, 10]
 
 
-def test_lanes_run_side_by_side_and_divide_what_waits() -> None:
-    """A request of 400 tokens on two idle workers: each takes half, and both halves run before either is done."""
+def test_idle_workers_share_a_large_request() -> None:
+    """A request of 400 tokens on two idle workers: each takes half, and both run at the same time."""
 
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> list[int]:
         model.may_run.clear()
         request = asyncio.create_task(scheduler.infer(model, ["word " * 9] * 40, seconds=60))
-        while len(model.batches) < 2:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: len(model.batches) >= 2)
         model.may_run.set()
         reply = await request
         assert len(reply.results) == 40
@@ -121,7 +124,7 @@ def test_lanes_run_side_by_side_and_divide_what_waits() -> None:
     assert run(work, workers=2) == [20, 20]
 
 
-def test_little_work_is_not_divided() -> None:
+def test_a_small_request_is_not_split() -> None:
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> list[int]:
         await scheduler.infer(model, ["word " * 9] * 8, seconds=60)
         return model.batches
@@ -129,47 +132,38 @@ def test_little_work_is_not_divided() -> None:
     assert run(work, workers=2) == [8]
 
 
-def test_a_device_that_is_lost_on_one_lane_is_lost_on_all() -> None:
+def test_a_device_lost_by_one_worker_stops_all() -> None:
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> None:
         with pytest.raises(DeviceLostError):
             await scheduler.infer(model, ["lost"], seconds=60)
-        while scheduler.is_running:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: not scheduler.is_running)
         assert not scheduler.state.is_alive
 
     run(work, workers=3)
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+def test_a_full_queue_refuses_at_once_with_a_retry_time() -> None:
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> None:
-        model.may_run.clear()
-        running = asyncio.create_task(scheduler.infer(model, ["a b c"], seconds=60))
-        while not model.batches:
-            await asyncio.sleep(0.01)
+        running = await keep_busy(scheduler, model, ["a b c"])
         waiting = asyncio.create_task(scheduler.infer(model, ["word " * 90], seconds=60))
-        while scheduler.state.queued_tokens < 91:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: scheduler.state.queued_tokens >= 91)
         with pytest.raises(OverloadedError) as caught:
             await scheduler.infer(model, ["word " * 20], seconds=60)
         assert caught.value.retry_after_seconds >= 1
-        await scheduler.infer(FakeEmbedder(), [], seconds=60)  # nothing to do needs no room
+        await scheduler.infer(FakeEmbedder(), [], seconds=60)  # a request without texts needs no room
         model.may_run.set()
         await asyncio.gather(running, waiting)
 
     run(work, queue_tokens=100)
 
 
-def test_what_could_not_be_done_in_time_is_refused_at_once() -> None:
-    """1,000 tokens wait; at the 5,000 a second assumed at first that is 0.2 s."""
+def test_work_that_cannot_meet_its_deadline_is_refused() -> None:
+    """1,000 queued tokens take 0.2 s at the initial rate of 5,000 a second."""
 
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> None:
-        model.may_run.clear()
-        running = asyncio.create_task(scheduler.infer(model, ["a"], seconds=60))
-        while not model.batches:
-            await asyncio.sleep(0.01)
+        running = await keep_busy(scheduler, model, ["a"])
         waiting = asyncio.create_task(scheduler.infer(model, ["word " * 199] * 5, seconds=60))
-        while scheduler.state.queued_tokens < 1000:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: scheduler.state.queued_tokens >= 1000)
         with pytest.raises(OverloadedError):
             await scheduler.infer(model, ["hurry"], seconds=0.1)
         model.may_run.set()
@@ -178,14 +172,14 @@ def test_what_could_not_be_done_in_time_is_refused_at_once() -> None:
     run(work)
 
 
-def test_an_empty_queue_takes_a_request_larger_than_itself() -> None:
+def test_an_empty_queue_accepts_a_request_of_any_size() -> None:
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> int:
         return len((await scheduler.infer(model, ["word " * 200] * 3, seconds=60)).results)
 
     assert run(work, queue_tokens=100) == 3
 
 
-def test_a_deadline_is_kept_even_when_the_device_hangs() -> None:
+def test_a_deadline_holds_if_the_device_hangs() -> None:
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> None:
         model.may_run.clear()
         with pytest.raises(DeadlineExceededError):
@@ -194,16 +188,12 @@ def test_a_deadline_is_kept_even_when_the_device_hangs() -> None:
     run(work)
 
 
-def test_a_caller_who_left_is_dropped_before_the_forward_pass() -> None:
+def test_rows_of_a_cancelled_caller_are_dropped() -> None:
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> list[int]:
-        model.may_run.clear()
-        running = asyncio.create_task(scheduler.infer(model, ["a"], seconds=60))
-        while not model.batches:
-            await asyncio.sleep(0.01)
+        running = await keep_busy(scheduler, model, ["a"])
         leaver = asyncio.create_task(scheduler.infer(model, ["b"] * 5, seconds=60))
         stayer = asyncio.create_task(scheduler.infer(model, ["c"] * 3, seconds=60))
-        while scheduler.state.queued_tokens < 16:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: scheduler.state.queued_tokens >= 16)
         leaver.cancel()
         await asyncio.wait({leaver})
         model.may_run.set()
@@ -213,16 +203,14 @@ def test_a_caller_who_left_is_dropped_before_the_forward_pass() -> None:
     assert run(work) == [1, 3]
 
 
-def test_a_poisoned_text_fails_alone() -> None:
+def test_a_text_that_breaks_the_model_fails_alone() -> None:
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> None:
         model.may_run.clear()
         texts = ["fine one", "poison here", "fine two", "fine three"]
         tasks = [asyncio.create_task(scheduler.infer(model, ["first"], seconds=60))]
-        while not model.batches:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: model.batches)
         tasks += [asyncio.create_task(scheduler.infer(model, [text], seconds=60)) for text in texts]
-        while scheduler.state.queued_tokens < 12:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: scheduler.state.queued_tokens >= 12)
         model.may_run.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert [isinstance(each, InferenceFailedError) for each in outcomes] == [False, False, True, False, False]
@@ -230,7 +218,7 @@ def test_a_poisoned_text_fails_alone() -> None:
     run(work)
 
 
-def test_a_shortage_of_memory_halves_the_batch_and_goes_on() -> None:
+def test_out_of_memory_halves_the_batch() -> None:
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> list[int]:
         await scheduler.infer(model, ["hungry"] * 4, seconds=60)
         first = list(model.batches)
@@ -240,12 +228,11 @@ def test_a_shortage_of_memory_halves_the_batch_and_goes_on() -> None:
     assert run(work) == [4, 2, 1, 1, 2, 1, 1]
 
 
-def test_a_lost_device_fails_everyone_and_is_told() -> None:
+def test_a_lost_device_fails_all_requests() -> None:
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> None:
         with pytest.raises(DeviceLostError):
             await scheduler.infer(model, ["lost"], seconds=60)
-        while scheduler.is_running:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: not scheduler.is_running)
         assert not scheduler.state.is_alive
         with pytest.raises(DeviceLostError):
             await scheduler.infer(model, ["a"], seconds=60)
@@ -253,7 +240,7 @@ def test_a_lost_device_fails_everyone_and_is_told() -> None:
     run(work)
 
 
-def test_a_text_over_the_limit_is_refused_with_its_tokens_or_cut_when_asked() -> None:
+def test_a_text_over_the_limit_is_refused_or_truncated() -> None:
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> None:
         with pytest.raises(TextTooLongError) as caught:
             await scheduler.infer(model, ["short", "word " * 300], seconds=60)
@@ -263,17 +250,13 @@ def test_a_text_over_the_limit_is_refused_with_its_tokens_or_cut_when_asked() ->
     run(work)
 
 
-def test_two_models_share_the_device_without_mixing() -> None:
+def test_a_batch_has_rows_of_one_model_only() -> None:
     async def work(scheduler: Scheduler, model: FakeEmbedder) -> tuple[list[int], list[int]]:
         other = FakeEmbedder("other")
-        model.may_run.clear()
-        tasks = [asyncio.create_task(scheduler.infer(model, ["first"], seconds=60))]
-        while not model.batches:
-            await asyncio.sleep(0.01)
+        tasks = [await keep_busy(scheduler, model, ["first"])]
         for _ in range(3):
             tasks += [asyncio.create_task(scheduler.infer(each, ["a b"], seconds=60)) for each in (model, other)]
-        while scheduler.state.queued_tokens < 18:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: scheduler.state.queued_tokens >= 18)
         model.may_run.set()
         await asyncio.gather(*tasks)
         return model.batches, other.batches
@@ -281,7 +264,7 @@ def test_two_models_share_the_device_without_mixing() -> None:
     assert run(work) == ([1, 3], [3])
 
 
-def test_every_pass_is_observed_with_its_padding() -> None:
+def test_every_pass_is_recorded_with_its_padding() -> None:
     records: list[BatchRecord] = []
 
     async def work() -> None:
@@ -294,18 +277,16 @@ def test_every_pass_is_observed_with_its_padding() -> None:
     assert [(each.model, each.rows, each.tokens, each.padded_tokens) for each in records] == [("m", 2, 6, 8)]
 
 
-def test_stopping_refuses_what_waits_and_ends_the_thread() -> None:
+def test_stop_refuses_queued_requests_and_ends_the_thread() -> None:
     async def work() -> None:
         model = FakeEmbedder()
         model.may_run.clear()
         scheduler = Scheduler(queue_tokens=1000)
         scheduler.start()
         running = asyncio.create_task(scheduler.infer(model, ["a"], seconds=60))
-        while not model.batches:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: model.batches)
         waiting = asyncio.create_task(scheduler.infer(model, ["b"], seconds=60))
-        while not scheduler.state.queued_tokens:
-            await asyncio.sleep(0.01)
+        await until_async(lambda: scheduler.state.queued_tokens > 0)
         threading.Timer(0.1, model.may_run.set).start()
         assert await asyncio.to_thread(scheduler.stop, 10.0)
         await running

@@ -75,7 +75,7 @@ def test_bfloat16_is_close_to_sentence_transformers(models_directory: Path, refe
         assert cosine(ours, theirs) >= 0.999
 
 
-def test_a_precision_that_is_too_far_away_is_not_used(
+def test_a_precision_with_a_large_deviation_is_not_used(
     models_directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from service.inference import torch_models
@@ -97,7 +97,7 @@ def test_a_row_in_a_batch_equals_the_text_alone(minilm: TorchModel[Vector]) -> N
         assert embed(minilm, (text,))[0] == pytest.approx(vector, abs=1e-5)
 
 
-def test_a_long_text_is_refused_or_cut_when_asked(minilm: TorchModel[Vector]) -> None:
+def test_a_long_text_is_refused_or_truncated(minilm: TorchModel[Vector]) -> None:
     with pytest.raises(TextTooLongError) as caught:
         minilm.prepare(["word " * 300], truncate=False)
     assert (caught.value.tokens, caught.value.limit_tokens) == (302, 256)
@@ -106,14 +106,14 @@ def test_a_long_text_is_refused_or_cut_when_asked(minilm: TorchModel[Vector]) ->
     assert row.ids[-1] == minilm.prepare(["word"], truncate=False)[0].ids[-1]  # the closing token is kept
 
 
-def test_token_ids_are_taken_as_they_are_and_checked(minilm: TorchModel[Vector]) -> None:
+def test_token_ids_are_checked_and_not_changed(minilm: TorchModel[Vector]) -> None:
     [row] = minilm.prepare(["hello world"], truncate=False)
     assert minilm.prepare([row.ids], truncate=False) == [row]
     with pytest.raises(ValueError, match="30521"):
         minilm.prepare([(101, 10**6, 102)], truncate=False)
 
 
-def test_scores_follow_the_models_own_labels(tiny: TorchModel[Scores], models_directory: Path) -> None:
+def test_scores_follow_the_labels_of_the_model(tiny: TorchModel[Scores], models_directory: Path) -> None:
     """The tiny model's outputs are contradiction, entailment, neutral: not the order of our fields."""
     import torch
     from transformers import DebertaV2ForSequenceClassification
@@ -150,7 +150,7 @@ def test_a_classifier_without_the_three_labels_is_refused(
         load_entailment(check(tmp_path, "odd"), place("cpu", "float32"))
 
 
-def test_another_pooling_than_the_mean_is_refused(models_directory: Path, tmp_path: Path) -> None:
+def test_a_pooling_other_than_mean_is_refused(models_directory: Path, tmp_path: Path) -> None:
     from service.inference.torch_models import load_embedder, place
 
     folder = add(tmp_path, "cls", str(models_directory / EMBEDDING)).path
@@ -169,7 +169,7 @@ def test_a_result_that_is_not_finite_is_an_error(minilm: TorchModel[Vector], mon
         minilm.forward([TokenRow((101, 102), (0, 0))])
 
 
-def test_without_cudnns_engines_torch_chooses_cudnn_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cudnn_engines_torch_does_not_use_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     from service.inference import torch_models
