@@ -1,4 +1,4 @@
-"""The API held against its own OpenAPI document: no server error, no status and no body that is not documented."""
+"""The API against its OpenAPI document: no server error, and no status or body that is not documented."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEMANTIC = {
     "/predict",
     "/api/v1/claims/{claim_id}/verify",
 }
-"""Routes that refuse more than a schema can say: a claim of one word, inputs of mixed kinds."""
+"""Routes with checks that a schema cannot express: a claim of one word, inputs of mixed kinds."""
 UNDOCUMENTED = {"/openapi.json", "/docs", "/docs/openapi.json", "/docs/{path}"}
 
 
@@ -35,7 +35,7 @@ UNDOCUMENTED = {"/openapi.json", "/docs", "/docs/openapi.json", "/docs/{path}"}
     ids=lambda route: f"{route.method} {route.path}",
 )
 def test_responses_match_the_openapi_document(api: Served, route: Route) -> None:
-    """Requests are made from the document, good and bad ones; the same ones each time."""
+    """Generates valid and invalid requests from the document, the same ones in every run."""
     document = schemathesis.openapi.from_url(f"{api.url}/openapi.json")
 
     @settings(

@@ -1,4 +1,4 @@
-"""Migrations on both PostgreSQLs that the package ships, the recorded embedding space, a database that goes away."""
+"""Both PostgreSQL versions of the package: schema, indexes, the API; and databases that fail or do not fit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", params=[16, 18])
 def each_postgres(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Iterator[Postgres]:
-    """A server of its own, which may be stopped."""
+    """A server of each version, only for this module, so that a test may stop it."""
     with running_postgres(pytestconfig, request.param) as running:
         yield running
 
@@ -55,7 +55,7 @@ def test_the_code_needs_the_newest_revision(each_postgres: Postgres) -> None:
 
 
 def test_vector_search_uses_its_index(each_postgres: Postgres) -> None:
-    """The operator of the statement is the one of the index."""
+    """The index supports the operator of the statement."""
     plan = Postgres.execute(
         each_postgres.fresh(),
         "SET enable_seqscan = off",

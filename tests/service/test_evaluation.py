@@ -19,7 +19,7 @@ def test_ndcg_is_1_for_a_perfect_order_and_0_for_a_miss() -> None:
 
 
 def test_ndcg_of_a_later_hit_is_lower() -> None:
-    """By hand: one relevant piece, on the third place."""
+    """Computed by hand for one relevant sentence at rank 3."""
     assert ndcg(["x", "y", "a"], frozenset({"a"})) == pytest.approx(1 / math.log2(4))
 
 
@@ -31,10 +31,10 @@ def test_only_the_first_ten_hits_count() -> None:
 
 def test_claims_without_relevant_sentences_are_skipped(tmp_path: Path) -> None:
     file = tmp_path / "judged.jsonl"
-    silent = {"evidence": "n", "evidence_label": "NOT_ENOUGH_INFO"}
+    neutral = {"evidence": "n", "evidence_label": "NOT_ENOUGH_INFO"}
     entries = [
-        {"claim": "c", "evidences": [{"evidence": "s", "evidence_label": "SUPPORTS"}, silent]},
-        {"claim": "d", "evidences": [silent]},
+        {"claim": "c", "evidences": [{"evidence": "s", "evidence_label": "SUPPORTS"}, neutral]},
+        {"claim": "d", "evidences": [neutral]},
     ]
     file.write_text("\n".join(map(json.dumps, entries)), encoding="utf-8")
     assert read_judgements(file) == ([Judgement("c", frozenset({"s"}))], ["s", "n"])
@@ -59,14 +59,14 @@ def test_an_invalid_file_is_refused_with_the_line(content: str, line: int, tmp_p
 
 
 def test_sentences_of_another_file_are_not_found(postgres: Postgres, models_directory: Path, tmp_path: Path) -> None:
-    """The second file's only sentence is unlike the claim; had the first one's been found, recall would be lower."""
+    """The second file's sentence is not similar to the claim, so a hit from the first file would lower the recall."""
     url = postgres.fresh()
     configured = settings(url, models_directory, entailment_model=None)
-    heard: list[str] = []
+    lines: list[str] = []
     for name, sentences in {"one": [f"The sun rises, {number}." for number in range(12)], "two": ["Cats."]}.items():
         evidences = [{"evidence": sentence, "evidence_label": "SUPPORTS"} for sentence in sentences]
         file = tmp_path / name
         file.write_text(json.dumps({"claim": "The sun rises", "evidences": evidences}), encoding="utf-8")
-        qualities = {quality.mode: quality for quality in evaluate(configured, file, heard.append)}
+        qualities = {quality.mode: quality for quality in evaluate(configured, file, lines.append)}
     assert qualities["vector"].recall_at_10 == 1
-    assert heard[-1] == "searching, mode hybrid: 1 of 1 claims"
+    assert lines[-1] == "searching, mode hybrid: 1 of 1 claims"

@@ -1,4 +1,4 @@
-"""What happens when callers and devices misbehave."""
+"""Overload, disconnected clients, stalled devices, missed deadlines, slow bodies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def small() -> Iterator[Served]:
-    """The service with a small queue and no database."""
+    """The service with a queue of 200 tokens and no database."""
     with served(settings(queue_tokens=200, stall_seconds=0.2)) as running:
         yield running
 
@@ -29,7 +29,7 @@ def post(running: Served, text: str) -> httpx.Response:
 
 
 def send(running: Served, body: bytes) -> socket.socket:
-    """A request whose answer nobody reads, on a connection of its own."""
+    """Sends a request on a new connection and does not read the response."""
     connection = socket.create_connection((running.client.base_url.host, running.client.base_url.port or 0))
     head = f"POST /api/v1/embed HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall(head.encode() + body)
@@ -41,11 +41,11 @@ def queued_tokens(running: Served) -> int:
 
 
 def test_overload_is_a_429_and_accepted_requests_are_answered(small: Served) -> None:
-    """Ten times as much as the queue holds: 200 tokens, and 100 requests of 21."""
+    """100 requests of 21 tokens are ten times what the queue holds."""
     small.embedder.may_run.clear()
     with concurrent.futures.ThreadPoolExecutor(100) as callers:
         calls = [callers.submit(post, small, f"{number} " + "word " * 19) for number in range(100)]
-        until(lambda: sum(call.done() for call in calls) >= 85, "most are refused while the device is busy")
+        until(lambda: sum(call.done() for call in calls) >= 85, "most requests are refused while the device is busy")
         assert small.client.get("/livez").status_code == 200
         small.embedder.may_run.set()
         replies = [call.result(WAIT_SECONDS) for call in calls]
@@ -53,7 +53,7 @@ def test_overload_is_a_429_and_accepted_requests_are_answered(small: Served) -> 
     refused = [reply for reply in replies if reply.status_code == 429]
     assert all(int(reply.headers["retry-after"]) >= 1 for reply in refused)
     assert len(replies) - len(refused) >= 9
-    assert post(small, "afterwards all is well").status_code == 200
+    assert post(small, "a text after the overload").status_code == 200
 
 
 def test_overload_is_the_same_for_a_text_and_a_list(small: Served) -> None:
@@ -72,9 +72,9 @@ def test_a_disconnected_client_costs_no_forward_pass(small: Served) -> None:
     small.embedder.may_run.clear()
     running = send(small, json.dumps({"texts": ["first"]}).encode())
     until(lambda: len(small.embedder.batches) == 1, "the device is busy")
-    leaver = send(small, json.dumps({"texts": ["leaves", "before", "its", "turn"]}).encode())
-    until(lambda: queued_tokens(small) == 8, "it waits")
-    leaver.close()
+    leaving = send(small, json.dumps({"texts": ["leaves", "before", "its", "turn"]}).encode())
+    until(lambda: queued_tokens(small) == 8, "its tokens are queued")
+    leaving.close()
     until(lambda: '"/api/v1/embed",status="499"' in small.client.get("/metrics").text, "its request has ended")
     small.embedder.may_run.set()
     assert post(small, "last").status_code == 200

@@ -11,27 +11,10 @@ from service import schema
 from service.database import SCHEMA_REVISION, migrate
 from service.schema import MigrationPlan, SchemaError, is_compatible, plan
 from tests.service.conftest import Postgres
+from tests.support.migration import SECOND_MIGRATION
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-SECOND = '''"""Adds notes to claims."""
-
-from alembic import op
-
-revision = "0002"
-down_revision = "0001"
-compatible_with = ("0001",)
-data_loss = {"claims": "SELECT count(*) FROM claims WHERE note IS NOT NULL"}
-
-
-def upgrade() -> None:
-    op.execute("ALTER TABLE claims ADD COLUMN note text")
-
-
-def downgrade() -> None:
-    op.execute("ALTER TABLE claims DROP COLUMN note")
-'''
 
 
 @pytest.fixture
@@ -41,7 +24,7 @@ def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(schema.MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(schema, "MIGRATIONS", folder)
     file = folder / "versions" / "0002_notes.py"
-    file.write_text(SECOND)
+    file.write_text(SECOND_MIGRATION)
     return file
 
 
@@ -64,7 +47,7 @@ def test_plan_of_a_declared_compatible_migration_says_so(postgres: Postgres, sec
     url = postgres.fresh()
     expected = MigrationPlan("0001", "0002", "up", ("0002",), is_compatible=True, data_loss=())
     assert plan(url) == expected
-    second.write_text(SECOND.replace('compatible_with = ("0001",)\n', ""))
+    second.write_text(SECOND_MIGRATION.replace('compatible_with = ("0001",)\n', ""))
     assert not plan(url).is_compatible
 
 
@@ -89,7 +72,7 @@ def test_a_downgrade_that_loses_data_is_refused(postgres: Postgres) -> None:
 
 
 def test_a_downgrade_without_declared_data_loss_is_refused(postgres: Postgres, second: Path) -> None:
-    second.write_text("\n".join(line for line in SECOND.splitlines() if not line.startswith("data_loss")))
+    second.write_text("\n".join(line for line in SECOND_MIGRATION.splitlines() if not line.startswith("data_loss")))
     url = postgres.fresh()
     migrate(url)
     [loss] = plan(url, "0001").data_loss

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from litestar.types import HTTPReceiveMessage, Message, Receive, Scope, Send
 
 
-def answered(observed: TelemetryMiddleware, headers: list[tuple[bytes, bytes]] | None = None) -> list[Message]:
-    """Send one request to `observed` and return what it sent."""
+def responses(middleware: TelemetryMiddleware, headers: list[tuple[bytes, bytes]] | None = None) -> list[Message]:
+    """Sends one request to the middleware and returns its messages."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -34,7 +34,7 @@ def answered(observed: TelemetryMiddleware, headers: list[tuple[bytes, bytes]] |
         return {"type": "http.request", "body": b"", "more_body": False}
 
     scope = {"type": "http", "method": "GET", "path": "/x", "headers": headers or [], "path_template": "/x/{y}"}
-    asyncio.run(observed(scope, receive, send))  # type: ignore[arg-type] # as much of a scope as is read
+    asyncio.run(middleware(scope, receive, send))  # type: ignore[arg-type] # as much of a scope as is read
     return sent
 
 
@@ -48,7 +48,7 @@ async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
 
 def test_stages_and_id_reach_the_response_and_the_metrics() -> None:
     metrics = Metrics()
-    start = answered(TelemetryMiddleware(app, metrics, receive_seconds=1), [(b"x-request-id", b"mine")])[0]
+    start = responses(TelemetryMiddleware(app, metrics, receive_seconds=1), [(b"x-request-id", b"mine")])[0]
     headers = dict(start["headers"])  # type: ignore[typeddict-item] # the first message is the start
     assert headers[b"x-request-id"] == headers[b"x-extra"] == b"mine"
     assert headers[b"server-timing"].startswith(b"queue;dur=750.00, total;dur=")
@@ -67,8 +67,8 @@ def test_a_span_has_its_parent_route_status_and_stages() -> None:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     parent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    observed = TelemetryMiddleware(app, Metrics(), receive_seconds=1, tracer=Tracer(provider.get_tracer("test")))
-    answered(observed, [(b"traceparent", parent)])
+    middleware = TelemetryMiddleware(app, Metrics(), receive_seconds=1, tracer=Tracer(provider.get_tracer("test")))
+    responses(middleware, [(b"traceparent", parent)])
     [span] = exporter.get_finished_spans()
     assert span.name == "GET /x/{y}"
     assert f"{span.context.trace_id:x}" == "af7651916cd43dd8448eb211c80319c"

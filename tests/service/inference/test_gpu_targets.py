@@ -1,4 +1,4 @@
-"""What a slimmed image says of a GPU that it was not made for."""
+"""GPU targets of a slimmed installation, read from its records."""
 
 import json
 from pathlib import Path
@@ -42,13 +42,13 @@ def test_an_installation_with_all_targets_refuses_no_gpu() -> None:
 
 
 def test_the_refusal_names_both_capabilities_and_the_fix() -> None:
-    said = refusal((8, 0), ((9, 0), (12, 0)))
+    reason = refusal((8, 0), ((9, 0), (12, 0)))
 
-    assert said is not None
-    assert "9.0, 12.0" in said
-    assert "has 8.0" in said
-    assert "`api`" in said
-    assert "\n" not in said
+    assert reason is not None
+    assert "9.0, 12.0" in reason
+    assert "has 8.0" in reason
+    assert "`api`" in reason
+    assert "\n" not in reason
 
 
 def test_applied_rules_are_those_of_all_records(tmp_path: Path) -> None:

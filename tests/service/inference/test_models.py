@@ -111,7 +111,7 @@ def test_a_missing_model_says_how_to_add_it(tmp_path: Path) -> None:
 
 @pytest.fixture
 def sentencepiece_origin(origin: Path) -> Path:
-    """A model whose tokenizer is a SentencePiece model, as DeBERTa-v3's are on the hub."""
+    """A model with a SentencePiece tokenizer, like DeBERTa-v3's on the hub."""
     sentencepiece = pytest.importorskip("sentencepiece")
     words = ["sun", "the", "in", "east", "Glaciers", "mass", "decade", "growing", "é"]
     sentencepiece.SentencePieceTrainer.train(
@@ -158,7 +158,7 @@ def test_a_tokenizer_that_differs_from_sentencepiece_is_refused(
 
 
 class _Hub(http.server.SimpleHTTPRequestHandler):
-    """As much of a model hub as its client asks for: what a commit holds, and its files."""
+    """A model hub with one repository: the files of one commit."""
 
     commit: ClassVar = "6c749ce3425cd33b46d187e45b92bbf96ee12ec7"
     root: ClassVar[Path]
@@ -201,7 +201,7 @@ class _Hub(http.server.SimpleHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Logs nothing."""
 
 
 def test_the_default_entailment_model_is_downloaded_by_commit(sentencepiece_origin: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The real MiniLM against sentence-transformers, and a tiny seeded DeBERTa against itself."""
+"""The real MiniLM against sentence-transformers, and a tiny seeded DeBERTa against transformers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def tiny(models_directory: Path) -> TorchModel[Scores]:
 
 @pytest.fixture(scope="module")
 def reference(models_directory: Path) -> list[list[float]]:
-    """What sentence-transformers makes of the same folder."""
+    """The vectors of sentence-transformers for the same model folder."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(models_directory / EMBEDDING), device="cpu")
@@ -91,7 +91,7 @@ def test_vectors_have_unit_norm(minilm: TorchModel[Vector]) -> None:
 
 
 def test_a_row_in_a_batch_equals_the_text_alone(minilm: TorchModel[Vector]) -> None:
-    """Padding must not leak; float32 sums in another order differ by some 1e-7."""
+    """Padding must not change a result; float32 sums in another order differ by about 1e-7."""
     together = embed(minilm, TEXTS)
     for text, vector in zip(TEXTS, together, strict=True):
         assert embed(minilm, (text,))[0] == pytest.approx(vector, abs=1e-5)
@@ -103,7 +103,7 @@ def test_a_long_text_is_refused_or_truncated(minilm: TorchModel[Vector]) -> None
     assert (caught.value.tokens, caught.value.limit_tokens) == (302, 256)
     [row] = minilm.prepare(["word " * 300], truncate=True)
     assert row.length_tokens == 256
-    assert row.ids[-1] == minilm.prepare(["word"], truncate=False)[0].ids[-1]  # the closing token is kept
+    assert row.ids[-1] == minilm.prepare(["word"], truncate=False)[0].ids[-1]  # the final special token stays
 
 
 def test_token_ids_are_checked_and_not_changed(minilm: TorchModel[Vector]) -> None:
@@ -114,7 +114,7 @@ def test_token_ids_are_checked_and_not_changed(minilm: TorchModel[Vector]) -> No
 
 
 def test_scores_follow_the_labels_of_the_model(tiny: TorchModel[Scores], models_directory: Path) -> None:
-    """The tiny model's outputs are contradiction, entailment, neutral: not the order of our fields."""
+    """The tiny model's outputs are contradiction, entailment, neutral: another order than our fields."""
     import torch
     from transformers import DebertaV2ForSequenceClassification
 
