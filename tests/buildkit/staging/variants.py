@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checks.results import RESULTS_VERSION
+from tests.support.migration import SECOND_MIGRATION
 from tests.support.release_records import check_result
 
 if TYPE_CHECKING:
@@ -38,24 +39,6 @@ shutil.copy("/opt/models/all-MiniLM-L6-v2/tokenizer.json", "/tmp/tiny")
 """
 """Makes an entailment model with seeded random weights: its scores mean nothing, but never change."""
 
-_MIGRATION = '''"""Adds a column for notes on claims."""
-
-from alembic import op
-
-revision = "0002"
-down_revision = "0001"
-compatible_with = ("0001",)
-data_loss = {"claims": "SELECT count(*) FROM claims WHERE note IS NOT NULL"}
-
-
-def upgrade() -> None:
-    op.execute("ALTER TABLE claims ADD COLUMN note text")
-
-
-def downgrade() -> None:
-    op.execute("ALTER TABLE claims DROP COLUMN note")
-'''
-
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -76,16 +59,16 @@ VARIANTS: Mapping[str, Variant] = {
     "first": Variant("no change"),
     "second": Variant("no change but its name"),
     "large": Variant("random bytes that take time to push"),
-    "migrating": Variant("a migration that the code before works with", "schema_0002", _MIGRATION),
+    "migrating": Variant("a migration that the code before works with", "schema_0002", SECOND_MIGRATION),
     "unmigratable": Variant(
         "a migration that fails half way",
         "schema_0002",
-        _MIGRATION.replace("ADD COLUMN note text", "ADD COLUMN note x"),
+        SECOND_MIGRATION.replace("ADD COLUMN note text", "ADD COLUMN note x"),
     ),
     "breaking": Variant(
         "a migration that does not name the code before as compatible",
         "schema_0002",
-        _MIGRATION.replace('compatible_with = ("0001",)\n', ""),
+        SECOND_MIGRATION.replace('compatible_with = ("0001",)\n', ""),
     ),
     "crashing": Variant("the server ends at its start", "crash"),
     "sick": Variant("never ready, except as a canary", "never_ready"),
