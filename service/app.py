@@ -80,8 +80,20 @@ class _Parts:
 
     def providers(self) -> dict[str, Provide]:
         """Returns the dependencies of handlers, by the names of their parameters."""
-        names = ("claims", "engine", "evidence", "health", "ingestor", "metrics", "queue", "rate_limiter", "retriever")
-        return {name: _provide(getattr(self, name)) for name in (*names, "verdicts", "verifier")}
+        parts = {
+            "claims": self.claims,
+            "engine": self.engine,
+            "evidence": self.evidence,
+            "health": self.health,
+            "ingestor": self.ingestor,
+            "metrics": self.metrics,
+            "queue": self.queue,
+            "rate_limiter": self.rate_limiter,
+            "retriever": self.retriever,
+            "verdicts": self.verdicts,
+            "verifier": self.verifier,
+        }
+        return {name: _provide(part) for name, part in parts.items()}
 
 
 def create_app(settings: Settings) -> Application:

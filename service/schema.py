@@ -54,7 +54,7 @@ class MigrationPlan:
 
 
 def plan(url: str, target: str = "head") -> MigrationPlan:
-    """What `migrate` to `target` would do; changes nothing. Raises `SchemaError` if there is no path to `target`."""
+    """Returns what `migrate` to `target` would do; changes nothing. Raises `SchemaError` if there is no path."""
     from sqlalchemy.engine import make_url  # noqa: PLC0415 - as Alembic, see service.database.migrate
     from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
     from sqlalchemy.pool import NullPool  # noqa: PLC0415

@@ -55,6 +55,13 @@ class _Observation:
     stages: dict[str, float] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
 
+    def response_headers(self, total_seconds: float) -> list[tuple[bytes, bytes]]:
+        """Returns the headers to add to the response: id, Server-Timing, and those of `note_header`."""
+        stages = {**self.stages, "total": total_seconds}
+        timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
+        headers = {"x-request-id": self.request_id, "server-timing": timing, **self.headers}
+        return [(name.encode(), value.encode()) for name, value in headers.items()]
+
 
 _CURRENT: ContextVar[_Observation | None] = ContextVar("observation", default=None)
 
@@ -67,7 +74,7 @@ def request_id() -> str:
 
 @contextmanager
 def request_context(identifier: str) -> Iterator[None]:
-    """Logs under the request id `identifier` meanwhile: for work that a request queued and that is done later."""
+    """Logs under the request id `identifier` meanwhile: for a task that a request added and a worker runs later."""
     token = _CURRENT.set(_Observation(identifier))
     try:
         yield
@@ -149,6 +156,15 @@ class Metrics:
         self.queue_tokens = Gauge(name + "queue_tokens", "Tokens that wait for the device.", registry=self.registry)
         self.ready = Gauge(name + "ready", "Whether a part is ready: 1 or 0.", ("part",), registry=self.registry)
 
+    def observe_request(
+        self, method: str, route: str, status: int, seconds: float, stages: Mapping[str, float]
+    ) -> None:
+        """Records one request, with the seconds of its stages."""
+        self.requests.labels(method, route, str(status)).inc()
+        self.request_seconds.labels(route).observe(seconds)
+        for stage, stage_seconds in stages.items():
+            self.stage_seconds.labels(stage).observe(stage_seconds)
+
     def observe_batch(self, record: BatchRecord) -> None:
         """Records one forward pass."""
         self.batch_rows.labels(record.model).observe(record.rows)
@@ -193,14 +209,7 @@ class TelemetryMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                stages = {**observation.stages, "total": time.perf_counter() - began}
-                timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
-                message["headers"] = [
-                    *message["headers"],
-                    (b"x-request-id", observation.request_id.encode()),
-                    (b"server-timing", timing.encode()),
-                    *((name.encode(), value.encode()) for name, value in observation.headers.items()),
-                ]
+                message["headers"] = [*message["headers"], *observation.response_headers(time.perf_counter() - began)]
             await send(message)
 
         try:
@@ -218,10 +227,7 @@ class TelemetryMiddleware:
         finally:
             seconds = time.perf_counter() - began
             route = str(scope.get("path_template") or "unknown")
-            self._metrics.requests.labels(method, route, str(status)).inc()
-            self._metrics.request_seconds.labels(route).observe(seconds)
-            for stage, stage_seconds in observation.stages.items():
-                self._metrics.stage_seconds.labels(stage).observe(stage_seconds)
+            self._metrics.observe_request(method, route, status, seconds, observation.stages)
             _ACCESS.log(
                 logging.DEBUG if route in _PROBES else logging.INFO,
                 "request",

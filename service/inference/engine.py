@@ -99,7 +99,7 @@ class InferenceEngine:
     async def _infer(
         self, slot: ModelSlot[ResultT], inputs: Sequence[Input], seconds: float, *, truncate: bool
     ) -> Reply[ResultT]:
-        """Runs the model, and notes the time of each stage for the request at hand."""
+        """Runs the model, and notes the time of each stage for the current request."""
         reply = await self.scheduler.infer(slot.get(), inputs, seconds=seconds, truncate=truncate)
         note_stages(reply.seconds)
         return reply

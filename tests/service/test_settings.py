@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import pytest
@@ -92,3 +93,10 @@ def test_a_database_url_and_a_file_together_are_refused(tmp_path: Path) -> None:
 
 def test_unknown_variables_are_listed() -> None:
     assert Settings.from_environment({"TRUTHGRAPH_PROT": "1", "OTHER": "2"}).unknown == ("TRUTHGRAPH_PROT",)
+
+
+def test_every_setting_is_described_with_its_default() -> None:
+    lines = Settings.describe().splitlines()
+    assert len(lines) == len(fields(Settings)) - 1  # all but `unknown`
+    [port] = [line for line in lines if "TRUTHGRAPH_PORT " in line]
+    assert port.endswith("port to listen on, 0 for any (default: 8000)")
