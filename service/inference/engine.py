@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from service.database import EmbeddingSpace
 from service.inference.models import ModelFolder, ModelFolderError, check
 from service.inference.scheduler import Scheduler
-from service.inference.types import Input, Model, ModelSlot, Reply, Scores, SlotState, Vector
+from service.inference.types import DeviceUnavailableError, Input, Model, ModelSlot, Reply, Scores, SlotState, Vector
 from service.settings import Settings
 from service.telemetry import note_stages
 
@@ -140,7 +140,7 @@ class InferenceEngine:
     def _failed(slot: ModelSlot[ResultT], error: Exception) -> None:
         if not slot.is_loading:
             return
-        if isinstance(error, ModelFolderError):
+        if isinstance(error, ModelFolderError | DeviceUnavailableError):
             slot.fail(str(error))
         else:
             slot.fail(f"loading {slot.name} failed: {type(error).__name__}: {error}")

@@ -22,6 +22,7 @@ from service.inference.models import ModelFolder, ModelFolderError
 from service.inference.types import (
     DeviceLostError,
     DeviceMemoryError,
+    DeviceUnavailableError,
     Input,
     Label,
     Scores,
@@ -89,7 +90,7 @@ def place(
     image without cuDNN's engines it disables cuDNN in torch, which has its own attention.
 
     Raises:
-        ModelFolderError: the device is missing, or this image has no code for it.
+        DeviceUnavailableError: the device is missing, or this image has no code for it.
     """
     if _CUDNN_RULE in applied_rules():
         torch.backends.cudnn.enabled = False
@@ -98,7 +99,9 @@ def place(
     transformers_logging.disable_progress_bar()
     chosen = device if device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if chosen == "cuda" and not torch.cuda.is_available():
-        raise ModelFolderError("any", "TRUTHGRAPH_DEVICE or --device is cuda, and torch finds no GPU")
+        raise DeviceUnavailableError(
+            "the device is set to cuda and torch finds no GPU: set it to auto or cpu, or add a GPU"
+        )
     workers = 1
     if chosen == "cpu":
         cores = compute_threads or _cores()
@@ -108,7 +111,7 @@ def place(
         is_native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
     else:
         if reason := refusal(torch.cuda.get_device_capability(), kept_targets()):
-            raise ModelFolderError("any", reason)
+            raise DeviceUnavailableError(reason)
         is_native = torch.cuda.is_bf16_supported(including_emulation=False)
     by_name = {
         "auto": torch.bfloat16 if is_native else torch.float32,

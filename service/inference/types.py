@@ -11,6 +11,7 @@ __all__ = [
     "DeadlineExceededError",
     "DeviceLostError",
     "DeviceMemoryError",
+    "DeviceUnavailableError",
     "InferenceError",
     "InferenceFailedError",
     "Input",
@@ -217,6 +218,10 @@ class InferenceFailedError(InferenceError):
 
 class DeviceMemoryError(InferenceError):
     """The batch does not fit into the device's memory; a smaller one may."""
+
+
+class DeviceUnavailableError(Exception):
+    """The configured device cannot be used; the message says why and how to fix it."""
 
 
 class DeviceLostError(InferenceError):
