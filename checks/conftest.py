@@ -107,7 +107,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("needs"):
         for part in mark.args:
             if not PARTS[part](item.config.stash[EXPECTATIONS]):
-                raise NotApplicable(f"the target {item.config.stash[EXPECTATIONS].target} has no {part}")
+                raise NotApplicable(f"the target {item.config.stash[EXPECTATIONS].target} lacks this part: {part}")
 
 
 @pytest.hookimpl(wrapper=True)

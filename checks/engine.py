@@ -41,7 +41,12 @@ class ImageUnknown(EngineFailed):
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A program that ended in a container: exit code and output."""
+    """A program that ended in a container.
+
+    Attributes:
+        output: its standard output.
+        errors: its standard error.
+    """
 
     exit_code: int
     output: str

@@ -11,9 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Configuration",
-    "DebianPackage",
     "Distribution",
-    "DuplicateFiles",
     "File",
     "FileNote",
     "FileSystem",
@@ -80,31 +78,24 @@ class SharedObject:
 
 @dataclass(frozen=True, slots=True)
 class FileNote:
-    """A remark on one file: what its contents show it to be, or what is wrong with its bytecode."""
+    """A remark on one file.
+
+    Attributes:
+        note: what the contents of the file show it to be, or what is wrong with its bytecode.
+    """
 
     path: str
     note: str
 
 
 @dataclass(frozen=True, slots=True)
-class DuplicateFiles:
-    """Several files with the same contents."""
-
-    size_bytes: int
-    paths: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DebianPackage:
-    """A Debian package that is installed."""
-
-    name: str
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
 class Distribution:
-    """An installed Python distribution; `path` is its metadata folder."""
+    """An installed Python distribution.
+
+    Attributes:
+        name: as its metadata spells it.
+        path: its folder `*.dist-info` or `*.egg-info`.
+    """
 
     name: str
     version: str
@@ -126,8 +117,9 @@ class FileSystem:
 
     Attributes:
         recognized: files whose contents show what they are, whatever their names.
-        duplicates: files with equal contents.
+        duplicates: groups of paths of large files with equal contents.
         bytecode_problems: Python sources whose bytecode is missing or cannot be used.
+        packages: name -> version of each installed Debian package.
     """
 
     python: Interpreter
@@ -135,15 +127,19 @@ class FileSystem:
     files: tuple[File, ...]
     objects: tuple[SharedObject, ...]
     recognized: tuple[FileNote, ...]
-    duplicates: tuple[DuplicateFiles, ...]
+    duplicates: tuple[tuple[str, ...], ...]
     bytecode_problems: tuple[FileNote, ...]
-    packages: tuple[DebianPackage, ...]
+    packages: dict[str, str]
     distributions: tuple[Distribution, ...]
 
     @cached_property
     def by_path(self) -> dict[str, File]:
         """The files by path."""
         return {file.path: file for file in self.files}
+
+    def recognized_as(self, note: str) -> set[str]:
+        """Returns the paths of the files whose contents show that they are *note*."""
+        return {file.path for file in self.recognized if file.note == note}
 
     def below(self, *folders: str) -> Iterator[File]:
         """Yields the files in *folders*, at any depth."""

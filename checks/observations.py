@@ -97,7 +97,12 @@ class DeviceRun:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A response of the service: status and body. Status 0 means that there was none, and the body says why."""
+    """A response of the service.
+
+    Attributes:
+        status: the HTTP status, 0 if there was no response.
+        body: the body, or why there was no response.
+    """
 
     status: int
     body: str

@@ -81,9 +81,9 @@ def test_tool_is_absent(tool: str, file_system: FileSystem, layers: ImageLayers)
             (file.path for file in file_system.files if is_command(file) and re.fullmatch(names, file.name)),
         ),
         *(
-            f"Debian package {package.name} {package.version} ({layers.where('/var/lib/dpkg/status')})"
-            for package in file_system.packages
-            if re.fullmatch(packages, package.name)
+            f"Debian package {name} {version} ({layers.where('/var/lib/dpkg/status')})"
+            for name, version in file_system.packages.items()
+            if re.fullmatch(packages, name)
         ),
         *(
             f"distribution {item.name} {item.version} at {item.path} ({layers.where(item.path)})"
@@ -122,7 +122,7 @@ def test_no_uv_cache(file_system: FileSystem, layers: ImageLayers) -> None:
 
 def test_no_pip_cache(file_system: FileSystem, layers: ImageLayers) -> None:
     """The pip cache is absent from any folder, and so are wheels."""
-    cached = {file.path for file in file_system.recognized if file.note == "an entry of pip's HTTP cache"}
+    cached = file_system.recognized_as("an entry of pip's HTTP cache")
     paths = [
         file.path
         for file in file_system.files
@@ -138,7 +138,7 @@ def test_no_pip_cache(file_system: FileSystem, layers: ImageLayers) -> None:
 
 def test_no_apt_lists(file_system: FileSystem, layers: ImageLayers) -> None:
     """The package lists and archives of apt are absent."""
-    archives = {file.path for file in file_system.recognized if file.note == "a Debian package"}
+    archives = file_system.recognized_as("a Debian package")
     paths = (
         file.path
         for file in file_system.files
@@ -207,7 +207,7 @@ def test_no_tests_or_scripts(expectations: Expectations, file_system: FileSystem
 
 def test_no_headers_or_static_libraries(file_system: FileSystem, layers: ImageLayers) -> None:
     """The Python environment has no header files and no static libraries."""
-    archives = {file.path for file in file_system.recognized if file.note == "a static library"}
+    archives = file_system.recognized_as("a static library")
     paths = (
         file.path
         for file in file_system.below(*file_system.site_packages)

@@ -27,7 +27,7 @@ def test_system_packages_are_installed(
     expectations: Expectations, file_system: FileSystem, host: testinfra.host.Host
 ) -> None:
     """The Debian packages that operators need are installed, and their commands run."""
-    installed = {package.name for package in file_system.packages}
+    installed = file_system.packages
     commands = {"curl": "curl", "postgresql-client": "psql"}
     found = [f"{name} is not in the package database" for name in expectations.system_packages if name not in installed]
     for name in expectations.system_packages:

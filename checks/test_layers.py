@@ -59,9 +59,9 @@ def test_no_duplicate_files(file_system: FileSystem, layers: ImageLayers) -> Non
     """No large file is stored twice under two names."""
     fail_if(
         (
-            f"{same.size_bytes} bytes at {', '.join(same.paths)} ({layers.where(same.paths[-1])})"
-            for same in file_system.duplicates
-            if same.size_bytes >= LARGE_BYTES
+            f"{size_bytes} bytes at {', '.join(paths)} ({layers.where(paths[-1])})"
+            for paths in file_system.duplicates
+            if (size_bytes := file_system.by_path[paths[0]].size_bytes) >= LARGE_BYTES
         ),
         fix="replace all but one by links",
     )

@@ -287,25 +287,21 @@ def resolve(objects: list[dict[str, Any]]) -> None:
         ]
 
 
-def duplicates(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns groups of files with equal contents; hard links to one file count once."""
+def duplicates(files: list[dict[str, Any]]) -> list[list[str]]:
+    """Returns groups of paths of large files with equal contents; hard links to one file count once."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for fact in files:
         if fact["kind"] == "file" and fact["size_bytes"] >= DUPLICATE_MINIMUM_BYTES:
             by_size[fact["size_bytes"]].append(fact["path"])
-    groups: list[dict[str, Any]] = []
-    for size_bytes, paths in by_size.items():
+    groups: list[list[str]] = []
+    for paths in by_size.values():
         if len(paths) > 1:
             by_content: dict[str, dict[int, str]] = defaultdict(dict)
             for path in paths:
                 with open(path, "rb") as source:
                     digest = hashlib.file_digest(source, "sha256").hexdigest()
                 by_content[digest].setdefault(os.stat(path).st_ino, path)
-            groups += [
-                {"size_bytes": size_bytes, "paths": sorted(same.values())}
-                for same in by_content.values()
-                if len(same) > 1
-            ]
+            groups += [sorted(same.values()) for same in by_content.values() if len(same) > 1]
     return groups
 
 
@@ -353,9 +349,9 @@ def bytecode_problems(
     return problems
 
 
-def dpkg_packages() -> list[dict[str, str]]:
-    """Returns the Debian packages that are installed, completely or partly."""
-    packages: list[dict[str, str]] = []
+def dpkg_packages() -> dict[str, str]:
+    """Returns name -> version of the Debian packages that are installed, completely or partly."""
+    packages: dict[str, str] = {}
     try:
         with open("/var/lib/dpkg/status", encoding="utf-8", errors="replace") as database:
             paragraphs = database.read().split("\n\n")
@@ -364,7 +360,7 @@ def dpkg_packages() -> list[dict[str, str]]:
     for paragraph in paragraphs:
         fields = dict(re.findall(r"^(Package|Status|Version): (.*)$", paragraph, re.MULTILINE))
         if fields.get("Status", "").endswith((" installed", " unpacked", " half-configured", " half-installed")):
-            packages.append({"name": fields["Package"], "version": fields.get("Version", "")})
+            packages[fields["Package"]] = fields.get("Version", "")
     return packages
 
 

@@ -8,13 +8,13 @@ import pytest
 
 from checks import test_absent
 from checks.expectations import Expectations
-from checks.facts import DebianPackage, Distribution, File, FileNote, FileSystem, Interpreter
+from checks.facts import Distribution, File, FileNote, FileSystem, Interpreter
 from checks.layers import ImageLayers, TarLayer, TarMember
 from checks.results import Findings
 
 SITE = "/opt/venv/lib/python3.13/site-packages"
 NO_LAYERS = ImageLayers((), (), {})
-EMPTY = FileSystem(Interpreter("3.13.5", "/opt/venv/bin/python3", "/opt/venv"), (SITE,), (), (), (), (), (), (), ())
+EMPTY = FileSystem(Interpreter("3.13.5", "/opt/venv/bin/python3", "/opt/venv"), (SITE,), (), (), (), (), (), {}, ())
 EXPECTED = Expectations(
     target="api", development_only={"pytest": ("pytest", "_pytest"), "pytest-testinfra": ("testinfra",)}
 )
@@ -100,7 +100,7 @@ def test_similar_name_is_accepted(path: str) -> None:
     ],
 )
 def test_package_of_a_tool_is_found_by_that_tool_only(tool: str, package: str) -> None:
-    file_system = replace(EMPTY, packages=(DebianPackage(package, "1"),))
+    file_system = replace(EMPTY, packages={package: "1"})
     assert [name for name in test_absent.TOOLS if find_tool(name, file_system)] == [tool]
 
 
@@ -108,7 +108,7 @@ def test_package_of_a_tool_is_found_by_that_tool_only(tool: str, package: str) -
     "package", ["gcc-14-base", "libgcc-s1", "libstdc++6", "libc6", "dpkg", "libmaker", "make-guile-doc"]
 )
 def test_package_of_every_image_is_accepted(package: str) -> None:
-    file_system = replace(EMPTY, packages=(DebianPackage(package, "1"),))
+    file_system = replace(EMPTY, packages={package: "1"})
     assert [name for name in test_absent.TOOLS if find_tool(name, file_system)] == []
 
 

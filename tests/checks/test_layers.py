@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -11,9 +12,9 @@ import pytest
 
 from checks import test_layers as layer_checks
 from checks.expectations import Expectations, SizeLimits
-from checks.facts import DuplicateFiles, FileSystem, Interpreter
+from checks.facts import File, FileSystem, Interpreter
 from checks.layers import ImageLayers, UnreadableImage, read_store, read_stream
-from checks.results import NotApplicable
+from checks.results import Findings, NotApplicable
 from checks.secrets import SecretScanner
 from tests.checks.faults import TOKEN
 
@@ -184,11 +185,15 @@ def test_index_leads_to_the_manifest_of_the_platform(tmp_path: Path) -> None:
         read_store(tmp_path, digest(index), "arm64", NOTHING, None)
 
 
-def test_small_duplicates_are_accepted() -> None:
-    python = Interpreter("3.13.5", "/opt/venv/bin/python3", "/opt/venv")
-    small = FileSystem(python, (), (), (), (), (DuplicateFiles(99_999, ("/a", "/b")),), (), (), ())
+@pytest.mark.parametrize(("size_bytes", "found"), [(999_999, False), (1_000_000, True)])
+def test_large_duplicates_are_found(size_bytes: int, *, found: bool) -> None:
+    files = tuple(File(path, "file", 0o644, 0, 0, size_bytes) for path in ("/a", "/b"))
+    file_system = FileSystem(
+        Interpreter("3.13.5", "/opt/venv/bin/python3", "/opt/venv"), (), files, (), (), (("/a", "/b"),), (), {}, ()
+    )
 
-    layer_checks.test_no_duplicate_files(small, ImageLayers((), (), {}))
+    with pytest.raises(Findings, match="1000000 bytes at /a, /b") if found else contextlib.nullcontext():
+        layer_checks.test_no_duplicate_files(file_system, ImageLayers((), (), {}))
 
 
 @pytest.mark.parametrize("check", ["size", "each_layer", "layer_count"])
