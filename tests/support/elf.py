@@ -170,7 +170,7 @@ class LibrarySpec:
         for index, relocation in enumerate([*relocations, *self.extra_relocations]):
             struct.pack_into("<QQq", image, rela + RELOCATION_BYTES * index, *relocation)
         value = self.exported_address if self.exported_address is not None else text
-        struct.pack_into("<IBBHQQ", image, symbols + SYMBOL_BYTES, 41, 0x12, 0, 4, value, 16)
+        struct.pack_into("<IBBHQQ", image, symbols + SYMBOL_BYTES, 40, 0x12, 0, 4, value, 16)
         sections = [
             section._replace(address=section.offset + (delta if section.offset >= second_start else 0))
             for section in sections
