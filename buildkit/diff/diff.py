@@ -132,21 +132,21 @@ def _concerns(before: Measurement, after: Measurement) -> Iterator[PartChange]:
 
 def _packages(before: Measurement, after: Measurement) -> Iterator[PackageChange]:
     has_files = before.files is not None and after.files is not None
-    old, new = _by_package(before, has_files=has_files), _by_package(after, has_files=has_files)
+    states_before, states_after = (_by_package(each, has_files=has_files) for each in (before, after))
     changes = []
-    for manager, name in sorted(old.keys() | new.keys()):
-        was, is_now = old.get((manager, name)), new.get((manager, name))
-        if was == is_now:
+    for manager, name in sorted(states_before.keys() | states_after.keys()):
+        old, new = states_before.get((manager, name)), states_after.get((manager, name))
+        if old == new:
             continue
-        before_bytes, after_bytes = was.size_bytes if was else 0, is_now.size_bytes if is_now else 0
-        kind = "added" if was is None else "removed" if is_now is None else _kind(before_bytes, after_bytes)
+        before_bytes, after_bytes = old.size_bytes if old else 0, new.size_bytes if new else 0
+        kind = "added" if old is None else "removed" if new is None else _kind(before_bytes, after_bytes)
         changes.append(
             PackageChange(
                 manager=manager,
                 name=name,
                 kind=kind,
-                before_version=was.version if was else "",
-                after_version=is_now.version if is_now else "",
+                before_version=old.version if old else "",
+                after_version=new.version if new else "",
                 before_bytes=before_bytes,
                 after_bytes=after_bytes,
             )
@@ -184,37 +184,37 @@ def _by_package(measurement: Measurement, *, has_files: bool) -> dict[tuple[str,
 
 def _files(pairs: Sequence[FilePair], before: Measurement, after: Measurement) -> Iterable[FileChange]:
     changes = []
-    for was, is_now in pairs:
-        kind = _file_kind(was, is_now)
+    for old, new in pairs:
+        kind = _file_kind(old, new)
         if kind == "same":
             continue
-        shown, measurement = (is_now, after) if is_now is not None else (was, before)
+        shown, measurement = (new, after) if new is not None else (old, before)
         if shown is None:
             continue
         changes.append(
             FileChange(
                 path=shown.path,
                 kind=kind,
-                before_bytes=was.size_bytes if was else 0,
-                after_bytes=is_now.size_bytes if is_now else 0,
+                before_bytes=old.size_bytes if old else 0,
+                after_bytes=new.size_bytes if new else 0,
                 package=measurement.packages[shown.package].name if shown.package >= 0 else None,
-                moved_from=was.path if was is not None and was.path != shown.path else None,
+                moved_from=old.path if old is not None and old.path != shown.path else None,
             )
         )
     return sorted(changes, key=lambda each: (-abs(each.after_bytes - each.before_bytes), each.path))
 
 
-def _file_kind(was: FileRecord | None, is_now: FileRecord | None) -> ChangeKind:
-    if was is None:
+def _file_kind(old: FileRecord | None, new: FileRecord | None) -> ChangeKind:
+    if old is None:
         return "added"
-    if is_now is None:
+    if new is None:
         return "removed"
-    if was.size_bytes != is_now.size_bytes:
-        return _kind(was.size_bytes, is_now.size_bytes)
-    if was.sha256 != is_now.sha256:
+    if old.size_bytes != new.size_bytes:
+        return _kind(old.size_bytes, new.size_bytes)
+    if old.sha256 != new.sha256:
         return "changed"
-    if was.path != is_now.path:
+    if old.path != new.path:
         return "moved"
-    one = (was.kind, was.mode, was.uid, was.gid, was.link)
-    other = (is_now.kind, is_now.mode, is_now.uid, is_now.gid, is_now.link)
-    return "same" if one == other else "metadata only"
+    metadata_before = (old.kind, old.mode, old.uid, old.gid, old.link)
+    metadata_after = (new.kind, new.mode, new.uid, new.gid, new.link)
+    return "same" if metadata_before == metadata_after else "metadata only"

@@ -77,14 +77,14 @@ def removed_components(
     """
     packages_left = {(str(package.manager), package.name) for package in after.packages}
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for was, is_now in pairs:
-        if was is None or was.kind != "file" or (is_now is not None and is_now.kind != "file"):
+    for old, new in pairs:
+        if old is None or old.kind != "file" or (new is not None and new.kind != "file"):
             continue
-        if is_now is None:
-            groups[_component(was, before, packages_left)].append(was.size_bytes)
-        elif _SHARED_OBJECT.fullmatch(was.path) and is_now.size_bytes < was.size_bytes:
+        if new is None:
+            groups[_component(old, before, packages_left)].append(old.size_bytes)
+        elif _SHARED_OBJECT.fullmatch(old.path) and new.size_bytes < old.size_bytes:
             key = "symbols and other parts of shared objects", "not needed to run"
-            groups[key].append(was.size_bytes - is_now.size_bytes)
+            groups[key].append(old.size_bytes - new.size_bytes)
     found = [RemovedComponent(name, reason, sum(sizes), len(sizes)) for (name, reason), sizes in groups.items()]
     return tuple(sorted(found, key=lambda each: (-each.removed_bytes, each.name)))
 

@@ -52,7 +52,7 @@ class AmbiguousImage(ImageError):
     """Several images match; `choices` are their tags or platforms."""
 
     def __init__(self, image: str, choices: Sequence[str]) -> None:
-        super().__init__(image, f"holds several images, choose one of: {', '.join(choices)}")
+        super().__init__(image, f"it holds several images; choose one with --tag or --platform: {', '.join(choices)}")
         self.choices = tuple(choices)
 
 

@@ -286,7 +286,7 @@ class _ZstdReader:
 def check_expansion(unpacked_bytes: int, stored_bytes: int, limits: Limits) -> None:
     """Raises LayerTooLarge if *unpacked_bytes* exceed the limits, alone or in relation to *stored_bytes*."""
     if unpacked_bytes > limits.unpacked_bytes:
-        raise LayerTooLarge(f"more than {limits.unpacked_bytes} bytes unpacked, the limit")
+        raise LayerTooLarge(f"more than {limits.unpacked_bytes} bytes unpacked; --max-layer-bytes raises the limit")
     if unpacked_bytes > limits.expansion_free_bytes and unpacked_bytes > stored_bytes * limits.expansion_ratio:
         raise LayerTooLarge(
             f"{stored_bytes} stored bytes unpack to {unpacked_bytes}, more than {limits.expansion_ratio} times as many"

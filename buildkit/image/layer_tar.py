@@ -210,7 +210,7 @@ class _TarReader(TarCursor):
     def _path(self, header: TarHeader, pax: Mapping[str, bytes]) -> tuple[bytes, str]:
         """Returns the name of an entry, as written and normalized; counts entries and names against the limits."""
         if len(self.entries) >= self._limits.entries:
-            raise LayerTooLarge(f"more than {self._limits.entries} entries, the limit")
+            raise LayerTooLarge(f"more than {self._limits.entries} entries; --max-entries raises the limit")
         sparse_name = pax.get("GNU.sparse.name")
         raw_path = sparse_name if sparse_name is not None else pax.get("path", header.name)
         path = normalize_path(raw_path)

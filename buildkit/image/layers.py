@@ -83,7 +83,10 @@ class LayerReader:
                 contents[diff_id] = self._read_layer(layer, diff_id, store)
             entries += len(contents[diff_id].entries)
             if entries > self._limits.entries:
-                raise LayerTooLarge(f"more than {self._limits.entries} entries in its layers", layer=self.image)
+                raise LayerTooLarge(
+                    f"more than {self._limits.entries} entries in its layers; --max-entries raises the limit",
+                    layer=self.image,
+                )
         return [contents[diff_id] for diff_id in diff_ids]
 
     def _read_layer(self, layer: StoredLayer, diff_id: str, store: BlobStore) -> LayerContents:

@@ -266,17 +266,17 @@ class _LayerApplier:
         self._last = None
         stack = [(path, node, is_deleted)]
         while stack:
-            at, each, is_gone = stack.pop()
-            stack.extend((f"{at}/{name}", child, True) for name, child in (each.children or {}).items())
+            removed_path, each, is_deleted = stack.pop()
+            stack.extend((f"{removed_path}/{name}", child, True) for name, child in (each.children or {}).items())
             stored = each.file
             if stored is None:
                 continue
             stored.names -= 1
             if stored.names == 0 and stored.entry.size_bytes:
                 if self._is_hiding:
-                    self._hidden[at] = (len(self._fs.waste), stored)
-                cause: Cause = "deleted" if is_gone else _replaced(stored, successor)
-                self._fs.waste.append(Waste(at, stored.entry.size_bytes, cause, stored.layer, self._layer))
+                    self._hidden[removed_path] = (len(self._fs.waste), stored)
+                cause: Cause = "deleted" if is_deleted else _replaced(stored, successor)
+                self._fs.waste.append(Waste(removed_path, stored.entry.size_bytes, cause, stored.layer, self._layer))
 
     def _correct_cause(self, path: str, successor: StoredFile) -> None:
         """Corrects "deleted" to the cause of a replacement, if the layer writes a path again that its whiteout hid."""

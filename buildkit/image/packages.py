@@ -68,7 +68,7 @@ def find_owners(file_system: MergedFileSystem, captured: Sequence[Mapping[str, b
         CorruptLayer: a RECORD is not a list of files.
     """
     files = {path: node.file for path, node in file_system.walk() if node.file is not None}
-    lists = [*_python_lists(files, captured), *_debian_lists(files, captured)]
+    lists = [each for find in (_python_lists, _debian_lists, _distroless_lists) for each in find(files, captured)]
     owner_of: dict[str, int] = {}
     counts = [0] * len(lists)
     sizes = [0] * len(lists)
@@ -147,25 +147,24 @@ def _debian_lists(files: Mapping[str, StoredFile], captured: Sequence[Mapping[st
     for fields in sorted(_paragraphs(status), key=lambda each: (each.get("Package", ""), each.get("Architecture", ""))):
         if not fields.get("Status", "").endswith(" installed"):
             continue
-        name = fields["Package"]
-        for stem in (f"{name}:{fields.get('Architecture')}", name):
-            path = f"{_DPKG}/info/{stem}.list"
-            if path in files:
-                listed = _content(path, files, captured).decode("utf-8", "backslashreplace").splitlines()
-                paths = [line.lstrip("/") for line in listed]
-                yield _FileList("debian", name, fields.get("Version", ""), "", files[path].layer, paths)
-                break
+        name, version = fields["Package"], fields.get("Version", "")
+        candidates = (f"{_DPKG}/info/{stem}.list" for stem in (f"{name}:{fields.get('Architecture')}", name))
+        path = next((each for each in candidates if each in files), None)
+        if path is None:
+            yield _FileList("debian", name, version, "", files[f"{_DPKG}/status"].layer, ())
         else:
-            layer = files[f"{_DPKG}/status"].layer
-            yield _FileList("debian", name, fields.get("Version", ""), "", layer, ())
+            lines = _content(path, files, captured).decode("utf-8", "backslashreplace").splitlines()
+            yield _FileList("debian", name, version, "", files[path].layer, [line.lstrip("/") for line in lines])
+
+
+def _distroless_lists(files: Mapping[str, StoredFile], captured: Sequence[Mapping[str, bytes]]) -> Iterator[_FileList]:
     for path in sorted(path for path in files if path.startswith(f"{_DPKG}/status.d/")):
         if path.endswith(".md5sums"):
             continue
         for fields in _paragraphs(_content(path, files, captured).decode("utf-8", "replace")):
             sums = _content(f"{path}.md5sums", files, captured).decode("utf-8", "backslashreplace").splitlines()
             paths = [line.partition(" ")[2].strip().removeprefix("./").lstrip("/") for line in sums]
-            version = fields.get("Version", "")
-            yield _FileList("debian", fields.get("Package", ""), version, "", files[path].layer, paths)
+            yield _FileList("debian", fields["Package"], fields.get("Version", ""), "", files[path].layer, paths)
 
 
 def _content(path: str, files: Mapping[str, StoredFile], captured: Sequence[Mapping[str, bytes]]) -> bytes:

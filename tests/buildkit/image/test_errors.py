@@ -13,7 +13,7 @@ def test_layer_error_names_layer_and_path() -> None:
 
 def test_ambiguous_image_lists_the_choices() -> None:
     error = errors.AmbiguousImage("x", ["a:1", "b:2"])
-    assert str(error) == "x: holds several images, choose one of: a:1, b:2"
+    assert str(error) == "x: it holds several images; choose one with --tag or --platform: a:1, b:2"
 
 
 def test_digest_mismatch_names_both_digests() -> None:
