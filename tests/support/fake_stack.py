@@ -197,7 +197,7 @@ class FakeStack:
 
     def replicas(self, service: str, *, include_ended: bool = False) -> tuple[Replica, ...]:
         del include_ended
-        return (Replica("t", 1, self.site.running[service], "running", "running", "", "node", "container"),)
+        return (Replica("t", 1, self.site.running[service], "running", "running", "", "container"),)
 
     def deploy(self) -> None:
         self.site.running |= self.images

@@ -21,7 +21,6 @@ def task(
         "Spec": {"ContainerSpec": {"Image": image}},
         "Status": {"State": state, "Err": error, "ContainerStatus": {"ContainerID": f"c-{identifier}"}},
         "DesiredState": desired,
-        "NodeID": "node",
     }
 
 

@@ -49,7 +49,6 @@ class Replica:
         state: as swarm names it: starting, running, complete, failed, and so on.
         desired_state: the state that swarm works towards.
         error: why it ended; "" if it did not.
-        node: identifier of the node that it runs on.
         container: identifier of its container; "" before it has one.
     """
 
@@ -59,7 +58,6 @@ class Replica:
     state: str
     desired_state: str
     error: str
-    node: str
     container: str
 
     @property
@@ -346,7 +344,6 @@ def _replica(task: Mapping[str, Any]) -> Replica:
         state=status["State"],
         desired_state=task["DesiredState"],
         error=status.get("Err", ""),
-        node=task.get("NodeID", ""),
         container=status.get("ContainerStatus", {}).get("ContainerID", ""),
     )
 

@@ -45,7 +45,7 @@ class FakeStack(Stack):
 
 
 def replica(task: str, slot: int, container: str = "") -> Replica:
-    return Replica(task, slot, "api@sha256:0123456789abcdef", "running", "running", "", "node", container)
+    return Replica(task, slot, "api@sha256:0123456789abcdef", "running", "running", "", container)
 
 
 @pytest.fixture

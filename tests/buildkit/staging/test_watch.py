@@ -42,7 +42,7 @@ class Clock:
 
 
 def replica(slot: int, state: str = "running") -> Replica:
-    return Replica(f"task{slot}{state}", slot, "api@sha256:a", state, "running", "", "node", f"container{slot}")
+    return Replica(f"task{slot}{state}", slot, "api@sha256:a", state, "running", "", f"container{slot}")
 
 
 def healthy(requests: float = 0, *, errors: float = 0, memory_bytes: int = 500) -> StackStatus:

@@ -20,7 +20,7 @@ NEW, OLD = f"sha256:{'b' * 64}", f"sha256:{'a' * 64}"
 
 
 def replica(slot: int, digest: str = NEW, state: str = "running", desired: str = "running", error: str = "") -> Replica:
-    return Replica(f"{slot}{digest[-1]}{state}", slot, f"api@{digest}", state, desired, error, "node", "container")
+    return Replica(f"{slot}{digest[-1]}{state}", slot, f"api@{digest}", state, desired, error, "container")
 
 
 # ---- services
@@ -153,7 +153,7 @@ def test_rollout_ignores_the_update_before(stack: Stack) -> None:
 )
 def test_rollout_that_swarm_rolled_back_has_failed(stack: Stack, state: str, shown: str) -> None:
     starting = replica(1, state="starting")
-    ended = Replica(starting.task, 1, starting.image, "failed", "shutdown", "unhealthy container", "node", "container")
+    ended = Replica(starting.task, 1, starting.image, "failed", "shutdown", "unhealthy container", "container")
     after = (ended, replica(1, OLD), replica(2, OLD))
 
     with pytest.raises(StackFailed, match=shown):
