@@ -149,7 +149,7 @@ def build_arguments(spec: ImageSpec, target: Target, base: BaseImage) -> dict[st
 def _image_options(
     spec: ImageSpec, target: Target, base: BaseImage, *, tag: str, labels: Mapping[str, str]
 ) -> list[str]:
-    """Options of `docker buildx build` that say what is built and what the image is called."""
+    """Options of `docker buildx build`: Dockerfile, stage, base image, name and labels of the result."""
     return [
         f"--file={spec.project / target.dockerfile}",
         f"--target={target.stage}",

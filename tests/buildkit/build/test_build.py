@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from buildkit.build.record import load_record, record_path
 from buildkit.engine import client
 from buildkit.errors import BuildFailed, DiskTooFull
 from tests.support.polling import until
+from tests.support.projects import PROJECT, images_toml, make_project
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,30 +33,9 @@ if TYPE_CHECKING:
     from buildkit.build.record import BuildRecord
     from buildkit.engine.client import Engine
 
-PROJECT = Path(__file__).resolve().parents[3]
 SECRET = "pa55-word-for-the-mirror"  # noqa: S105 - planted in the environment, searched in the image
-IMAGES = """
-schema_version = 2
-layers = []
-
-[image]
-name = "truthgraph-test-build"
-title = "t"
-description = "d"
-licenses = "Apache-2.0"
-python = "3.13"
-base = "python:3.13-slim-trixie"
-venv = "/opt/venv"
-app = "/app"
-model = "m"
-cuda_targets = []
-
-[[targets]]
-name = "small"
-dockerfile = "docker/Dockerfile"
-stage = "runtime"
-disk_bytes = 1000
-"""
+NAME = "truthgraph-test-build"
+HUGE = images_toml(NAME, "small", disk_bytes=900_000_000_000_000)
 DOCKERFILE = """
 ARG PYTHON_IMAGE
 FROM ${PYTHON_IMAGE} AS python
@@ -89,12 +68,8 @@ def base(engine: Engine) -> bases.BaseImage:
 @pytest.fixture
 def project(tmp_path: Path, docker: Sequence[str]) -> Iterator[Path]:
     """A project of one small target; its image is removed afterwards."""
-    (tmp_path / "docker" / "lock").mkdir(parents=True)
-    (tmp_path / "docker" / "images.toml").write_text(IMAGES)
-    (tmp_path / "docker" / "Dockerfile").write_text(DOCKERFILE)
-    shutil.copy(PROJECT / "pyproject.toml", tmp_path)
-    yield tmp_path
-    subprocess.run([*docker, "image", "rm", "--force", "truthgraph-test-build:small"], capture_output=True, check=False)
+    yield make_project(tmp_path, images_toml(NAME, "small"), DOCKERFILE)
+    subprocess.run([*docker, "image", "rm", "--force", f"{NAME}:small"], capture_output=True, check=False)
 
 
 @pytest.fixture
@@ -223,8 +198,7 @@ def test_build_secrets_are_not_in_the_image(
 
 
 def test_full_disk_is_refused_with_needed_and_free_bytes(run: Callable[..., BuildRecord], project: Path) -> None:
-    path = project / "docker" / "images.toml"
-    path.write_text(IMAGES.replace("disk_bytes = 1000", "disk_bytes = 900_000_000_000_000"))
+    (project / "docker" / "images.toml").write_text(HUGE)
 
     with pytest.raises(DiskTooFull, match=r"needs 900000\.0 GB in .*, \d+\.\d GB are free"):
         run()
@@ -233,8 +207,7 @@ def test_full_disk_is_refused_with_needed_and_free_bytes(run: Callable[..., Buil
 
 
 def test_disk_of_another_machine_is_not_checked(run: Callable[..., BuildRecord], project: Path) -> None:
-    path = project / "docker" / "images.toml"
-    path.write_text(IMAGES.replace("disk_bytes = 1000", "disk_bytes = 900_000_000_000_000"))
+    (project / "docker" / "images.toml").write_text(HUGE)
 
     assert run(on_this_machine=False).digest
 

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 from rich.console import Console
@@ -20,6 +20,7 @@ from buildkit.engine.daemon import ManagedDaemon
 from buildkit.errors import DiskTooFull, EngineUnavailable, UsageError
 from buildkit.timing import builder as builders
 from buildkit.timing.run import BenchmarkPlan, time_builds
+from tests.support.projects import PROJECT, images_toml, make_project
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -27,35 +28,8 @@ if TYPE_CHECKING:
     from buildkit.timing.builder import BenchmarkBuilder
     from buildkit.timing.record import Timings
 
-PROJECT = Path(__file__).resolve().parents[3]
-IMAGES = """
-schema_version = 2
-layers = []
-
-[image]
-name = "truthgraph-test-timing"
-title = "t"
-description = "d"
-licenses = "Apache-2.0"
-python = "3.13"
-base = "python:3.13-slim-trixie"
-venv = "/opt/venv"
-app = "/app"
-model = "m"
-cuda_targets = []
-
-[[targets]]
-name = "small"
-dockerfile = "docker/Dockerfile"
-stage = "runtime"
-disk_bytes = 1000
-
-[[targets]]
-name = "other"
-dockerfile = "docker/Dockerfile"
-stage = "runtime"
-disk_bytes = 1000
-"""
+Runner: TypeAlias = "Callable[..., list[Timings]]"
+NAME = "truthgraph-test-timing"
 DOCKERFILE = """
 ARG PYTHON_IMAGE
 FROM ${PYTHON_IMAGE} AS python
@@ -96,13 +70,10 @@ def mentioned_in_firewall(*words: str) -> list[str]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    for folder in ("docker/lock", "service"):
-        (tmp_path / "project" / folder).mkdir(parents=True)
-    (tmp_path / "project/docker/images.toml").write_text(IMAGES)
-    (tmp_path / "project/docker/Dockerfile").write_text(DOCKERFILE)
-    (tmp_path / "project/service/app.py").write_text("VALUE = 1\n")
-    shutil.copy(PROJECT / "pyproject.toml", tmp_path / "project")
-    return tmp_path / "project"
+    folder = make_project(tmp_path / "project", images_toml(NAME, "small", "other"), DOCKERFILE)
+    (folder / "service").mkdir()
+    (folder / "service" / "app.py").write_text("VALUE = 1\n")
+    return folder
 
 
 @pytest.fixture
@@ -115,17 +86,15 @@ def user_builder(own: BenchmarkBuilder, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def timed(
-    own: BenchmarkBuilder, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[BenchmarkPlan], list[Timings]]:
+def run(project: Path, own: BenchmarkBuilder, monkeypatch: pytest.MonkeyPatch) -> Runner:
     """Runs a plan; returns the timings that were saved after each build, and the result last."""
     monkeypatch.setattr(builders, "_QUIET_SECONDS", 0.2)  # small images are deleted at once
 
-    def call(plan: BenchmarkPlan) -> list[Timings]:
+    def call(plan: BenchmarkPlan, builder: BenchmarkBuilder = own) -> list[Timings]:
         saved: list[Timings] = []
         result = time_builds(
             plan,
-            own,
+            builder,
             spec=specs.load(project),
             environment={},
             base_origin="auto",
@@ -165,8 +134,8 @@ def test_second_benchmark_leaves_the_running_one_alone(own: BenchmarkBuilder) ->
     assert own.written_bytes()
 
 
-def test_each_scenario_changes_what_it_names(timed: Callable[[BenchmarkPlan], list[Timings]], project: Path) -> None:
-    *saved, result = timed(plan())
+def test_each_scenario_changes_what_it_names(run: Runner, project: Path) -> None:
+    *saved, result = run(plan())
 
     builds = {build.scenario: build for build in result.builds}
     assert list(builds) == ["cold-empty", "cold", "no-op", "code", "base"]  # the first one filled the downloads
@@ -188,10 +157,8 @@ def test_each_scenario_changes_what_it_names(timed: Callable[[BenchmarkPlan], li
     assert (project / "service/app.py").read_text() == "VALUE = 1\n"
 
 
-def test_targets_take_turns_and_leave_no_layers(
-    timed: Callable[[BenchmarkPlan], list[Timings]], own: BenchmarkBuilder
-) -> None:
-    result = timed(plan(against="other", scenarios=("cold", "no-op"), runs=2))[-1]
+def test_targets_take_turns_and_leave_no_layers(run: Runner, own: BenchmarkBuilder) -> None:
+    result = run(plan(against="other", scenarios=("cold", "no-op"), runs=2))[-1]
 
     assert {build.target for build in result.builds if build.scenario == "cold-empty"} <= {
         "small"
@@ -208,9 +175,7 @@ def test_targets_take_turns_and_leave_no_layers(
         assert ("ID" in found) == is_left, kind
 
 
-def test_change_without_room_is_skipped_and_the_rest_is_timed(
-    timed: Callable[[BenchmarkPlan], list[Timings]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_change_without_room_is_skipped_and_the_rest_is_timed(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     rooms = iter([9 * 10**9, 2 * 10**9, 9 * 10**9, 2 * 10**9])  # before and after each full build: 7 GB each
 
     def free(_builder: BenchmarkBuilder) -> int:
@@ -221,7 +186,7 @@ def test_change_without_room_is_skipped_and_the_rest_is_timed(
         builders.BenchmarkBuilder, "_wait_for_deletion", lambda _builder: None
     )  # it reads the free space too
 
-    result = timed(plan(scenarios=("no-op", "base")))[-1]
+    result = run(plan(scenarios=("no-op", "base")))[-1]
 
     changed = [build.scenario for build in result.builds if build.scenario not in {"cold", "cold-empty"}]
     assert changed == ["no-op"]
@@ -229,11 +194,11 @@ def test_change_without_room_is_skipped_and_the_rest_is_timed(
     assert "1.0 GB are free" in result.skipped[0].reason
 
 
-def test_change_that_does_not_build_is_skipped(timed: Callable[[BenchmarkPlan], list[Timings]], project: Path) -> None:
+def test_change_that_does_not_build_is_skipped(run: Runner, project: Path) -> None:
     dockerfile = project / "docker/Dockerfile"
     dockerfile.write_text(f"{DOCKERFILE}RUN if grep TIMED_RUN /app/service/app.py; then exit 3; fi\n")
 
-    result = timed(plan(scenarios=("code", "no-op")))[-1]
+    result = run(plan(scenarios=("code", "no-op")))[-1]
 
     assert [build.scenario for build in result.builds if build.scenario not in {"cold", "cold-empty"}] == ["no-op"]
     assert [(each.target, each.scenario) for each in result.skipped] == [("small", "code")]
@@ -241,19 +206,11 @@ def test_change_that_does_not_build_is_skipped(timed: Callable[[BenchmarkPlan], 
 
 
 def test_builder_of_the_user_is_cleared_and_filled(
-    user_builder: BenchmarkBuilder, project: Path, own: BenchmarkBuilder
+    run: Runner, user_builder: BenchmarkBuilder, own: BenchmarkBuilder
 ) -> None:
-    result = time_builds(
-        plan(scenarios=("no-op",)),
-        replace(user_builder, network="host"),  # this engine has no network for RUN steps
-        spec=specs.load(project),
-        environment={},
-        base_origin="auto",
-        cache=PROJECT / "build" / "cache",
-        show=lambda events, title: BuildDisplay(Console(file=io.StringIO()), events, title=title),
-        log=print,
-        save=lambda _: None,
-    )
+    reachable = replace(user_builder, network="host")  # this engine has no network for RUN steps
+
+    result = run(plan(scenarios=("no-op",)), reachable)[-1]
 
     assert user_builder.engine.host == own.engine.host
     assert [build.scenario for build in result.builds] == ["cold", "no-op"]  # its downloads are unknown
@@ -262,12 +219,11 @@ def test_builder_of_the_user_is_cleared_and_filled(
     assert "the builder mine" in result.builder
 
 
-def test_full_build_without_room_is_an_error(timed: Callable[[BenchmarkPlan], list[Timings]], project: Path) -> None:
-    path = project / "docker/images.toml"
-    path.write_text(IMAGES.replace("disk_bytes = 1000", "disk_bytes = 900_000_000_000_000"))
+def test_full_build_without_room_is_an_error(run: Runner, project: Path) -> None:
+    (project / "docker/images.toml").write_text(images_toml(NAME, "small", disk_bytes=900_000_000_000_000))
 
     with pytest.raises(DiskTooFull):
-        timed(plan())
+        run(plan())
 
 
 @pytest.mark.parametrize(
