@@ -153,13 +153,13 @@ def _prune_images(staging: _Staging, registry: str) -> None:
     from buildkit.staging import retention
 
     local = staging.local if registry == staging.local.address else None
-    freed = retention.prune_images(
+    removed = retention.prune_images(
         staging.engine, staging.stack, staging.state, keep=staging.spec.staging.keep_releases, local=local, log=log
     )
-    for image in freed.images:
+    for image in removed.images:
         log(f"removed {image}")
-    if freed.images:
-        in_engine, in_registry = format_bytes(freed.engine_bytes), format_bytes(freed.registry_bytes)
+    if removed.images:
+        in_engine, in_registry = format_bytes(removed.engine_bytes), format_bytes(removed.registry_bytes)
         log(f"freed {in_engine} in the engine, {in_registry} in the registry")
 
 

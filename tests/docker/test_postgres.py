@@ -22,7 +22,7 @@ CONFINED = (
 
 
 class Database:
-    """A container of the image, on a volume of its own."""
+    """A container of the image with its own volume."""
 
     def __init__(self, engine: Docker, image: str, secret: Path, name: str) -> None:
         self.engine, self.image, self.secret = engine, image, secret

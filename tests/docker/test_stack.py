@@ -68,7 +68,7 @@ def swarm(docker: Sequence[str]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A deployment with a name of its own."""
+    """A deployment under a unique name."""
 
     engine: Docker
     environment: dict[str, str]

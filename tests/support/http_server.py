@@ -1,4 +1,4 @@
-"""Runs a small HTTP server in this process, whose responses a test decides."""
+"""Runs a small HTTP server in this process; the test gives it a function from request to reply."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Client:
         headers: dict[str, str] | None = None,
         is_anonymous: bool = False,
     ) -> Response:
-        """Sends a request once and returns the response, whatever its status.
+        """Sends a request once and returns the response, also one with an error status.
 
         Args:
             method: of the request.

@@ -39,7 +39,7 @@ _CANARY_URL: Final = "http://127.0.0.1:8000"
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A temporary API key, with a tenant of its own that has the key's name."""
+    """A temporary API key. Its tenant has the same name and no other key."""
 
     name: str
     secret: str

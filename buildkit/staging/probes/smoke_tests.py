@@ -1,8 +1,7 @@
 """Smoke-tests a release: sends requests to every route in its OpenAPI document and checks the responses.
 
-The tests run in this process against any `Client`: one of the proxy, or one whose connection is a tunnel into the
-canary's container (`container_exec.canary_client`). So there is one suite for both, the image carries none of it, and a
-canary without traffic is judged by the code that was reviewed with this release, not by its own.
+The tests run in this process and take any `Client`: one of the proxy, or one that reaches the canary through a tunnel
+into its container (`container_exec.canary_client`). So there is one suite for both, and the image carries none of it.
 
 Without an entailment model the routes that need one must refuse with that reason.
 """
@@ -330,7 +329,7 @@ class _Suite:
         try:
             large = send("POST", "/api/v1/embed", b" " * _LARGE_BODY_BYTES, headers=json_type)
         except OSError:
-            return  # the server closed the connection before it had the whole body, which refuses it too
+            return  # the server closed the connection before the end of the body: a refusal too
         _check(large.status == 413, f"a body of {_LARGE_BODY_BYTES} bytes returned {large.status}")  # noqa: PLR2004
 
     def _check_completeness(self) -> None:

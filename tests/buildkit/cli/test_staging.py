@@ -12,13 +12,15 @@ import pytest
 from msgspec.structs import replace
 
 from buildkit.cli.main import main
-from buildkit.staging import status, watch
-from buildkit.staging.release import records, rollback
+from buildkit.staging import retention, status, watch
+from buildkit.staging.release import records, release, rollback
+from buildkit.staging.stack import swarm
 from buildkit.staging.status import StackStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from buildkit.staging.release.run import ReleaseContext
     from tests.support.docker_stub import DockerStub
 
 ROOT = Path(__file__).parents[3]
@@ -33,7 +35,7 @@ HEALTHY = StackStatus(
 
 @pytest.fixture
 def run(docker_stub: DockerStub, tmp_path: Path) -> Callable[..., int]:
-    """Runs a command with a state folder of its own, on an engine that has one container of each service."""
+    """Runs a command with its own state folder, on an engine that has one container of each service."""
     docker_stub.answer("info *", output=json.dumps({"ServerVersion": "26.1.5", "DockerRootDir": "/nowhere"}))
     docker_stub.answer("ps *", output="container1 Up 5 minutes (healthy)")
 
@@ -136,6 +138,50 @@ def test_watch_passes_its_options_and_rolls_back(
 def test_stage_without_a_registry_is_refused(run: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert run("stage") == 2
     assert "set it by --registry or in docker/images.toml" in capsys.readouterr().err
+
+
+def test_stage_pushes_to_the_registry_and_prunes(
+    run: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contexts: list[ReleaseContext] = []
+
+    def stage(context: ReleaseContext) -> records.Release:
+        contexts.append(context)
+        return replace(records.new_release(), name="0.1.0-aaaa", outcome="serving")
+
+    removed = retention.Removed(("registry.test/api@sha256:old",), 12_000_000, 0)
+    monkeypatch.setattr(release, "stage", stage)
+    monkeypatch.setattr(swarm, "ensure_swarm", lambda *_arguments, **_options: None)
+    monkeypatch.setattr(retention, "prune_images", lambda *_arguments, **_options: removed)
+    monkeypatch.setenv("TRUTHGRAPH_REPLICAS", "3")
+    monkeypatch.setenv("TRUTHGRAPH_API_IMAGE", "set by the release")
+
+    assert run("stage", "--registry", "registry.test/", "--allow-downtime", "--build", str(tmp_path / "b.json")) == 0
+
+    [context] = contexts
+    assert context.repository == "registry.test/truthgraph-api"
+    assert (context.allow_downtime, context.build_path) == (True, tmp_path / "b.json")
+    assert context.stack.settings == {"TRUTHGRAPH_REPLICAS": "3"}
+    secrets = tmp_path / "state" / "secrets"
+    assert sorted(path.name for path in secrets.iterdir()) == ["database-password", "database-url"]
+    output = capsys.readouterr()
+    assert "0.1.0-aaaa is serving at http://127.0.0.1:8080" in output.out
+    assert "freed 12.0 MB in the engine, 0 B in the registry" in output.err
+
+
+def test_down_keeps_the_state_and_marks_the_release(
+    run: Callable[..., int], docker_stub: DockerStub, tmp_path: Path
+) -> None:
+    docker_stub.answer("info *Swarm*", output=json.dumps({"LocalNodeState": "inactive"}))
+    docker_stub.answer(
+        "info --format {{json .}}", output=json.dumps({"ServerVersion": "26.1.5", "DockerRootDir": "/x"})
+    )
+    serving = replace(records.new_release(), name="0.1.0-aaaa", outcome="serving")
+    records.save(tmp_path / "state", records.Releases(releases=(serving,)))
+
+    assert run("stage-down") == 0
+
+    assert [each.outcome for each in records.load(tmp_path / "state").releases] == ["replaced"]
 
 
 def test_purge_removes_the_volume_outside_a_swarm(docker: Sequence[str], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Breaks a real stack under load: `pytest -m staging` loses nothing whatever fails, and writes a table.
+"""Breaks a real stack under load, shows that nothing is lost, and writes a table: `pytest -m staging`.
 
 Each fault happens under load that checks every response, stores claims and requests verifications. The table is
 build/staging.md; docs/measured/staging.md is a copy of it. `ALLOWED` has the permitted share of retried requests.
@@ -44,7 +44,7 @@ PUSHED_BYTES = 20_000_000
 
 @pytest.fixture(scope="module")
 def volume(docker: Sequence[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A database volume with a small file system of its own, which a test can fill."""
+    """A database volume with its own small file system, so that a test can fill it."""
     if os.geteuid() != 0 or shutil.which("losetup") is None:
         pytest.skip("a small file system needs root and losetup")
     image = tmp_path_factory.mktemp("volume") / "volume.ext4"

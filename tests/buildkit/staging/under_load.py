@@ -118,7 +118,7 @@ class StagingUnderTest:
     def release(self, *variants: str) -> None:
         """Releases the variants one after the other, unless the last of them is serving already.
 
-        Each test states by this what it starts from, so that the tests run in any order, and alone.
+        Tests call this first, so that each can run alone and in any order.
         """
         if self.serving() == release_name(variants[-1]):
             return

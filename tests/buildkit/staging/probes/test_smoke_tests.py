@@ -1,4 +1,4 @@
-"""The smoke tests run against the real service with fake models, whose responses a client may falsify.
+"""Runs the smoke tests against the real service with fake models, through a client that may falsify responses.
 
 The fake embedding model counts words and knows no meaning. So the search check fails on a correct service, too; the
 tests marked `staging` run the suite against an image with the real model.
@@ -32,20 +32,12 @@ SEARCH = "each search mode finds a claim's own sentences first"
 
 @dataclass
 class FalsifyingClient(Client):
-    """Gives *change* the method, the path and the JSON of each response; uses what it returns instead."""
+    """Replaces the JSON of each response by what *change* returns for method, path and JSON."""
 
     change: Callable[[str, str, Any], Any] = lambda _method, _path, body: body
 
-    def send_once(
-        self,
-        method: str,
-        path: str,
-        body: object = None,
-        *,
-        headers: dict[str, str] | None = None,
-        is_anonymous: bool = False,
-    ) -> Response:
-        response = Client.send_once(self, method, path, body, headers=headers, is_anonymous=is_anonymous)
+    def send_once(self, method: str, path: str, *body: Any, **options: Any) -> Response:  # noqa: ANN401
+        response = Client.send_once(self, method, path, *body, **options)
         if "json" not in response.headers.get("content-type", ""):
             return response
         return replace(response, body=json.dumps(self.change(method, path, response.json())).encode())
