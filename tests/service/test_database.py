@@ -112,14 +112,14 @@ def test_readyz_with_another_revision_names_it(postgres: Postgres) -> None:
 def test_vectors_of_another_model_are_a_503(postgres: Postgres) -> None:
     url = postgres.fresh()
     with served(settings(url)) as running:
-        running.client.post("/api/v1/evidence", json={"content": "kept by the first model"})
+        running.client.post("/api/v1/evidence", json={"content": "stored by the first model"})
     Postgres.execute(url, "UPDATE embedding_space SET model_revision = 'another'")
     with served(settings(url)) as running:
         assert "another" in running.client.get("/readyz").json()["reasons"]["database"]
-        for path, body in (("evidence", {"content": "new"}), ("search", {"query": "kept"})):
+        for path, body in (("evidence", {"content": "new"}), ("search", {"query": "stored"})):
             reply = running.client.post(f"/api/v1/{path}", json=body)
             assert reply.status_code == 503
-        keyword = running.client.post("/api/v1/search", json={"query": "kept", "mode": "keyword"})
+        keyword = running.client.post("/api/v1/search", json={"query": "stored", "mode": "keyword"})
         assert keyword.json()["count"] == 1
 
 

@@ -30,7 +30,7 @@ def test_only_the_first_ten_hits_count() -> None:
 
 
 def test_claims_without_relevant_sentences_are_skipped(tmp_path: Path) -> None:
-    file = tmp_path / "judged.jsonl"
+    file = tmp_path / "labelled.jsonl"
     neutral = {"evidence": "n", "evidence_label": "NOT_ENOUGH_INFO"}
     entries = [
         {"claim": "c", "evidences": [{"evidence": "s", "evidence_label": "SUPPORTS"}, neutral]},
@@ -51,7 +51,7 @@ def test_claims_without_relevant_sentences_are_skipped(tmp_path: Path) -> None:
     ],
 )
 def test_an_invalid_file_is_refused_with_the_line(content: str, line: int, tmp_path: Path) -> None:
-    file = tmp_path / "judged.jsonl"
+    file = tmp_path / "labelled.jsonl"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(JudgementsError) as caught:
         read_judgements(file)

@@ -95,12 +95,12 @@ def client(
     with (
         log.open("w") as output,
         subprocess.Popen([*command, image], stdout=output, stderr=subprocess.STDOUT) as running,
-        httpx.Client(base_url="http://127.0.0.1:18329", timeout=WAIT_SECONDS) as asking,
+        httpx.Client(base_url="http://127.0.0.1:18329", timeout=WAIT_SECONDS) as client,
     ):
         try:
-            until(lambda: _is_ready(asking) or running.poll() is not None, "the image is ready", seconds=START_SECONDS)
+            until(lambda: _is_ready(client) or running.poll() is not None, "the image is ready", seconds=START_SECONDS)
             assert running.poll() is None, log.read_text()
-            yield asking
+            yield client
         finally:
             subprocess.run([*docker, "stop", name], capture_output=True, check=False)
 
@@ -145,8 +145,8 @@ def test_every_route_is_requested() -> None:
     def shape(path: str) -> str:
         return re.sub(r"\{\w+\}", "*", path.replace(EMBEDDING, "*"))
 
-    asked = {(method, shape(path)) for method, path, _ in REQUESTS}
-    assert {(route.method, shape(route.path)) for route in ROUTES} - asked == {("GET", "/docs/*")}
+    requested = {(method, shape(path)) for method, path, _ in REQUESTS}
+    assert {(route.method, shape(route.path)) for route in ROUTES} - requested == {("GET", "/docs/*")}
 
 
 @pytest.mark.parametrize("program", ["python -m service routes", "python -m service embed text"])

@@ -15,13 +15,13 @@ probability = st.floats(0, 1)
 
 
 @st.composite
-def judgements(draw: st.DrawFn) -> ScoredEvidence:
+def scored_evidence(draw: st.DrawFn) -> ScoredEvidence:
     entailment = draw(probability)
     contradiction = draw(st.floats(0, 1)) * (1 - entailment)
-    return judged(entailment, contradiction, draw(probability))
+    return scored(entailment, contradiction, draw(probability))
 
 
-def judged(entailment: float, contradiction: float, similarity: float = 0.8) -> ScoredEvidence:
+def scored(entailment: float, contradiction: float, similarity: float = 0.8) -> ScoredEvidence:
     scores = Scores(entailment, max(0.0, 1 - entailment - contradiction), contradiction)
     hit = SearchHit(evidence_id=uuid.uuid4(), content="text", source_url=None, published_on=None, similarity=similarity)
     return ScoredEvidence(hit, scores)
@@ -38,28 +38,28 @@ def test_no_evidence_is_not_enough_info() -> None:
 
 
 def test_one_strong_piece_decides_among_neutral_ones() -> None:
-    evidence = [judged(0.95, 0.0), *[judged(0.0, 0.0) for _ in range(9)]]
+    evidence = [scored(0.95, 0.0), *[scored(0.0, 0.0) for _ in range(9)]]
     assert decide(evidence, 0.7).outcome is Outcome.SUPPORTED
 
 
 def test_strong_evidence_on_both_sides_is_a_conflict() -> None:
-    decision = decide([judged(0.95, 0.02), judged(0.02, 0.95)], 0.7)
+    decision = decide([scored(0.95, 0.02), scored(0.02, 0.95)], 0.7)
     assert decision.outcome is Outcome.NOT_ENOUGH_INFO
     assert decision.has_conflict
 
 
 def test_weak_evidence_is_not_enough_info() -> None:
-    assert decide([judged(0.5, 0.1)], 0.7).outcome is Outcome.NOT_ENOUGH_INFO
+    assert decide([scored(0.5, 0.1)], 0.7).outcome is Outcome.NOT_ENOUGH_INFO
 
 
-@given(st.lists(judgements(), max_size=12), probability)
+@given(st.lists(scored_evidence(), max_size=12), probability)
 def test_all_scores_are_between_0_and_1(evidence: list[ScoredEvidence], threshold: float) -> None:
     decision = decide(evidence, threshold)
     for score in (decision.confidence, decision.support_score, decision.refute_score):
         assert 0 <= score <= 1 + 1e-9
 
 
-@given(st.lists(judgements(), max_size=12), probability)
+@given(st.lists(scored_evidence(), max_size=12), probability)
 def test_swapping_the_sides_swaps_the_verdict(evidence: list[ScoredEvidence], threshold: float) -> None:
     swap = {
         Outcome.SUPPORTED: Outcome.REFUTED,
@@ -72,18 +72,18 @@ def test_swapping_the_sides_swaps_the_verdict(evidence: list[ScoredEvidence], th
     assert there.confidence == here.confidence
 
 
-@given(st.lists(judgements(), max_size=8), st.lists(probability, max_size=8), probability)
+@given(st.lists(scored_evidence(), max_size=8), st.lists(probability, max_size=8), probability)
 def test_neutral_evidence_changes_nothing(
     evidence: list[ScoredEvidence], similarities: list[float], threshold: float
 ) -> None:
-    silent = [judged(0.0, 0.0, similarity) for similarity in similarities]
-    assert decide(evidence + silent, threshold) == decide(evidence, threshold)
+    neutral = [scored(0.0, 0.0, similarity) for similarity in similarities]
+    assert decide(evidence + neutral, threshold) == decide(evidence, threshold)
 
 
-@given(st.lists(judgements(), min_size=1, max_size=8), probability)
+@given(st.lists(scored_evidence(), min_size=1, max_size=8), probability)
 def test_more_support_never_lowers_the_support_score(evidence: list[ScoredEvidence], similarity: float) -> None:
     before = decide(evidence, 0.7).support_score
-    after = decide([*evidence, judged(1.0, 0.0, similarity)], 0.7).support_score
+    after = decide([*evidence, scored(1.0, 0.0, similarity)], 0.7).support_score
     assert after >= before - 1e-9
 
 

@@ -162,7 +162,7 @@ class _Hub(http.server.SimpleHTTPRequestHandler):
 
     commit: ClassVar = "6c749ce3425cd33b46d187e45b92bbf96ee12ec7"
     root: ClassVar[Path]
-    asked: ClassVar[list[str]]
+    requested: ClassVar[list[str]]
 
     def do_GET(self) -> None:
         self._answer()
@@ -171,7 +171,7 @@ class _Hub(http.server.SimpleHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
-        self.asked.append(self.path)
+        self.requested.append(self.path)
         path = self.path.partition("?")[0]
         repository = "cross-encoder/nli-deberta-v3-base"
         here = [each for each in sorted(self.root.rglob("*")) if each.is_file()]
@@ -205,7 +205,7 @@ class _Hub(http.server.SimpleHTTPRequestHandler):
 
 
 def test_the_default_entailment_model_is_downloaded_by_commit(sentencepiece_origin: Path, tmp_path: Path) -> None:
-    _Hub.root, _Hub.asked = sentencepiece_origin, []
+    _Hub.root, _Hub.requested = sentencepiece_origin, []
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -226,7 +226,7 @@ def test_the_default_entailment_model_is_downloaded_by_commit(sentencepiece_orig
     folder = check(tmp_path / "models", "nli-deberta-v3-base")
     assert folder.source == KNOWN["nli-deberta-v3-base"]
     assert (folder.path / "model.safetensors").read_text() == "weights"
-    assert not [path for path in _Hub.asked if path.endswith((".bin", ".py"))]
+    assert not [path for path in _Hub.requested if path.endswith((".bin", ".py"))]
 
 
 @pytest.mark.parametrize("source", ["owner/model", "owner/model@main", "owner/model@abc123"])

@@ -20,8 +20,8 @@ def test_deleted_evidence_stays_in_verdicts_as_text(api: Served) -> None:
     assert api.client.delete(path).status_code == 204
     assert api.client.get(path).status_code == 404
     assert api.client.delete(path).status_code == 404
-    kept = api.client.get(f"/api/v1/verdicts/{verdict['claim_id']}").json()["evidence"]
-    assert [(each["id"], each["text"]) for each in kept] == [(None, "Zebras have stripes on coats")]
+    evidence = api.client.get(f"/api/v1/verdicts/{verdict['claim_id']}").json()["evidence"]
+    assert [(each["id"], each["text"]) for each in evidence] == [(None, "Zebras have stripes on coats")]
 
 
 def test_a_stream_of_lines_rejects_only_invalid_ones(api: Served) -> None:

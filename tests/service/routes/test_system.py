@@ -54,8 +54,8 @@ def test_readyz_without_database_and_models_lists_the_reasons(bare: Served) -> N
     ready = bare.client.get("/readyz")
     assert ready.status_code == 503
     assert "TRUTHGRAPH_DATABASE_URL" in ready.json()["reasons"]["database"]
-    told = {**ready.json()["notes"], **ready.json()["reasons"]}["embedding"]
-    assert "models add" in told or "torch is not installed" in told
+    message = {**ready.json()["notes"], **ready.json()["reasons"]}["embedding"]
+    assert "models add" in message or "torch is not installed" in message
     for path, body in (("/api/v1/embed", {"texts": ["a"]}), ("/api/v1/claims", {"text": "a b"})):
         assert bare.client.post(path, json=body).status_code == 503
 

@@ -12,8 +12,8 @@ pytestmark = pytest.mark.usefixtures("evidence")
 def test_verify_returns_and_stores_the_verdict(api: Served) -> None:
     body = api.client.post("/api/v1/verify", json={"claim": "Bananas are rich in potassium", "max_evidence": 3}).json()
     assert body["verdict"] == "SUPPORTED"
-    [judged] = [each for each in body["evidence"] if each["nli_label"] == "entailment"]
-    assert judged["content"] == EVIDENCE[2]
+    [supporting] = [each for each in body["evidence"] if each["nli_label"] == "entailment"]
+    assert supporting["content"] == EVIDENCE[2]
     short = api.client.get(f"/api/v1/verdict/{body['claim_id']}").json()
     full = api.client.get(f"/api/v1/verdicts/{body['claim_id']}").json()
     assert short["verdict"] == full["verdict"] == "SUPPORTED"
