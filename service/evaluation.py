@@ -9,20 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from service.database import Database
-from service.inference.engine import InferenceEngine
-from service.inference.scheduler import Scheduler
 from service.ingestor import EvidenceIngestor
 from service.retrieval import Retriever
 from service.schemas import NewEvidenceItem
 from service.settings import Settings
-from service.store.evidence import EvidenceStore, SearchMode
+from service.standalone import open_evidence
+from service.store.evidence import SearchMode
 
 __all__ = ["Judgement", "JudgementsError", "Quality", "evaluate", "ndcg", "read_judgements", "recall"]
 
 _DEPTH: Final = 10
 _BATCH: Final = 64
-_LOAD_SECONDS: Final = 300.0
 _MODES: Final[tuple[SearchMode, ...]] = ("vector", "keyword", "hybrid")
 
 
@@ -109,14 +106,7 @@ async def _evaluate(
     sentences: Sequence[str],
     log: Callable[[str], None],
 ) -> list[Quality]:
-    database = Database(settings.database_url, connections=2, timeout_seconds=60.0)
-    engine = InferenceEngine(settings, Scheduler(queue_tokens=settings.queue_tokens))
-    await database.open()
-    engine.start()
-    try:
-        await asyncio.to_thread(engine.wait_loaded, _LOAD_SECONDS)
-        engine.embedding.get()
-        evidence = EvidenceStore(database)
+    async with open_evidence(settings, timeout_seconds=60.0) as (evidence, engine):
         ingestor, retriever = EvidenceIngestor(evidence, engine), Retriever(evidence, engine)
         for start in range(0, len(sentences), _BATCH):
             pieces = [NewEvidenceItem(sentence) for sentence in sentences[start : start + _BATCH] if sentence]
@@ -124,16 +114,14 @@ async def _evaluate(
             log(f"embedding sentences: {min(start + _BATCH, len(sentences))} of {len(sentences)}")
         qualities = []
         for mode in _MODES:
-            scores = []
+            ndcgs, recalls = [], []
             for number, judgement in enumerate(judgements, start=1):
                 if number % _BATCH == 0 or number == len(judgements):
                     log(f"searching, mode {mode}: {number} of {len(judgements)} claims")
                 hits = await retriever.search(tenant, judgement.claim, mode=mode, limit=_DEPTH)
                 found = [hit.content for hit in hits]
-                scores.append((ndcg(found, judgement.relevant), recall(found, judgement.relevant)))
-            means = [sum(column) / len(scores) for column in zip(*scores, strict=True)]
-            qualities.append(Quality(mode, len(judgements), len(sentences), round(means[0], 4), round(means[1], 4)))
+                ndcgs.append(ndcg(found, judgement.relevant))
+                recalls.append(recall(found, judgement.relevant))
+            means = (round(sum(values) / len(values), 4) for values in (ndcgs, recalls))
+            qualities.append(Quality(mode, len(judgements), len(sentences), *means))
         return qualities
-    finally:
-        engine.stop(wait_seconds=1.0)
-        await database.close()

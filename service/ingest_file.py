@@ -8,20 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from service.database import Database, DatabaseUnavailableError
-from service.inference.engine import InferenceEngine
-from service.inference.scheduler import Scheduler
+from service.database import DatabaseUnavailableError
 from service.inference.types import InferenceError
 from service.ingestor import EvidenceIngestor, IngestCounts, parse_line
 from service.schemas import NewEvidenceItem
 from service.settings import Settings
-from service.store.evidence import EvidenceStore
+from service.standalone import open_evidence
 
 __all__ = ["ingest", "read_lines"]
 
 _BATCH_LINES: Final = 256
 _BAR_CHARACTERS: Final = 30
-_LOAD_SECONDS: Final = 300.0
 
 
 def ingest(settings: Settings, file: Path, *, tenant: str, truncate: bool) -> int:
@@ -70,14 +67,8 @@ def read_lines(file: Path, skip: int) -> Iterator[tuple[int, NewEvidenceItem | s
 async def _ingest(settings: Settings, file: Path, *, tenant: str, truncate: bool) -> IngestCounts:
     progress = file.with_name(file.name + ".progress")
     done_lines = int(progress.read_text(encoding="ascii")) if progress.is_file() else 0
-    database = Database(settings.database_url, connections=2, timeout_seconds=settings.database_timeout_seconds)
-    engine = InferenceEngine(settings, Scheduler(queue_tokens=settings.queue_tokens))
-    await database.open()
-    engine.start()
-    try:
-        await asyncio.to_thread(engine.wait_loaded, _LOAD_SECONDS)
-        engine.embedding.get()
-        ingestor, counts = EvidenceIngestor(EvidenceStore(database), engine), IngestCounts()
+    async with open_evidence(settings, timeout_seconds=settings.database_timeout_seconds) as (evidence, engine):
+        ingestor, counts = EvidenceIngestor(evidence, engine), IngestCounts()
         batch: list[tuple[int, NewEvidenceItem]] = []
         for number, piece, read_fraction in read_lines(file, done_lines):
             if isinstance(piece, str):
@@ -93,9 +84,6 @@ async def _ingest(settings: Settings, file: Path, *, tenant: str, truncate: bool
         _show(counts, 1.0)
         progress.unlink(missing_ok=True)
         return counts
-    finally:
-        engine.stop(wait_seconds=1.0)
-        await database.close()
 
 
 def _show(counts: IngestCounts, read_fraction: float) -> None:

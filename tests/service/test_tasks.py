@@ -9,7 +9,7 @@ import pytest
 
 from service.store.claims import ClaimStore
 from service.store.verdicts import VerdictStore
-from service.tasks import TaskQueue, TaskState
+from service.tasks import Task, TaskQueue, TaskState
 from service.verification import Options
 from tests.service.conftest import Postgres, Served, in_database, served, settings
 from tests.service.samples import VERDICT
@@ -130,14 +130,20 @@ def test_two_replicas_run_each_task_once(postgres: Postgres) -> None:
     assert row["n"] == 20
 
 
+async def queued(database: Database, *, lease_seconds: float, attempts: int) -> tuple[TaskQueue, Task]:
+    """Returns a queue, and a task that is the only one in it."""
+    queue = TaskQueue(database, lease_seconds=lease_seconds, attempts=attempts)
+    claim = await ClaimStore(database).add("t", "a claim", None)
+    task, is_new = await queue.add("t", claim, Options(), None)
+    assert is_new
+    return queue, task
+
+
 def test_a_late_holder_of_a_lease_writes_nothing(postgres: Postgres) -> None:
     url = postgres.fresh()
 
     async def work(database: Database) -> None:
-        queue, claims = TaskQueue(database, lease_seconds=0.001, attempts=3), ClaimStore(database)
-        claim = await claims.add("t", "a claim", None)
-        task, is_new = await queue.add("t", claim, Options(), None)
-        assert is_new
+        queue, task = await queued(database, lease_seconds=0.001, attempts=3)
         late, current = uuid.uuid4(), uuid.uuid4()
         lost = await queue.lease(late)
         taken = await queue.lease(current)
@@ -145,7 +151,7 @@ def test_a_late_holder_of_a_lease_writes_nothing(postgres: Postgres) -> None:
         assert taken is not None
         assert (taken.id, taken.attempts) == (task.id, 2)
         assert not await queue.complete(lost, late, VERDICT)
-        assert await VerdictStore(database).latest("t", claim.id) is None
+        assert await VerdictStore(database).latest("t", task.claim_id) is None
         assert await queue.complete(taken, current, VERDICT)
         assert not await queue.complete(taken, current, VERDICT)
         assert (await queue.task("t", task.id)).status is TaskState.COMPLETED
@@ -157,9 +163,7 @@ def test_a_task_fails_after_its_last_attempt(postgres: Postgres) -> None:
     url = postgres.fresh()
 
     async def work(database: Database) -> None:
-        queue, claims = TaskQueue(database, lease_seconds=0.001, attempts=2), ClaimStore(database)
-        claim = await claims.add("t", "a claim", None)
-        task, _ = await queue.add("t", claim, Options(), None)
+        queue, task = await queued(database, lease_seconds=0.001, attempts=2)
         for _ in range(2):
             assert await queue.lease(uuid.uuid4()) is not None
         assert await queue.lease(uuid.uuid4()) is None
@@ -174,9 +178,7 @@ def test_a_transient_error_is_retried_and_then_fails(postgres: Postgres) -> None
     url = postgres.fresh()
 
     async def work(database: Database) -> None:
-        queue, claims = TaskQueue(database, lease_seconds=60, attempts=2), ClaimStore(database)
-        claim = await claims.add("t", "a claim", None)
-        task, _ = await queue.add("t", claim, Options(), None)
+        queue, task = await queued(database, lease_seconds=60, attempts=2)
         holder = uuid.uuid4()
         leased = await queue.lease(holder)
         assert leased is not None
