@@ -7,7 +7,7 @@ import subprocess
 import tomllib
 from typing import TYPE_CHECKING
 
-from buildkit.image.model import BASE_LAYERS_LABEL
+from buildkit.image.labels import BASE_LAYERS_LABEL
 
 if TYPE_CHECKING:
     from pathlib import Path

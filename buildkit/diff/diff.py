@@ -24,7 +24,8 @@ from buildkit.diff.model import (
     PartChange,
 )
 from buildkit.diff.removed import CONCERNS, concern_bytes, removed_components
-from buildkit.image.model import BASE_LAYERS_LABEL, FileRecord, Measurement
+from buildkit.image.labels import BASE_LAYERS_LABEL
+from buildkit.image.model import FileRecord, Measurement
 
 __all__ = ["compare"]
 

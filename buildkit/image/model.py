@@ -26,7 +26,6 @@ from buildkit.image.packages import Package
 from buildkit.image.tar_format import EntryKind
 
 __all__ = [
-    "BASE_LAYERS_LABEL",
     "SCHEMA_VERSION",
     "DuplicateContent",
     "DuplicateLibrary",
@@ -50,8 +49,6 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = 2
-BASE_LAYERS_LABEL: Final = "io.truthgraph.base.layers"
-"""The image label with the number of lowest layers that belong to the base image."""
 
 Source = Literal["engine", "oci-layout", "archive"]
 

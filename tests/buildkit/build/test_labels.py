@@ -8,7 +8,7 @@ import pytest
 from buildkit import spec as specs
 from buildkit.build.base import BaseImage
 from buildkit.build.labels import image_labels, project_version
-from buildkit.image.model import BASE_LAYERS_LABEL
+from buildkit.image.labels import BASE_LAYERS_LABEL
 
 PROJECT = Path(__file__).resolve().parents[3]
 BASE = BaseImage("python:3.13-slim", "sha256:1", "debian", "local:1", 3)

@@ -7,7 +7,8 @@ import pytest
 
 from buildkit.diff.diff import compare
 from buildkit.diff.model import Comparison
-from buildkit.image.model import BASE_LAYERS_LABEL, Measurement
+from buildkit.image.labels import BASE_LAYERS_LABEL
+from buildkit.image.model import Measurement
 from tests.support.images import Compression, LayerMaker, measure_layers
 
 SITE = "opt/venv/lib/python3.13/site-packages"
