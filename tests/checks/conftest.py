@@ -54,7 +54,7 @@ ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin PYTHONPATH=/app PYTHONDONTWR
 WORKDIR /app
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK CMD ["curl", "--fail", "http://127.0.0.1:8000/health"]
+HEALTHCHECK --interval=10m CMD ["curl", "--fail", "http://127.0.0.1:8000/health"]
 CMD ["python", "-m", "service", "serve"]
 LABEL org.opencontainers.image.revision=0123abc org.opencontainers.image.created=today
 """

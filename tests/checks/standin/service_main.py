@@ -43,9 +43,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answers a GET request."""
-        if "crash" in FAULTS and self.path == "/openapi.json":
-            threading.Timer(0.5, os._exit, [1]).start()
         self.reply(*answers().get(self.path, (404, {})))
+        if "crash" in FAULTS and self.headers.get("User-Agent", "").startswith("Python-urllib"):
+            os._exit(1)  # at the request of the health check: the other requests have their responses by then
 
     def do_POST(self) -> None:
         """Reads the whole body, then answers."""
