@@ -34,7 +34,7 @@ class Command:
         summary: its purpose in one line.
         run: "module:function" that takes the parsed arguments and returns the exit code.
         add_arguments: "module:function" that adds the command's arguments to a parser. If it is empty, the command has
-            a parser of its own, and `run` takes the words behind its name.
+            its own parser, and `run` takes the words after its name.
         example: a command line, shown at the end of its help, without `python -m buildkit`.
         interrupted: the state after Ctrl-C, for the message.
     """
@@ -61,5 +61,5 @@ class Command:
             formatter_class=CommandHelpFormatter,
         )
         if is_chosen and self.add_arguments:
-            parser.add_argument("--project", type=Path, default=argparse.SUPPRESS, help=PROJECT_HELP)
+            parser.add_argument("--project", metavar="FOLDER", type=Path, default=argparse.SUPPRESS, help=PROJECT_HELP)
             resolve_name(self.add_arguments)(parser)

@@ -146,7 +146,7 @@ COMMANDS: Final = (
         example="restore staging.dump --replace",
     ),
 )
-"""All commands, in the order of the help. A new command is one more value here and its two functions."""
+"""All commands, in the order of the help. A new command needs one more value here, and its two functions."""
 
 
 def make_parser(chosen: str) -> argparse.ArgumentParser:
@@ -157,7 +157,7 @@ def make_parser(chosen: str) -> argparse.ArgumentParser:
         epilog="example:\n  python -m buildkit build\n\n`python -m buildkit COMMAND --help` describes one command.",
         formatter_class=CommandHelpFormatter,
     )
-    parser.add_argument("--project", type=Path, default=Path.cwd(), help=PROJECT_HELP)
+    parser.add_argument("--project", metavar="FOLDER", type=Path, default=Path.cwd(), help=PROJECT_HELP)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands, is_chosen=command.name == chosen)

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from buildkit.engine.processes import end
 from buildkit.errors import CommandFailed, EngineTooOld
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "connect", "docker", "start_docker", "version_numbers", "versions"]
 
-LEAST_ENGINE = (23, 0)
-"""Docker 23: the first whose default builder is BuildKit through buildx (release notes 23.0)."""
-LEAST_BUILDX = (0, 13)
-"""buildx 0.13: the first with `--progress=rawjson` (release notes 0.13.0), which the build record is made from."""
-_ANSWER_SECONDS = 10.0
-_END_SECONDS = 20.0
-"""How long a program that was asked to end may take before it is killed."""
+LEAST_ENGINE: Final = (23, 0)
+"""Docker 23: the first version that builds with BuildKit and buildx by default (release notes 23.0)."""
+LEAST_BUILDX: Final = (0, 13)
+"""buildx 0.13: the first version with `--progress=rawjson` (release notes 0.13.0), which the build record needs."""
+_ANSWER_SECONDS: Final = 10.0
+_END_SECONDS: Final = 20.0
+"""The time that `docker` gets after SIGINT before it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +54,16 @@ class Engine:
         self,
         *arguments: str,
         seconds: float = _ANSWER_SECONDS,
-        given: str | None = None,
+        stdin: str | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> str:
         """Runs `docker *arguments` against this engine and returns its output; see `docker`."""
-        return docker(self.host, *arguments, seconds=seconds, given=given, environment=environment)
+        return docker(self.host, *arguments, seconds=seconds, stdin=stdin, environment=environment)
 
     def stream(self, *arguments: str, on_line: Callable[[str], None], seconds: float | None = None) -> None:
         """Runs `docker *arguments` and calls *on_line* with each line of its output and its errors as it appears.
 
-        If *on_line* raises, or the user interrupts, the program is asked to end and has ended before this returns.
+        If *on_line* raises or the user interrupts, docker gets SIGINT, and has ended before this returns.
 
         Raises:
             CommandFailed: it failed, or ran for longer than *seconds*.
@@ -107,7 +107,7 @@ def docker(
     host: str,
     *arguments: str,
     seconds: float = _ANSWER_SECONDS,
-    given: str | None = None,
+    stdin: str | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> str:
     """Runs `docker *arguments` against the engine at *host* and returns its output.
@@ -116,7 +116,7 @@ def docker(
         host: the value of DOCKER_HOST; "" for the one that `docker` finds itself.
         arguments: the command and its arguments.
         seconds: the longest time that it may take.
-        given: its standard input.
+        stdin: its standard input.
         environment: replaces the environment of this process.
 
     Raises:
@@ -127,7 +127,7 @@ def docker(
         done = subprocess.run(
             command,
             env=_environment(host, os.environ if environment is None else environment),
-            input=given,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=seconds,

@@ -41,13 +41,13 @@ class FakeEngine(Engine):
         self,
         *arguments: str,
         seconds: float = 0.0,
-        given: str | None = None,
+        stdin: str | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> str:
         """Returns the answer of the table."""
         del seconds
         self.calls.append(" ".join(arguments))
-        self.inputs.append(given or "")
+        self.inputs.append(stdin or "")
         if environment is not None:
             self.environments.append(environment)
         fitting = [start for start in self.answers if self.calls[-1].startswith(start)]

@@ -80,8 +80,8 @@ class Orchestrator(Protocol):
     def container(self, service: str = "api") -> str:
         """Returns a healthy container of the service; `CommandFailed` if there is none."""
 
-    def execute(self, container: str, *command: str, given: str = "", seconds: float = ...) -> str:
-        """Runs *command* in *container* and returns its output; *given* is its standard input."""
+    def execute(self, container: str, *command: str, stdin: str = "", seconds: float = ...) -> str:
+        """Runs *command* in *container* and returns its output; *stdin* is its standard input."""
 
     def start(self, container: str, *command: str, descriptor: int) -> subprocess.Popen[bytes]:
         """Starts *command* in *container*; it reads from and writes to the open file *descriptor*."""

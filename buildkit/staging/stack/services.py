@@ -234,14 +234,14 @@ class StackServices:
             raise CommandFailed(["docker", "ps", *filters], 1, reason)
         return healthy[0]
 
-    def execute(self, container: str, *command: str, given: str = "", seconds: float = _COMMAND_SECONDS) -> str:
-        """Runs *command* in *container* and returns its output; *given* is its standard input.
+    def execute(self, container: str, *command: str, stdin: str = "", seconds: float = _COMMAND_SECONDS) -> str:
+        """Runs *command* in *container* and returns its output; *stdin* is its standard input.
 
         Raises:
             CommandFailed: it failed. The error names the program only: arguments and input may be secret or long.
         """
         try:
-            return self.engine.docker("exec", "--interactive", container, *command, given=given, seconds=seconds)
+            return self.engine.docker("exec", "--interactive", container, *command, stdin=stdin, seconds=seconds)
         except CommandFailed as error:
             shown = ["docker", "exec", container, command[0], "…"]
             raise CommandFailed(shown, error.exit_code_of_command, error.log_tail) from None

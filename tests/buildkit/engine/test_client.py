@@ -28,7 +28,7 @@ def test_docker_reaches_the_engine_by_its_host(docker_stub: DockerStub) -> None:
 def test_docker_passes_input_and_environment(docker_stub: DockerStub) -> None:
     docker_stub.answer("exec", script='echo "$NAME $(cat)"')
 
-    assert ENGINE.docker("exec", given="text", environment={**os.environ, "NAME": "value"}) == "value text\n"
+    assert ENGINE.docker("exec", stdin="text", environment={**os.environ, "NAME": "value"}) == "value text\n"
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ class StagingUnderTest:
     def sql(self, statement: str) -> str:
         """Runs a statement as PostgreSQL's superuser and returns its output."""
         command = ("psql", "--username=postgres", "--no-psqlrc", "--tuples-only", "--no-align", "--dbname=truthgraph")
-        return self.stack.execute(self.stack.container("database"), *command, given=f"{statement};\n").strip()
+        return self.stack.execute(self.stack.container("database"), *command, stdin=f"{statement};\n").strip()
 
     def rows_hash(self) -> str:
         """Returns number and hash of each table's rows."""

@@ -195,7 +195,7 @@ def test_container_that_is_missing_is_an_error(stack: Stack) -> None:
 def test_execute_passes_its_input(engine: FakeEngine, stack: Stack) -> None:
     engine.answers["exec --interactive container cat"] = "text"
 
-    assert stack.execute("container", "cat", given="text") == "text"
+    assert stack.execute("container", "cat", stdin="text") == "text"
     assert engine.inputs[-1] == "text"
 
 
@@ -204,7 +204,7 @@ def test_execute_failure_hides_arguments_and_input(engine: FakeEngine, stack: St
     engine.answers["exec"] = CommandFailed(command, 9, "broken")
 
     with pytest.raises(CommandFailed) as caught:
-        stack.execute("container", "python", "a long program", given="secret")
+        stack.execute("container", "python", "a long program", stdin="secret")
 
     assert str(caught.value) == "`docker exec container python …` failed with exit code 9:\nbroken"
 
