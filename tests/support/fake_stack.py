@@ -251,7 +251,7 @@ class FakeStack:
     def container(self, service: str = "api") -> str:
         return self.images[{"canary": "api"}.get(service, service)]
 
-    def execute(self, container: str, *command: str, given: str = "", seconds: float = 0.0) -> str:
+    def execute(self, container: str, *command: str, stdin: str = "", seconds: float = 0.0) -> str:
         raise NotImplementedError
 
     def start(self, container: str, *command: str, descriptor: int) -> subprocess.Popen[bytes]:
