@@ -1,4 +1,7 @@
-"""Calls the container engine: inspects and saves images, starts containers and removes them again."""
+"""Calls the container engine: inspects and saves images, starts containers and removes them again.
+
+buildkit/engine is not used here: checks/ imports neither buildkit nor service, so that it can check any image.
+"""
 
 from __future__ import annotations
 
