@@ -4,20 +4,19 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Final
 
 import asyncpg
 
 from service import schema
-from service.telemetry import note_stage
+from service.current_request import note_stage
+from service.inference.types import EmbeddingSpace
 
 __all__ = [
     "SCHEMA_REVISION",
     "ConflictError",
     "Database",
     "DatabaseUnavailableError",
-    "EmbeddingSpace",
     "NotFoundError",
     "migrate",
     "mismatch",
@@ -70,15 +69,6 @@ class ConflictError(Exception):
     def __init__(self, reason: str, location: str = "") -> None:
         super().__init__(reason)
         self.location = location
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingSpace:
-    """The model that made the vectors. Vectors of different models cannot be compared."""
-
-    model_name: str
-    model_revision: str
-    dimension: int
 
 
 class Database:

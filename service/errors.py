@@ -13,9 +13,10 @@ from msgspec import DecodeError, Struct, field
 from msgspec import ValidationError as MsgspecValidationError
 
 from service.access import ForbiddenError, RateLimitedError, UnauthorizedError
+from service.current_request import request_id
 from service.database import ConflictError, DatabaseUnavailableError, NotFoundError
 from service.inference import types
-from service.telemetry import SlowBodyError, request_id
+from service.telemetry import SlowBodyError
 from service.verification import InvalidTextError, RequestMismatchError
 
 __all__ = ["PROBLEM_MEDIA_TYPE", "FieldProblem", "Problem", "documented", "on_error", "problem_of"]

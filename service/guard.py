@@ -10,9 +10,9 @@ from litestar.di import Provide
 from litestar.handlers import BaseRouteHandler
 
 from service.access import Allowance, Authenticator, Caller, ForbiddenError, RateLimiter, Scope, client_address
+from service.current_request import note_header
 from service.routes.table import scope_of
 from service.settings import Settings
-from service.telemetry import note_header
 
 __all__ = ["PROVIDERS", "RequestGuard"]
 

@@ -19,6 +19,7 @@ from uuid import UUID
 
 import asyncpg
 
+from service.current_request import request_context, request_id
 from service.database import ConflictError, Database, DatabaseUnavailableError, NotFoundError
 from service.inference.engine import InferenceEngine
 from service.inference.types import (
@@ -31,7 +32,6 @@ from service.inference.types import (
 from service.store.claims import Claim
 from service.store.evidence import Filters
 from service.store.verdicts import NewVerdict, insert_verdict
-from service.telemetry import request_context, request_id
 from service.verification import InvalidTextError, Options, Verifier, check_claim
 
 __all__ = ["Task", "TaskQueue", "TaskState", "TaskWorker"]

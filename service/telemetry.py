@@ -10,20 +10,17 @@ import re
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, cast
 
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPReceiveMessage, HTTPScope, Message, Receive, Scope, Send
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from service.current_request import CurrentRequest, request_context, request_id
 from service.inference.scheduler import BatchRecord, SchedulerState
-from service.inference.types import StageSeconds
 from service.tracing import Tracer
 
 __all__ = [
@@ -31,11 +28,6 @@ __all__ = [
     "SlowBodyError",
     "TelemetryMiddleware",
     "configure_logging",
-    "note_header",
-    "note_stage",
-    "note_stages",
-    "request_context",
-    "request_id",
 ]
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -45,60 +37,6 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 _PROBES: Final = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 """Requested every few seconds, so logged at DEBUG only; `service.health` logs each change of readiness."""
 _ACCESS = logging.getLogger("service.access_log")
-
-
-@dataclass(slots=True)
-class _Observation:
-    """The current request: its id, the seconds of its stages so far, and headers for its response."""
-
-    request_id: str
-    stages: dict[str, float] = field(default_factory=dict)
-    headers: dict[str, str] = field(default_factory=dict)
-
-    def response_headers(self, total_seconds: float) -> list[tuple[bytes, bytes]]:
-        """Returns the headers to add to the response: id, Server-Timing, and those of `note_header`."""
-        stages = {**self.stages, "total": total_seconds}
-        timing = ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
-        headers = {"x-request-id": self.request_id, "server-timing": timing, **self.headers}
-        return [(name.encode(), value.encode()) for name, value in headers.items()]
-
-
-_CURRENT: ContextVar[_Observation | None] = ContextVar("observation", default=None)
-
-
-def request_id() -> str:
-    """Returns the id of the current request; empty outside of one."""
-    observation = _CURRENT.get()
-    return observation.request_id if observation else ""
-
-
-@contextmanager
-def request_context(identifier: str) -> Iterator[None]:
-    """Logs under the request id `identifier` meanwhile: for a task that a request added and a worker runs later."""
-    token = _CURRENT.set(_Observation(identifier))
-    try:
-        yield
-    finally:
-        _CURRENT.reset(token)
-
-
-def note_header(name: str, value: str) -> None:
-    """Adds a header to the response to the current request, also if it fails."""
-    if (observation := _CURRENT.get()) is not None:
-        observation.headers[name] = value
-
-
-def note_stage(name: str, seconds: float) -> None:
-    """Adds to the time of a stage of the current request, for the Server-Timing header and the metrics."""
-    if (observation := _CURRENT.get()) is not None:
-        observation.stages[name] = observation.stages.get(name, 0.0) + seconds
-
-
-def note_stages(seconds: StageSeconds) -> None:
-    """Adds the stages of an inference to the current request."""
-    note_stage("prepare", seconds.prepare)
-    note_stage("queue", seconds.queue)
-    note_stage("forward", seconds.forward)
 
 
 class SlowBodyError(Exception):
@@ -197,43 +135,44 @@ class TelemetryMiddleware:
         if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
+        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
+        with request_context(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex) as request:
+            await self._handle(request, scope, receive, send)
+
+    async def _handle(self, request: CurrentRequest, scope: HTTPScope, receive: Receive, send: Send) -> None:
         # A label must not take values that clients choose.
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
-        observation = _Observation(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
-        token = _CURRENT.set(observation)
         began = time.perf_counter()
         status = 499  # as proxies log a client that closed the connection early
 
-        async def send_observed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *observation.response_headers(time.perf_counter() - began)]
+                message["headers"] = [*message["headers"], *request.response_headers(time.perf_counter() - began)]
             await send(message)
 
         try:
             if self._tracer is None:
-                await _call_until_disconnect(self._app, scope, receive, send_observed, self._receive_seconds)
+                await _call_until_disconnect(self._app, scope, receive, send_with_headers, self._receive_seconds)
             else:
                 headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
                 with self._tracer.request(method, headers) as span:
-                    await _call_until_disconnect(self._app, scope, receive, send_observed, self._receive_seconds)
+                    await _call_until_disconnect(self._app, scope, receive, send_with_headers, self._receive_seconds)
                     span.update_name(f"{method} {scope.get('path_template', 'unknown')}")
                     span.set_attribute("http.response.status_code", status)
-                    span.set_attribute("truthgraph.request_id", observation.request_id)
-                    for stage, stage_seconds in observation.stages.items():
+                    span.set_attribute("truthgraph.request_id", request.request_id)
+                    for stage, stage_seconds in request.stages.items():
                         span.set_attribute(f"truthgraph.{stage}_seconds", stage_seconds)
         finally:
             seconds = time.perf_counter() - began
             route = str(scope.get("path_template") or "unknown")
-            self._metrics.observe_request(method, route, status, seconds, observation.stages)
+            self._metrics.observe_request(method, route, status, seconds, request.stages)
             _ACCESS.log(
                 logging.DEBUG if route in _PROBES else logging.INFO,
                 "request",
                 extra={"method": method, "route": route, "status": status, "seconds": round(seconds, 6)},
             )
-            _CURRENT.reset(token)
 
 
 async def _call_until_disconnect(

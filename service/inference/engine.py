@@ -7,12 +7,21 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
-from service.database import EmbeddingSpace
+from service.current_request import note_stage
 from service.inference.models import ModelFolder, ModelFolderError, check
 from service.inference.scheduler import Scheduler
-from service.inference.types import DeviceUnavailableError, Input, Model, ModelSlot, Reply, Scores, SlotState, Vector
+from service.inference.types import (
+    DeviceUnavailableError,
+    EmbeddingSpace,
+    Input,
+    Model,
+    ModelSlot,
+    Reply,
+    Scores,
+    SlotState,
+    Vector,
+)
 from service.settings import Settings
-from service.telemetry import note_stages
 
 __all__ = ["InferenceEngine", "before_torch"]
 
@@ -101,7 +110,9 @@ class InferenceEngine:
     ) -> Reply[ResultT]:
         """Runs the model, and notes the time of each stage for the current request."""
         reply = await self.scheduler.infer(slot.get(), inputs, seconds=seconds, truncate=truncate)
-        note_stages(reply.seconds)
+        note_stage("prepare", reply.seconds.prepare)
+        note_stage("queue", reply.seconds.queue)
+        note_stage("forward", reply.seconds.forward)
         return reply
 
     def _load(self) -> None:

@@ -12,6 +12,7 @@ __all__ = [
     "DeviceLostError",
     "DeviceMemoryError",
     "DeviceUnavailableError",
+    "EmbeddingSpace",
     "InferenceError",
     "InferenceFailedError",
     "Input",
@@ -91,6 +92,15 @@ class Vector:
         values = self.values()[:dimension]
         norm = sum(value * value for value in values) ** 0.5 or 1.0
         return Vector.of([value / norm for value in values])
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingSpace:
+    """The model that made the vectors. Vectors of different models cannot be compared."""
+
+    model_name: str
+    model_revision: str
+    dimension: int
 
 
 @dataclass(frozen=True, slots=True)

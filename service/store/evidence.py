@@ -12,12 +12,11 @@ import asyncpg
 from service.database import (
     Database,
     DatabaseUnavailableError,
-    EmbeddingSpace,
     NotFoundError,
     mismatch,
     stored_space,
 )
-from service.inference.types import Vector
+from service.inference.types import EmbeddingSpace, Vector
 
 __all__ = ["Evidence", "EvidenceStore", "Filters", "NewEvidence", "SearchHit", "SearchMode", "hit_of"]
 

@@ -15,7 +15,7 @@ from tests.service.conftest import settings
 from tests.service.fakes import FakeEmbedder, FakeEntailment
 
 if TYPE_CHECKING:
-    from service.database import EmbeddingSpace
+    from service.inference.types import EmbeddingSpace
 
 IDLE = SchedulerState(is_alive=True, queued_tokens=0, queue_tokens=100, busy_seconds=0.0, tokens_per_second=1000.0)
 

@@ -17,7 +17,7 @@ from tests.service.fakes import FakeEmbedder
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from service.database import EmbeddingSpace
+    from service.inference.types import EmbeddingSpace
     from service.store.evidence import NewEvidence
 
 

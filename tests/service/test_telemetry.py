@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from service.current_request import note_header, note_stage, request_context, request_id
 from service.telemetry import (
     Metrics,
     TelemetryMiddleware,
     _JsonFormatter,
-    note_header,
-    note_stage,
-    request_context,
-    request_id,
 )
 from service.tracing import Tracer
 
