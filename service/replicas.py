@@ -2,7 +2,7 @@
 
 `forward` connects standard input and output to this container's server, as `ssh -W` does, so that a client outside
 can send its own requests to one replica through `docker exec --interactive`. `scrape` reads the metrics of all
-replicas. Standard library only, and no import of the service's other modules: both start in a tenth of a second.
+replicas. Standard library only: the commands must start quickly, since a client may open several connections.
 """
 
 import os

@@ -16,14 +16,22 @@ import pytest
 
 from tests.docker.conftest import PROJECT, STACK, Docker
 from tests.support.needs import skip_or_fail
-from tests.support.polling import until
+from tests.support.polling import START_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 CALLERS = 4
-OVERLAY = "FROM {image}\nCOPY service /app/service\nCOPY migrations /app/migrations\n"
+OVERLAY = """
+FROM {image}
+USER 0:0
+RUN rm -r /app/service /app/migrations
+COPY service /app/service
+COPY migrations /app/migrations
+USER 1000:1000
+"""
+"""Removes the old code first: Python would run its bytecode, which the image does not compare with the sources."""
 
 
 @pytest.fixture(scope="session")
@@ -153,7 +161,7 @@ def test_compose_starts_the_stack_which_recovers(stack: Stack, compose: None) ->
     command = ("compose", "--project-name", stack.engine.name, "--file", str(STACK))
     try:
         stack.engine.run(*command, "up", "--detach", environment=stack.environment)
-        until(stack.is_ready, "the API is ready")
+        until(stack.is_ready, "the API is ready", seconds=START_SECONDS)
         assert_serves(stack)
         text = visible_text(stack)
         assert stack.password not in text
@@ -166,7 +174,7 @@ def test_compose_starts_the_stack_which_recovers(stack: Stack, compose: None) ->
             ended = stack.container(service)
             stack.engine.run("exec", ended, "sh", "-c", f"kill -{signal_name} 1")
             until(partial(stack.restarted, ended), f"{service} was restarted")
-            until(stack.is_ready, "the API is ready again")
+            until(stack.is_ready, "the API is ready again", seconds=START_SECONDS)
         for service in ("api", "database", "proxy"):
             assert "NoNewPrivs:\t1" in stack.engine.text("exec", stack.container(service), "cat", "/proc/1/status")
     finally:
@@ -220,7 +228,7 @@ def test_swarm_updates_without_loss_and_rolls_back(stack: Stack, swarm: None) ->
         stack.engine.run(
             "stack", "deploy", "--detach=true", "--compose-file", str(STACK), name, environment=stack.environment
         )
-        until(stack.is_ready, "the API is ready")
+        until(stack.is_ready, "the API is ready", seconds=START_SECONDS)
         assert_serves(stack)
         services = [f"{name}_{service}" for service in ("api", "database", "migrate", "proxy")]
         text = visible_text(

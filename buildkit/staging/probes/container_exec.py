@@ -46,7 +46,7 @@ class ApiKey:
 
 
 class SchemaPlan(msgspec.Struct, frozen=True):
-    """The output of `python -m service migrate --plan`, see `service.schema.Plan`."""
+    """The output of `python -m service migrate --plan`, see `service.schema.MigrationPlan`."""
 
     current: str | None
     target: str
@@ -57,17 +57,17 @@ class SchemaPlan(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def temporary_key(stack: Orchestrator, part: str = "api") -> Iterator[ApiKey]:
-    """Makes an API key in a container of *part*; afterwards deletes it with everything stored under it.
+def temporary_key(stack: Orchestrator, service: str = "api") -> Iterator[ApiKey]:
+    """Makes an API key in a container of *service*; afterwards deletes it with everything stored under it.
 
     If no replica is left to delete it, the key remains, but its secret is lost.
 
     Raises:
-        CommandFailed: no healthy container of *part*, or no database.
+        CommandFailed: no healthy container of *service*, or no database.
     """
     name = f"checks-{uuid.uuid4().hex[:12]}"
     options = ("--scope", "write", "--tenant", name, "--tokens-per-minute", str(_TOKENS_PER_MINUTE))
-    made = stack.execute(stack.container(part), *_SERVICE, "keys", "add", name, *options)
+    made = stack.execute(stack.container(service), *_SERVICE, "keys", "add", name, *options)
     try:
         yield ApiKey(name, made.strip())
     finally:
