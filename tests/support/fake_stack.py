@@ -12,7 +12,7 @@ from msgspec import structs
 
 from buildkit import spec
 from buildkit.spec import Staging
-from buildkit.staging.probes.container_exec import ApiKey, SchemaPlan
+from buildkit.staging.probes.container_exec import ApiKey, MigrationPlan
 from buildkit.staging.probes.load import LoadReport
 from buildkit.staging.probes.metrics import Scrape
 from buildkit.staging.probes.smoke_tests import SmokeTestReport
@@ -148,14 +148,14 @@ class FakeSite:
         """Returns the reference of the image whose digest is made from *name*, as `push` makes it."""
         return f"registry.test/truthgraph-api@{digest(name)}"
 
-    def plan(self, container: str, target: str) -> SchemaPlan:
+    def plan(self, container: str, target: str) -> MigrationPlan:
         """Returns the way to *target* by the code whose image is *container*."""
         wanted = self.code.get(container, REVISIONS[0]) if target == "head" else target
         order: dict[str | None, int] = {None: -1, **{revision: number for number, revision in enumerate(REVISIONS)}}
         here, there = order[self.schema], order[wanted]
         direction = "up" if here < there else "down" if here > there else "none"
         between = REVISIONS[min(here, there) + 1 : max(here, there) + 1]
-        return SchemaPlan(
+        return MigrationPlan(
             current=self.schema,
             target=wanted,
             direction=direction,
@@ -282,7 +282,7 @@ class FakeProbes:
         finally:
             self.site.has_key = False
 
-    def migration_plan(self, stack: Orchestrator, container: str, target: str = "head") -> SchemaPlan:
+    def migration_plan(self, stack: Orchestrator, container: str, target: str = "head") -> MigrationPlan:
         del stack
         self.site.do("plan", target)
         return self.site.plan(container, target)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from buildkit.staging.probes.metrics import Scrape
     from buildkit.staging.stack.orchestrator import Orchestrator
 
-__all__ = ["ApiKey", "SchemaPlan", "canary_client", "plan_migration", "scrape", "temporary_key"]
+__all__ = ["ApiKey", "MigrationPlan", "canary_client", "plan_migration", "scrape", "temporary_key"]
 
 _SERVICE: Final = ("python", "-m", "service")
 _TOKENS_PER_MINUTE: Final = 1_000_000_000
@@ -45,7 +45,7 @@ class ApiKey:
     secret: str
 
 
-class SchemaPlan(msgspec.Struct, frozen=True):
+class MigrationPlan(msgspec.Struct, frozen=True):
     """The output of `python -m service migrate --plan`, see `service.schema.MigrationPlan`."""
 
     current: str | None
@@ -75,7 +75,7 @@ def temporary_key(stack: Orchestrator, service: str = "api") -> Iterator[ApiKey]
             stack.execute(stack.container(), *_SERVICE, "keys", "purge", name)
 
 
-def plan_migration(stack: Orchestrator, container: str, target: str = "head") -> SchemaPlan:
+def plan_migration(stack: Orchestrator, container: str, target: str = "head") -> MigrationPlan:
     """Returns what a migration to *target* by the code in *container* would do to the database.
 
     Raises:
@@ -85,7 +85,7 @@ def plan_migration(stack: Orchestrator, container: str, target: str = "head") ->
         output = stack.execute(container, *_SERVICE, "migrate", "--plan", "--to", target)
     except CommandFailed as error:
         raise ReleaseFailed(error.log_tail.splitlines()[-1] if error.log_tail else str(error)) from error
-    return msgspec.json.decode(output, type=SchemaPlan)
+    return msgspec.json.decode(output, type=MigrationPlan)
 
 
 def scrape(stack: Orchestrator) -> tuple[Scrape, ...]:

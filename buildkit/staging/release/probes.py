@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Self
 
-    from buildkit.staging.probes.container_exec import ApiKey, SchemaPlan
+    from buildkit.staging.probes.container_exec import ApiKey, MigrationPlan
     from buildkit.staging.probes.load import LoadReport
     from buildkit.staging.probes.metrics import Scrape
     from buildkit.staging.probes.smoke_tests import SmokeTestReport
@@ -55,7 +55,7 @@ class Probes(Protocol):
     def api_key(self, stack: Orchestrator, service: str) -> AbstractContextManager[ApiKey]:
         """Creates an API key with its own tenant in a container of *service*; deletes it with its data at the end."""
 
-    def migration_plan(self, stack: Orchestrator, container: str, target: str = "head") -> SchemaPlan:
+    def migration_plan(self, stack: Orchestrator, container: str, target: str = "head") -> MigrationPlan:
         """Returns what the code in *container* would do to bring the schema to *target*; changes nothing."""
 
     def scrape(self, stack: Orchestrator) -> tuple[Scrape, ...]:
@@ -91,7 +91,7 @@ class ServiceProbes:
         """See `Probes`."""
         return container_exec.temporary_key(stack, service)
 
-    def migration_plan(self, stack: Orchestrator, container: str, target: str = "head") -> SchemaPlan:
+    def migration_plan(self, stack: Orchestrator, container: str, target: str = "head") -> MigrationPlan:
         """See `Probes`."""
         return container_exec.plan_migration(stack, container, target)
 

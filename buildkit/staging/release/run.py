@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from buildkit.engine.client import Engine
     from buildkit.spec import ImageSpec
-    from buildkit.staging.probes.container_exec import ApiKey, SchemaPlan
+    from buildkit.staging.probes.container_exec import ApiKey, MigrationPlan
     from buildkit.staging.probes.metrics import TrafficMetrics
     from buildkit.staging.release.probes import BackgroundLoad
     from buildkit.staging.release.records import Release, ReleaseOutcome, Releases
@@ -100,7 +100,7 @@ class ReleaseRun:
     new: Orchestrator
     record: Release
     target: Release | None = None
-    plan: SchemaPlan | None = None
+    plan: MigrationPlan | None = None
     baseline: Baseline | None = None
     key: ApiKey | None = None
     cleanup: ExitStack = field(default_factory=ExitStack)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import structs
 
 from buildkit.errors import CommandFailed, ReleaseFailed, StackFailed
-from buildkit.staging.probes.container_exec import SchemaPlan
+from buildkit.staging.probes.container_exec import MigrationPlan
 from buildkit.staging.release.records import Migrations
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def plan_rollback(run: ReleaseRun) -> str:
     if revision is None:
         raise ReleaseFailed(f"the record of {run.record.name} does not say which schema it worked on")
     if revision == serving_revision:
-        plan = SchemaPlan(revision, revision, "none", (), is_compatible=True, data_loss=())
+        plan = MigrationPlan(revision, revision, "none", (), is_compatible=True, data_loss=())
     else:
         plan = _plan_by_either_code(run, revision)
     if plan.direction == "down":
@@ -128,7 +128,7 @@ def _run_migration(run: ReleaseRun, revision: str) -> None:
     )
 
 
-def _plan_by_either_code(run: ReleaseRun, revision: str) -> SchemaPlan:
+def _plan_by_either_code(run: ReleaseRun, revision: str) -> MigrationPlan:
     """Asks the serving release, then the release to return to, for the way to *revision*; the first that knows wins.
 
     Each answers in a canary: the replicas that serve may be broken.
@@ -149,13 +149,13 @@ def _revision(release: Release | None) -> str | None:
     return release.migrations.after if release and release.migrations else None
 
 
-def _set_plan(run: ReleaseRun, plan: SchemaPlan) -> None:
+def _set_plan(run: ReleaseRun, plan: MigrationPlan) -> None:
     run.plan = plan
     after = plan.target if _moves(run) else plan.current
     run.record = structs.replace(run.record, migrations=Migrations(before=plan.current, after=after))
 
 
-def _plan(run: ReleaseRun) -> SchemaPlan:
+def _plan(run: ReleaseRun) -> MigrationPlan:
     if run.plan is None:
         raise ReleaseFailed("the migration plan is missing")
     return run.plan
@@ -166,7 +166,7 @@ def _moves(run: ReleaseRun) -> bool:
     return plan.direction == "up" or (plan.direction == "down" and not run.context.keep_schema)
 
 
-def _summary(plan: SchemaPlan) -> str:
+def _summary(plan: MigrationPlan) -> str:
     if plan.direction == "none":
         return f"schema {plan.current}: nothing to do"
     return f"schema {plan.direction} {' '.join(plan.revisions)}"
