@@ -1,4 +1,4 @@
-"""Small installed trees: packages with a RECORD that is true when the tree is made."""
+"""Installs small packages with a correct RECORD, and reads the tree again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SITE = "lib/python3.13/site-packages"
 
 
 def digest(content: bytes) -> str:
-    """A hash as RECORD writes it."""
+    """Returns a hash in the notation of RECORD."""
     return "sha256=" + base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
 
 
@@ -33,7 +33,7 @@ def install(root: Path, name: str, files: dict[str, bytes], *, site: str = SITE)
 
 
 def untrue_rows(root: Path, *, site: str = SITE) -> list[str]:
-    """Every row of a RECORD that names a file that is not there, or has another hash or size."""
+    """Returns the rows of RECORD files whose file is missing or has another hash or size."""
     wrong = []
     for record in sorted((root / site).glob("*.dist-info/RECORD")):
         for row in csv.reader(record.read_text().splitlines()):
@@ -45,7 +45,7 @@ def untrue_rows(root: Path, *, site: str = SITE) -> list[str]:
 
 
 def snapshot(root: Path) -> dict[str, bytes | str]:
-    """Every file below a folder with its content, or where a link points."""
+    """Returns every file below a folder with its content, or the target of a link."""
     return {
         str(path.relative_to(root)): str(path.readlink()) if path.is_symlink() else path.read_bytes()
         for path in sorted(root.rglob("*"))

@@ -1,4 +1,4 @@
-"""Containers and libraries for property tests."""
+"""Generates containers and libraries for property tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TARGETS = st.frozensets(st.sampled_from((75, 80, 86, 87, 89, 90, 100, 103, 120, 
 
 @st.composite
 def entries(draw: st.DrawFn) -> EntrySpec:
-    """One entry of any kind, with a payload from some bytes to some pages."""
+    """Draws an entry of any kind, with a payload of some bytes to some pages."""
     kind = draw(st.sampled_from((1, 2, 2, 2, 8)))
     architecture = draw(st.sampled_from(ARCHITECTURES))
     specific = draw(st.sampled_from((0, 0, 0, FLAG_A, FLAG_F))) if kind != 8 else 0
@@ -36,7 +36,7 @@ CONTAINERS = st.lists(entries(), min_size=1, max_size=5).map(lambda specs: conta
 
 @st.composite
 def libraries(draw: st.DrawFn) -> LibrarySpec:
-    """A shared object with GPU code, of any of the layouts met in the field."""
+    """Draws a shared object with GPU code, in any of the layouts of real libraries."""
     fatbin = draw(st.lists(CONTAINERS, min_size=1, max_size=6))
     return LibrarySpec(
         fatbin=fatbin,

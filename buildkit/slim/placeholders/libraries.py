@@ -1,10 +1,11 @@
 """Makes library placeholders without symbols: one that the loader refuses, and one that writes a warning when loaded.
 
 The unloadable library is written byte by byte: its dynamic section alone makes the loader refuse it with the message.
-The warning library must run code, so it is compiled. The rule that needs it (`cudnn-engines`) is used together with
-stub libraries, which need the compiler too. Alternatives were worse: the loader prints no warning of its own for a
-library that it loads (glibc 2.41 reports version mismatches for programs only, not for dlopen), and machine code
-written by hand, as before, cannot be read and had to be written again for each architecture.
+
+The warning library runs code when it is loaded, so it is compiled. It is needed because cuDNN does not print the
+loader's error: with unloadable libraries, cuDNN 9.20 prints only "Invalid handle. Cannot load symbol
+cudnnCreateConvolutionDescriptor" (measured on the CPU on 2026-11-27). The compiler is no new requirement: the rule
+`cudnn-engines` belongs to the profile `inference`, whose stub libraries are compiled too.
 """
 
 from __future__ import annotations
