@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import random
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +7,7 @@ from hypothesis import strategies as st
 from buildkit.binary import fatbin
 from buildkit.binary.elf import UnsupportedBinary
 from buildkit.errors import UsageError
+from tests.support.corruption import corrupt_copies
 from tests.support.elf import EntrySpec, container
 from tests.support.strategies import CONTAINERS, FLAG_A, FLAG_F, TARGETS
 
@@ -129,15 +128,9 @@ def test_usable_entries_unknown_family_raises() -> None:
 
 def test_corrupt_containers_are_read_completely_or_raise() -> None:
     """Each corrupt container is parsed to its last byte, or raises UnsupportedBinary."""
-    chance = random.Random(20260)  # noqa: S311 - a corpus, not a secret
     intact = b"".join(container(spec("sm_80"), spec("sm_90a"), spec("compute_120"), spec("lto_75")) for _ in range(3))
     refused = 0
-    for _ in range(CORRUPT_INPUTS):
-        content = bytearray(intact)
-        for _ in range(chance.randint(1, 4)):
-            content[chance.randrange(len(content))] = chance.choice((0, 1, 8, 0x7F, 0xFF, chance.randrange(256)))
-        if chance.random() < 0.2:
-            del content[chance.randrange(len(content)) :]
+    for content in corrupt_copies(intact, CORRUPT_INPUTS, seed=20260, places=range(len(intact))):
         try:
             parsed = fatbin.parse_containers(content)
             assert sum(item.size_bytes for item in parsed) == len(content)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import random
 import struct
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from buildkit.binary.library import Library
 from buildkit.binary.rewrite import apply_rewrite
 from buildkit.slim.libraries import prune, strip
 from buildkit.slim.libraries.check import check_pruned
+from tests.support.corruption import corrupt_copies
 from tests.support.elf import EntrySpec, LibrarySpec, container, in_memory
 from tests.support.strategies import FLAG_A, TARGETS, libraries
 
@@ -216,7 +216,6 @@ def test_plan_prune_container_named_by_code_raises() -> None:
 
 def test_corrupt_libraries_are_pruned_correctly_or_raise() -> None:
     """Each corrupt library is pruned so that the check passes, or raises UnsupportedBinary."""
-    chance = random.Random(20262)  # noqa: S311 - a corpus, not a secret
     intact = typical().build()
     parsed = elf.parse(intact)
     fat = [section for section in parsed.sections if section.name in fatbin.FATBIN_SECTIONS]
@@ -232,12 +231,7 @@ def test_corrupt_libraries_are_pruned_correctly_or_raise() -> None:
         *(offset for section in fat for offset in range(section.file_offset, section.file_offset + 96)),
     ]
     outcomes = {"refused": 0, "planned": 0, "nothing": 0, "caught": 0}
-    for _ in range(CORRUPT_INPUTS):
-        content = bytearray(intact)
-        for _ in range(chance.randint(1, 3)):
-            content[chance.choice(weak)] = chance.choice((0, 1, 8, 0x7F, 0xFF, chance.randrange(256)))
-        if chance.random() < 0.1:
-            del content[chance.randrange(len(content)) :]
+    for content in corrupt_copies(intact, CORRUPT_INPUTS, seed=20262, places=weak):
         try:
             plan = prune.plan_prune(in_memory(content), HOPPER)
         except UnsupportedBinary:

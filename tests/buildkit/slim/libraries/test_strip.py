@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import random
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from buildkit.binary.elf import UnsupportedBinary
 from buildkit.binary.library import Library
 from buildkit.binary.rewrite import CopyRange, Rewrite, apply_rewrite
 from buildkit.slim.libraries import strip
+from tests.support.corruption import corrupt_copies
 from tests.support.elf import EntrySpec, LibrarySpec, container, in_memory, mapped_bytes
 from tests.support.strategies import libraries
 
@@ -128,17 +128,11 @@ def test_plan_strip_unsupported_file_raises(library: LibrarySpec, reason: str) -
 
 def test_corrupt_files_are_stripped_correctly_or_raise() -> None:
     """If a corrupt file is stripped, the loader maps the same bytes."""
-    chance = random.Random(20261)  # noqa: S311 - a corpus, not a secret
     intact = LibrarySpec(fatbin=[container(EntrySpec())], is_extended=True, has_table_segment=True).build()
     parsed = elf.parse(intact)
     tables = [*range(64 + 56 * len(parsed.segments)), *range(parsed.section_table_offset, len(intact))]
     outcomes = {"refused": 0, "planned": 0, "nothing": 0}
-    for _ in range(CORRUPT_INPUTS):
-        content = bytearray(intact)
-        for _ in range(chance.randint(1, 3)):
-            content[chance.choice(tables)] = chance.choice((0, 1, 8, 0x7F, 0xFF, chance.randrange(256)))
-        if chance.random() < 0.1:
-            del content[chance.randrange(len(content)) :]
+    for content in corrupt_copies(intact, CORRUPT_INPUTS, seed=20261, places=tables):
         try:
             library = in_memory(content)
             rewrite = strip.plan_strip(library)
