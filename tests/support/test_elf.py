@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_the_loader_takes_what_is_made(tmp_path: Path) -> None:
+def test_make_elf_loads(tmp_path: Path) -> None:
     path = tmp_path / "libmade.so"
     path.write_bytes(make_elf(soname="libmade.so", needed=["libc.so.6"], sections=[(".symtab", bytes(24))]))
     ctypes.CDLL(str(path))
@@ -26,7 +26,7 @@ def test_the_loader_takes_what_is_made(tmp_path: Path) -> None:
     ],
     ids=["missing library", "missing symbol", "cut short"],
 )
-def test_the_loader_refuses_what_is_made_broken(tmp_path: Path, content: bytes, message: str) -> None:
+def test_make_elf_broken_file_does_not_load(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "libbroken.so"
     path.write_bytes(content)
     with pytest.raises(OSError, match=message):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["is_left_uncompiled", "match_files"]
 
-_GUARDED_FOLDERS: Final = frozenset(folder for rule in RULES if rule.is_imported_kept for folder in rule.folders)
+_GUARDED_FOLDERS: Final = frozenset(folder for rule in RULES if rule.keeps_imported for folder in rule.folders)
 # Folders with a distribution's metadata and licences, which no rule removes. Licences lie in folders named like those
 # of sources.
 _METADATA: Final = ".dist-info"
@@ -57,7 +57,7 @@ def match_files(root: Path, paths: Sequence[str], rules: Iterable[Rule]) -> dict
         if claiming is not None and not path.partition("/")[0].endswith(_METADATA):
             matched[path] = claiming
     _keep_imported(root, installed, matched)
-    if any(rule.keeps_imported for rule in rules) and not has_recorded_versions(installed):
+    if any(rule.keeps_recorded for rule in rules) and not has_recorded_versions(installed):
         _keep_loaded(root, installed, matched)
         # Rules for bytecode remove every module that is not listed, and the list is of other versions.
         rules = tuple(rule for rule in rules if not rule.is_bytecode_only)
@@ -83,10 +83,10 @@ def _source_of(path: str) -> str | None:
 
 
 def _keep_imported(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -> None:
-    """Keeps the folders and modules that modules outside of them import, for rules with `is_imported_kept`."""
+    """Keeps the folders and modules that modules outside of them import, for rules with `keeps_imported`."""
     guarded: dict[str, list[str]] = {}
     for path, rule in matched.items():
-        if rule.is_imported_kept:
+        if rule.keeps_imported:
             guarded.setdefault(_module_root(path), []).append(path)
     if not guarded:
         return
@@ -101,11 +101,11 @@ def _keep_imported(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -
 
 
 def _keep_loaded(root: Path, paths: Sequence[str], matched: dict[str, Rule]) -> None:
-    """Keeps the modules that the listed modules import when they load, for rules with `keeps_imported`."""
+    """Keeps the modules that the listed modules import when they load, for rules with `keeps_recorded`."""
     pending = list(imported_paths().intersection(paths).difference(matched))
     unread: dict[str, set[str]] = {}  # module to its files: a source, a package's source, extension modules
     for path in set(paths).difference(pending):
-        if path.endswith((".py", ".so")) and (path not in matched or matched[path].keeps_imported):
+        if path.endswith((".py", ".so")) and (path not in matched or matched[path].keeps_recorded):
             unread.setdefault(_module_name(path), set()).add(path)
     while pending:
         path = pending.pop()

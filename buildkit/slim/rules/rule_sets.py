@@ -32,8 +32,8 @@ class Rule:
         globs: shell patterns for the complete path, whose `*` crosses folders.
         spared_suffixes: ends of file names that stay although they lie in one of the folders.
         spared_globs: patterns for the complete path of files that always stay.
-        keeps_imported: whether the modules that a run of the service imports stay (import_list.py).
-        is_imported_kept: whether a folder or module stays if a module outside imports it.
+        keeps_recorded: whether the modules that a run of the service imports stay (import_list.py).
+        keeps_imported: whether a folder or module stays if a module outside imports it.
         is_bytecode_only: whether the sources stay, and only their bytecode is removed or not made.
         placeholder: the kind of placeholder to leave: for each library, for each folder of modules, or for each of
             the `placeholder_packages`; None leaves none.
@@ -49,8 +49,8 @@ class Rule:
     globs: tuple[str, ...] = ()
     spared_suffixes: tuple[str, ...] = ()
     spared_globs: tuple[str, ...] = ()
+    keeps_recorded: bool = False
     keeps_imported: bool = False
-    is_imported_kept: bool = False
     is_bytecode_only: bool = False
     placeholder: PlaceholderKind | None = None
     placeholder_packages: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ class Rule:
         """Returns whether the rule names this file; `match_files` may still keep it, if another module imports it."""
         if any(fnmatchcase(path, glob) for glob in self.spared_globs):
             return False
-        if self.keeps_imported and path in imported_paths():
+        if self.keeps_recorded and path in imported_paths():
             return False
         *folders, name = path.split("/")
         if name.endswith(self.suffixes) or name in self.names or any(fnmatchcase(path, glob) for glob in self.globs):
@@ -117,14 +117,14 @@ RULES: Final = (
         folders=("tests", "test", "benchmarks"),
         names=("conftest.py",),
         globs=("numpy/_core/_simd.*.so", "numpy/_core/_*_tests.*.so"),
-        is_imported_kept=True,
+        keeps_imported=True,
         reason="the packages' own tests and benchmarks, with data; none is imported by the package outside its tests",
         lost="running the packages' own test suites in the image",
     ),
     Rule(
         name="scripts",
         folders=("scripts", "_precompute"),
-        is_imported_kept=True,
+        keeps_imported=True,
         reason="the packages' development scripts and generators of tables; none is imported or an entry point",
         lost="running them",
     ),
@@ -142,7 +142,7 @@ RULES: Final = (
     Rule(
         name="model-sources",
         globs=("transformers/models/*/modular_*.py",),
-        is_imported_kept=True,
+        keeps_imported=True,
         reason="sources from which transformers generates its modelling files; nothing imports them",
         lost="running that generator",
     ),
@@ -226,14 +226,14 @@ RULES: Final = (
     Rule(
         name="cute-kernels",
         globs=("torch/_vendor/quack/*",),
-        keeps_imported=True,
+        keeps_recorded=True,
         reason="kernels that torch compiles with NVIDIA's CuTe compiler, which is in no lock file",
         lost="those kernels, if nvidia-cutlass-dsl is installed",
     ),
     Rule(
         name="torch-tests",
         globs=("torch/testing/_internal/*",),
-        keeps_imported=True,
+        keeps_recorded=True,
         reason="tools of torch's own test suites; the five modules of them that torch imports stay",
         lost="torch.library.opcheck, gradcheck of operators by name; torch.testing itself stays",
     ),
@@ -246,14 +246,14 @@ RULES: Final = (
     Rule(
         name="database-tests",
         globs=("sqlalchemy/testing/*", "sqlalchemy/dialects/*/provision.py", "alembic/testing/*", "litestar/testing/*"),
-        keeps_imported=True,
+        keeps_recorded=True,
         reason="tools for tests of SQLAlchemy, Alembic and Litestar, and of programs that use them",
         lost="writing tests with these packages in the image",
     ),
     Rule(
         name="cold-bytecode",
         globs=tuple(f"{package}/*" for package in _RECORDED),
-        keeps_imported=True,
+        keeps_recorded=True,
         is_bytecode_only=True,
         reason="bytecode of modules that neither the service nor a text encoder imports (recorded); the sources stay",
         lost="time: the first import of such a module in a process compiles it, about 1 s for each MB of source",
@@ -270,7 +270,7 @@ RULES: Final = (
     Rule(
         name="torch-compilers",
         globs=("torch/_inductor/*",),
-        keeps_imported=True,
+        keeps_recorded=True,
         reason=(
             "torch generates kernels for triton or a C++ compiler, and a serving image has neither; the seventeen of "
             "these modules that importing torch, transformers and its text encoders loads stay (recorded)"
@@ -280,7 +280,7 @@ RULES: Final = (
     Rule(
         name="torch-parts",
         globs=tuple(f"torch/{part}/*" for part in ("ao", "distributed", "onnx")),
-        keeps_imported=True,
+        keeps_recorded=True,
         reason="training, quantizing and exporting; the part that importing torch and the text encoders loads stays",
         lost="torch.onnx, torch.ao.quantization, and training over several GPUs with torch.distributed",
     ),
@@ -299,7 +299,7 @@ RULES: Final = (
             "transformers/models/*/__init__.py",
             "transformers/models/*/tokenization_*.py",
         ),
-        keeps_imported=True,  # sentence-transformers imports the configurations of a few others by name
+        keeps_recorded=True,  # sentence-transformers imports the configurations of a few others by name
         placeholder=PlaceholderKind.MODULE,
         reason="networks that embed or classify no text: vision, sound, generation; each is loaded by its name only",
         lost="loading models of those families: 60 of 480 stay",
@@ -328,14 +328,14 @@ RULES: Final = (
     Rule(
         name="estimators",
         globs=tuple(f"sklearn/{part}/*" for part in _ESTIMATORS),
-        keeps_imported=True,
+        keeps_recorded=True,
         reason="scikit-learn's estimators; sentence-transformers imports its metrics, which load none (recorded)",
         lost="training and use of scikit-learn's models",
     ),
     Rule(
         name="sciences",
         globs=(*(f"scipy/{part}/*" for part in _SCIENCES), *(f"sympy/{part}/*" for part in _ALGEBRAS)),
-        keeps_imported=True,
+        keeps_recorded=True,
         reason="signals, files, clusters, physics: parts of SciPy and SymPy that no other part loads (recorded)",
         lost="those parts",
     ),
@@ -343,7 +343,7 @@ RULES: Final = (
         name="highlighting",
         globs=("pygments/lexers/*",),
         spared_globs=("pygments/lexers/__init__.py", "pygments/lexers/_mapping.py", "pygments/lexers/special.py"),
-        keeps_imported=True,  # listing the names of the package imports a few of them
+        keeps_recorded=True,  # listing the names of the package imports a few of them
         reason="grammars of 500 languages, for coloured source text",
         lost="coloured source in terminals",
     ),
@@ -355,7 +355,7 @@ RULES: Final = (
             *(f"huggingface_hub/{part}/*" for part in ("cli", "inference")),
             *("bin/hf", "bin/tiny-agents", "bin/transformers"),
         ),
-        keeps_imported=True,
+        keeps_recorded=True,
         reason="command lines, pipelines and clients of remote models; serving calls the networks themselves",
         lost="transformers.pipeline, the commands hf and transformers, huggingface_hub.InferenceClient",
     ),
@@ -368,7 +368,7 @@ RULES: Final = (
     Rule(
         name="other-databases",
         globs=tuple(f"sqlalchemy/dialects/{database}/*" for database in ("mssql", "mysql", "oracle")),
-        keeps_imported=True,
+        keeps_recorded=True,
         reason="SQLAlchemy loads the dialect that a database's address names, and the service uses PostgreSQL",
         lost="connecting to MySQL, MariaDB, Oracle and SQL Server",
     ),

@@ -35,7 +35,7 @@ SCIENCE = SlimManifest(70, 70, (), (), ())
 
 
 @pytest.mark.parametrize("manifest", [CUDA, TORCH, SCIENCE], ids=["pruned", "removed", "untouched"])
-def test_load_reads_what_save_wrote(tmp_path: Path, manifest: SlimManifest) -> None:
+def test_load_returns_the_saved_manifest(tmp_path: Path, manifest: SlimManifest) -> None:
     save(manifest, tmp_path / "one.json")
     loaded = load(tmp_path / "one.json")
     save(loaded, tmp_path / "two.json")

@@ -10,7 +10,7 @@ def code(architecture: int, size_bytes: int = 9000) -> EntrySpec:
     return EntrySpec(architecture=architecture, payload=bytes([architecture]) * size_bytes)
 
 
-def test_pack_gpu_code_places_kept_containers_and_counts_removed_entries() -> None:
+def test_pack_gpu_code_places_containers_and_counts_entries() -> None:
     spec = LibrarySpec(fatbin=[container(code(80), code(90)), container(code(75)), container(code(80), code(90))])
 
     packing = pack_gpu_code(in_memory(spec.build()), HOPPER)

@@ -239,7 +239,7 @@ def test_no_rule_removes_a_recorded_import(tmp_path: Path) -> None:
     listed = sorted(imported_paths())
     imported = [path for path in listed if not path.startswith(("setuptools/", "_distutils_hack/"))]
 
-    rules = [rule for rule in choose_rules("inference") if not rule.is_imported_kept and not rule.placeholder_packages]
+    rules = [rule for rule in choose_rules("inference") if not rule.keeps_imported and not rule.placeholder_packages]
     taken = match_files(tmp_path, imported, rules)
 
     assert {path: rule.name for path, rule in taken.items()} == {}
