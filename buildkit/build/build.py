@@ -24,7 +24,7 @@ from buildkit.errors import BuildFailed, CommandFailed, DiskTooFull
 from buildkit.jsonfile import InvalidFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Literal
 
     from buildkit.build.base import BaseImage
@@ -100,25 +100,17 @@ def build(
     if check_disk:
         _check_disk(engine, target, folder, lock_sha256)
     folder.mkdir(parents=True, exist_ok=True)
-    secrets = BuildSecrets.of(environment)
+    tag = tag_of(spec, target)
     labels = image_labels(spec, target, base, lock_sha256)
     arguments = build_arguments(spec, target, base)
-    tag = tag_of(spec, target)
-    with _previous_image_named(engine, tag), tempfile.TemporaryDirectory() as scratch:
+    options = _image_options(spec, target, base, tag=tag, labels=labels)
+    options += [*([f"--network={network}"] if network else []), *([] if use_cache else ["--no-cache"])]
+    with _previous_image_named(engine, tag), ThreadPoolExecutor(max_workers=1) as pool:
         started, clock_seconds = datetime.now(tz=UTC), time.monotonic()
-        metadata = Path(scratch) / "metadata.json"
-        options = [
-            *_image_options(spec, target, base, tag=tag, labels=labels),
-            *(f"--build-arg={name}={value}" for name, value in {**arguments, **secrets.proxies}.items()),
-            *(f"--secret={secret}" for secret in secrets.buildx_secrets(Path(scratch))),
-            *([f"--network={network}"] if network else []),
-            *([] if use_cache else ["--no-cache"]),
-            f"--metadata-file={metadata}",
-        ]
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            versions = pool.submit(engine_versions, engine)
-            steps = _run_buildx(engine, [*options, str(spec.project)], target, show)
-        digest = str(json.loads(metadata.read_text())["containerimage.digest"])
+        versions = pool.submit(engine_versions, engine)
+        digest, steps = _run_buildx(
+            engine, spec.project, target, show, options, arguments=arguments, secrets=BuildSecrets.of(environment)
+        )
         seconds = time.monotonic() - clock_seconds
     record = BuildRecord(
         schema_version=SCHEMA_VERSION,
@@ -161,31 +153,52 @@ def _image_options(
 
 
 def _run_buildx(
-    engine: Engine, arguments: list[str], target: Target, show: Callable[[Events], BuildDisplay]
-) -> list[Step]:
-    """Runs `docker buildx build`, shows its progress and returns its steps.
+    engine: Engine,
+    project: Path,
+    target: Target,
+    show: Callable[[Events], BuildDisplay],
+    options: Sequence[str],
+    *,
+    arguments: Mapping[str, str],
+    secrets: BuildSecrets,
+) -> tuple[str, list[Step]]:
+    """Runs `docker buildx build`, shows its progress, and returns the image's digest and the steps.
 
     Raises:
         BuildFailed: a step failed.
         CommandFailed: docker failed before any step did.
     """
     events = Events()
-    try:
-        with show(events) as display:
+    with tempfile.TemporaryDirectory() as scratch:
+        metadata = Path(scratch) / "metadata.json"
+        words = [
+            *options,
+            *(f"--build-arg={name}={value}" for name, value in {**arguments, **secrets.proxies}.items()),
+            *(f"--secret={secret}" for secret in secrets.buildx_secrets(Path(scratch))),
+            f"--metadata-file={metadata}",
+            str(project),
+        ]
+        try:
+            with show(events) as display:
 
-            def feed(line: str) -> None:
-                for step in events.feed(line):
-                    display.add(step)
+                def feed(line: str) -> None:
+                    for step in events.feed(line):
+                        display.add(step)
 
-            engine.stream("buildx", "build", "--progress=rawjson", *arguments, on_line=feed)
-    except CommandFailed as error:
-        failed = events.failure()
-        if failed is None:
-            tail = "\n".join(events.other_lines[-12:])
-            raise CommandFailed(["docker", "buildx", "build"], error.exit_code_of_command, tail) from error
-        step, exit_code, log = failed
-        raise BuildFailed(target.name, step.stage, step.instruction, exit_code, log or step.error) from error
-    return events.steps
+                engine.stream("buildx", "build", "--progress=rawjson", *words, on_line=feed)
+        except CommandFailed as error:
+            raise _failure(error, events, target) from error
+        return str(json.loads(metadata.read_text())["containerimage.digest"]), events.steps
+
+
+def _failure(error: CommandFailed, events: Events, target: Target) -> BuildFailed | CommandFailed:
+    """The error to raise if `docker buildx build` failed: that of the step, or docker's own."""
+    failed = events.failure()
+    if failed is None:
+        tail = "\n".join(events.other_lines[-12:])
+        return CommandFailed(["docker", "buildx", "build"], error.exit_code_of_command, tail)
+    step, exit_code, log = failed
+    return BuildFailed(target.name, step.stage, step.instruction, exit_code, log or step.error)
 
 
 @contextlib.contextmanager

@@ -325,15 +325,12 @@ class _BenchmarkRun:
             )
         self._versions = record.versions
         blobs = self._builder.blobs(record.digest)
+        known = {} if is_full else self._full_build_blobs
         if is_full:
             self._full_build_blobs = blobs
-            if free_bytes is not None:
-                self._full_build_bytes = free_bytes - (self._builder.free_bytes() or 0)
-        if not is_sample:
-            return
-        transfer_bytes = sum(size for digest, size in blobs.items() if is_full or digest not in self._full_build_blobs)
-        self._builds.append(
-            _timing(
+            self._full_build_bytes = (free_bytes or 0) - (self._builder.free_bytes() or 0)
+        if is_sample:
+            timing = _timing(
                 record,
                 scenario=scenario,
                 run=run,
@@ -342,10 +339,10 @@ class _BenchmarkRun:
                 download_cache=downloads,
                 load_average=load_average,
                 written=written,
-                transfer_bytes=transfer_bytes,
+                transfer_bytes=sum(size for digest, size in blobs.items() if digest not in known),
             )
-        )
-        self._save(self.timings())
+            self._builds.append(timing)
+            self._save(self.timings())
 
 
 def _timing(
