@@ -84,7 +84,6 @@ class _Call:
     model: Model[object]
     future: asyncio.Future[None]
     deadline: float
-    enqueued: float
     results: list[object]
     missing: int
     started: float | None = None
@@ -214,7 +213,6 @@ class Scheduler:
             model=model,
             future=asyncio.get_running_loop().create_future(),
             deadline=began + seconds,
-            enqueued=prepared,
             results=[None] * len(rows),
             missing=len(rows),
         )
