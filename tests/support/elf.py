@@ -13,7 +13,7 @@ from buildkit.binary.library import Library
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["EntrySpec", "LibrarySpec", "container", "gpu_code", "in_memory", "make_elf", "mapped_bytes"]
+__all__ = ["EntrySpec", "LibrarySpec", "container", "cubin", "gpu_code", "in_memory", "make_elf", "mapped_bytes"]
 
 HEADER_BYTES, SEGMENT_BYTES, SECTION_BYTES, SYMBOL_BYTES, RELOCATION_BYTES = 64, 56, 64, 24, 24
 ET_EXEC, ET_DYN = 2, 3
@@ -75,6 +75,11 @@ def container(*entries: EntrySpec) -> bytes:
     """Returns a container as the CUDA compiler writes it."""
     content = b"".join(entry.pack() for entry in entries)
     return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(content)) + content
+
+
+def cubin(architecture: int, size_bytes: int = 9000, flags: int = 0) -> EntrySpec:
+    """Returns an entry of machine code for one compute capability, filled with its number; *flags* are added."""
+    return EntrySpec(architecture=architecture, flags=0x11 | flags, payload=bytes([architecture]) * size_bytes)
 
 
 def gpu_code(*targets: int) -> bytes:

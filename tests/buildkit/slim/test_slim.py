@@ -16,21 +16,17 @@ from buildkit.slim.libraries.check import check_pruned
 from buildkit.slim.rules.options import SlimOptions
 from buildkit.slim.rules.rule_sets import choose_rules
 from buildkit.slim.slim import slim_tree
-from tests.support.elf import EntrySpec, LibrarySpec, container, in_memory, mapped_bytes
+from tests.support.elf import LibrarySpec, container, cubin, in_memory, mapped_bytes
 from tests.support.installed import SITE, install, snapshot, untrue_rows
 
 CORRUPT_FILES = 300
 ROOT = Path(__file__).parents[3]
 
 
-def code(architecture: int) -> EntrySpec:
-    return EntrySpec(architecture=architecture, payload=bytes([architecture]) * 9000)
-
-
 def plant(root: Path) -> Path:
     """Installs files of every kind that slimming changes, and some that it must not change."""
     library = LibrarySpec(
-        fatbin=[container(code(80), code(90)), container(code(75))], relocatable=[container(code(90))]
+        fatbin=[container(cubin(80), cubin(90)), container(cubin(75))], relocatable=[container(cubin(90))]
     )
     install(
         root,
@@ -179,7 +175,7 @@ def test_slim_tree_manifest_of_other_schema_raises(tmp_path: Path) -> None:
 def test_slim_tree_corrupt_libraries_are_correct_or_unchanged(tmp_path: Path) -> None:
     """Each corrupt library on disk maps the same bytes after slimming, or is unchanged."""
     chance = random.Random(20263)  # noqa: S311 - a corpus, not a secret
-    intact = LibrarySpec(fatbin=[container(code(80), code(90))], is_extended=True, has_table_segment=True).build()
+    intact = LibrarySpec(fatbin=[container(cubin(80), cubin(90))], is_extended=True, has_table_segment=True).build()
     tables = elf.parse(intact).section_table_offset
     originals: dict[str, bytes] = {}
     for index in range(CORRUPT_FILES):

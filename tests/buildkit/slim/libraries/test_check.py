@@ -12,7 +12,7 @@ from buildkit.binary.elf import UnsupportedBinary
 from buildkit.binary.rewrite import apply_rewrite
 from buildkit.slim.libraries import prune
 from buildkit.slim.libraries.check import check_pruned
-from tests.support.elf import EntrySpec, LibrarySpec, container, in_memory
+from tests.support.elf import LibrarySpec, container, cubin, in_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,15 +20,11 @@ if TYPE_CHECKING:
 HOPPER = frozenset({90})
 
 
-def code(architecture: int, size_bytes: int) -> EntrySpec:
-    return EntrySpec(architecture=architecture, payload=bytes([architecture]) * size_bytes)
-
-
 LIBRARY = LibrarySpec(
     fatbin=[
-        container(code(75, 64)),
-        container(code(80, 9000), code(90, 3000)),
-        container(code(80, 9000), code(90, 2000)),
+        container(cubin(75, 64)),
+        container(cubin(80, 9000), cubin(90, 3000)),
+        container(cubin(80, 9000), cubin(90, 2000)),
     ],
     unwrapped=1,
     has_table_segment=True,

@@ -1,17 +1,13 @@
 from __future__ import annotations
 
 from buildkit.slim.libraries.packing import pack_gpu_code
-from tests.support.elf import EntrySpec, LibrarySpec, container, in_memory
+from tests.support.elf import LibrarySpec, container, cubin, in_memory
 
 HOPPER = frozenset({90})
 
 
-def code(architecture: int, size_bytes: int = 9000) -> EntrySpec:
-    return EntrySpec(architecture=architecture, payload=bytes([architecture]) * size_bytes)
-
-
 def test_pack_gpu_code_places_containers_and_counts_entries() -> None:
-    spec = LibrarySpec(fatbin=[container(code(80), code(90)), container(code(75)), container(code(80), code(90))])
+    spec = LibrarySpec(fatbin=[container(cubin(80), cubin(90)), container(cubin(75)), container(cubin(80), cubin(90))])
 
     packing = pack_gpu_code(in_memory(spec.build()), HOPPER)
 
@@ -28,4 +24,4 @@ def test_pack_gpu_code_places_containers_and_counts_entries() -> None:
 
 def test_pack_gpu_code_nothing_to_free_is_none() -> None:
     assert pack_gpu_code(in_memory(LibrarySpec().build()), HOPPER) is None
-    assert pack_gpu_code(in_memory(LibrarySpec(fatbin=[container(code(90))]).build()), HOPPER) is None
+    assert pack_gpu_code(in_memory(LibrarySpec(fatbin=[container(cubin(90))]).build()), HOPPER) is None

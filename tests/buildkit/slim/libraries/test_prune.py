@@ -16,7 +16,7 @@ from buildkit.binary.rewrite import apply_rewrite
 from buildkit.slim.libraries import prune, strip
 from buildkit.slim.libraries.check import check_pruned
 from tests.support.corruption import corrupt_copies
-from tests.support.elf import EntrySpec, LibrarySpec, container, in_memory
+from tests.support.elf import LibrarySpec, container, cubin, in_memory
 from tests.support.strategies import FLAG_A, TARGETS, libraries
 
 if TYPE_CHECKING:
@@ -26,19 +26,15 @@ CORRUPT_INPUTS = 4000
 HOPPER = frozenset({90})
 
 
-def code(architecture: int, size_bytes: int = 9000, flags: int = 0) -> EntrySpec:
-    return EntrySpec(architecture=architecture, flags=0x11 | flags, payload=bytes([architecture]) * size_bytes)
-
-
 def typical() -> LibrarySpec:
     """Several containers in both sections; one has no code for Hopper."""
     return LibrarySpec(
         fatbin=[
-            container(code(80), code(90, 3000)),
-            container(code(75)),
-            container(code(80), code(90, 3000, FLAG_A), code(90, 2000), code(100)),
+            container(cubin(80), cubin(90, 3000)),
+            container(cubin(75)),
+            container(cubin(80), cubin(90, 3000, FLAG_A), cubin(90, 2000), cubin(100)),
         ],
-        relocatable=[container(code(80, 20_000), code(90))],
+        relocatable=[container(cubin(80, 20_000), cubin(90))],
         page_bytes=0x200000,
         has_table_segment=True,
     )
@@ -96,7 +92,7 @@ def test_plan_prune_keeps_tables_and_segments() -> None:
     assert len(parsed.loads) == len(original.loads) + 2
     assert [section.name for section in parsed.sections] == [section.name for section in original.sections]
     assert all(load.alignment == 4096 for load in parsed.loads)
-    assert entries_by_wrapper(pruned)[1] == [code(75).pack()]  # a container without usable code stays complete
+    assert entries_by_wrapper(pruned)[1] == [cubin(75).pack()]  # a container without usable code stays complete
 
 
 def test_plan_prune_twice_equals_pruning_once() -> None:
@@ -127,7 +123,7 @@ def test_plan_prune_leaves_container_without_wrapper() -> None:
     assert pruned[section.file_offset :].startswith(library.fatbin[0])
 
 
-@pytest.mark.parametrize("library", [LibrarySpec(), LibrarySpec(fatbin=[container(code(90))])])
+@pytest.mark.parametrize("library", [LibrarySpec(), LibrarySpec(fatbin=[container(cubin(90))])])
 def test_plan_prune_nothing_to_free_is_none(library: LibrarySpec) -> None:
     assert prune.plan_prune(in_memory(library.build()), HOPPER) is None
 
@@ -276,8 +272,8 @@ def complaints(path: Path) -> str:
 
 def test_compiled_library_works_after_prune_and_strip(tmp_path: Path, gcc: str) -> None:
     """A library from a compiler and a linker loads and finds its containers after both steps."""
-    (tmp_path / "first.bin").write_bytes(container(code(80, 40_000), code(90, 5000)))
-    (tmp_path / "second.bin").write_bytes(container(code(80, 30_000), code(90, 6000)))
+    (tmp_path / "first.bin").write_bytes(container(cubin(80, 40_000), cubin(90, 5000)))
+    (tmp_path / "second.bin").write_bytes(container(cubin(80, 30_000), cubin(90, 6000)))
     (tmp_path / "lib.c").write_text(SOURCE)
     path = tmp_path / "lib.so"
     subprocess.run([gcc, "-g", "-shared", "-fPIC", "-o", path, "lib.c"], cwd=tmp_path, check=True)

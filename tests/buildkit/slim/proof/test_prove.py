@@ -10,7 +10,7 @@ import pytest
 from buildkit.slim.__main__ import main
 from buildkit.slim.placeholders.kinds import removal_message
 from buildkit.slim.proof import run_workload
-from tests.support.elf import EntrySpec, LibrarySpec, container
+from tests.support.elf import LibrarySpec, container, cubin
 from tests.support.installed import install, snapshot
 
 if TYPE_CHECKING:
@@ -49,16 +49,12 @@ json.dump({
 """
 
 
-def code(architecture: int) -> EntrySpec:
-    return EntrySpec(architecture=architecture, payload=bytes([architecture]) * 9000)
-
-
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "workload.py").write_text(WORKLOAD)
     monkeypatch.setattr(run_workload, "WORKLOAD", tmp_path / "workload.py")
     root = tmp_path / "site-packages"
-    library = LibrarySpec(fatbin=[container(code(80), code(90), code(100))])
+    library = LibrarySpec(fatbin=[container(cubin(80), cubin(90), cubin(100))])
     install(root, "torch", {"torch/lib/libtorch_cuda.so": library.build(), "torch/include/x.h": b""}, site=".")
     plant(root)
     return root
