@@ -30,7 +30,7 @@ from buildkit.slim.slim import slim_tree, worker_count
 from buildkit.slim.tree import hash_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from buildkit.slim.manifest import SlimManifest
@@ -121,19 +121,11 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, log: Call
     served = _run_served_cases(partial(run, pruned, loading="LAZY"), log) if stubs else _ServedCases(None, ())
     log("start-up times")
     start = {"before": _start(site, work), "after": _start(pruned, work)}
-    mapped_failures = _mapped_failures(after["LAZY"]["mapped"], site, pruned, manifest)
-    control = None
-    if device is not None:
-        shutil.rmtree(pruned)
-        control = _negative_control(site, work, pruned_for, log)
-    failures = (
-        *(f"{r.path}: {r.step} refused: {r.reason}: {r.detail}" for r in manifest.refusals),
-        *libraries.failures,
-        *(f"{c.name} ({c.loading}): {c.before} became {c.after}" for c in cases if not c.is_expected),
-        *mapped_failures,
-        *(f"the service calls a library that the profile removes: {line}" for line in served.calls or ()),
-        *(() if control is None or _NO_KERNEL in control else (_control_failure(control),)),
-    )
+    failures = [*_failures(manifest, libraries, cases, served)]
+    failures += _mapped_failures(after["LAZY"]["mapped"], site, pruned, manifest)
+    control = _negative_control(site, pruned, pruned_for, log) if device is not None else None
+    if control is not None and _NO_KERNEL not in control:
+        failures.append(f"negative control: a tree for another GPU gave {control!r} instead of {_NO_KERNEL!r}")
     return Proof(
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         versions={name: before["LAZY"][name] for name in ("torch", "cuda", "python")},
@@ -152,7 +144,7 @@ def prove(site: Path, work: Path, *, profile: str, target: str | None, log: Call
         placeholder_calls=served.calls,
         is_verified_on_device=device is not None and not failures,
         not_verified=_not_verified(libraries, served, has_device=device is not None),
-        failures=failures,
+        failures=tuple(failures),
     )
 
 
@@ -260,15 +252,25 @@ def _start(site: Path, work: Path) -> dict[str, float]:
     return {name: min(sample[name] for sample in samples) for name in samples[0]}
 
 
-def _negative_control(site: Path, work: Path, pruned_for: int, log: Callable[[str], None]) -> str:
-    """Returns the first kernel's result on a tree pruned for a GPU of another generation only."""
+def _failures(
+    manifest: SlimManifest, libraries: _LibraryComparison, cases: tuple[CaseResult, ...], served: _ServedCases
+) -> Iterator[str]:
+    """Yields a line for each step that refused a file, difference, changed result, and call of a removed library."""
+    yield from (f"{r.path}: {r.step} refused: {r.reason}: {r.detail}" for r in manifest.refusals)
+    yield from libraries.failures
+    yield from (f"{c.name} ({c.loading}): {c.before} became {c.after}" for c in cases if not c.is_expected)
+    yield from (f"the service calls a library that the profile removes: {line}" for line in served.calls or ())
+
+
+def _negative_control(site: Path, pruned: Path, pruned_for: int, log: Callable[[str], None]) -> str:
+    """Returns the first kernel's result on a tree pruned for a GPU of another generation only.
+
+    The tree at `pruned` is deleted first, to have room for this one.
+    """
+    shutil.rmtree(pruned)
     other = 80 if pruned_for // 10 != 8 else 90  # noqa: PLR2004 - generations of compute capabilities
     log(f"negative control: slimming a copy of {site} for {target_name(other)}")
-    wrong, _ = _slim_copy(site, work / "control", "single", other)
-    report = run_workload(wrong, work, "LAZY", chosen=("--case", "pointwise and reductions"))
+    wrong, _ = _slim_copy(site, pruned.with_name("control"), "single", other)
+    report = run_workload(wrong, pruned.parent, "LAZY", chosen=("--case", "pointwise and reductions"))
     shutil.rmtree(wrong)
     return str(report["cases"][_FIRST_KERNEL])
-
-
-def _control_failure(result: str) -> str:
-    return f"negative control: a tree for another GPU gave {result!r} instead of {_NO_KERNEL!r}"
