@@ -63,6 +63,21 @@ def test_moved_environment_is_compared_file_by_file(tmp_path: Path) -> None:
     }
 
 
+def test_parts_of_a_package_are_grouped_by_reason(tmp_path: Path) -> None:
+    record = LayerMaker().file(
+        f"{SITE}/web-1.dist-info/RECORD", "".join(f"web/{name},,\n" for name in ("a.so", "a.pyc"))
+    )
+    before = LayerMaker().file(f"{SITE}/web-1.dist-info/RECORD", "web/a.so,,\nweb/a.pyc,,\nweb/tests/b.py,,\n")
+    before.file(f"{SITE}/web/a.so", "s" * 5).file(f"{SITE}/web/a.pyc", "p" * 3).file(f"{SITE}/web/tests/b.py", "t")
+    old, new = measure_layers(tmp_path / "b", before), measure_layers(tmp_path / "a", record)
+    found = removed_components(match_files(old, new), old, new)
+    assert [(each.name, each.reason, each.removed_bytes) for each in found] == [
+        ("parts of web (python)", "libraries that are not loaded", 5),
+        ("parts of web (python)", "bytecode", 3),
+        ("parts of web (python)", "tests and examples", 1),
+    ]
+
+
 @pytest.mark.parametrize(
     ("path", "concern"),
     [
