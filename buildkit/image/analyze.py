@@ -46,7 +46,13 @@ def analyze(image: Image) -> Measurement:
     waste = _waste_groups(file_system.waste, layers)
     gpu_code = measure_gpu_code(contents, file_system, ownership.name_of)
     del file_system
-    totals = _totals(layers, records, len(ownership.packages), sum(each.extra_bytes for each in duplicates))
+    totals = _totals(
+        layers,
+        files,
+        names=sum(record.kind in {"file", "hardlink"} for record in records),
+        packages=len(ownership.packages),
+        duplicate_bytes=sum(each.extra_bytes for each in duplicates),
+    )
     unowned = [record for record in files if record.package < 0]
     return Measurement(
         schema_version=SCHEMA_VERSION,
@@ -100,10 +106,11 @@ def _records(file_system: MergedFileSystem, ownership: Ownership) -> tuple[FileR
 
 
 def _totals(
-    layers: Sequence[LayerMeasurement], records: Sequence[FileRecord], packages: int, duplicate_bytes: int
+    layers: Sequence[LayerMeasurement], files: Sequence[FileRecord], *, names: int, packages: int, duplicate_bytes: int
 ) -> Totals:
+    """Returns the totals; *files* have each content once, *names* counts hard links too."""
     unpacked_bytes = sum(layer.unpacked_bytes for layer in layers)
-    final_bytes = sum(record.size_bytes for record in records)
+    final_bytes = sum(record.size_bytes for record in files)
     return Totals(
         unpacked_bytes=unpacked_bytes,
         blob_bytes=sum(layer.blob_bytes for layer in layers),
@@ -113,9 +120,9 @@ def _totals(
         duplicate_bytes=duplicate_bytes,
         efficiency_fraction=final_bytes / unpacked_bytes if unpacked_bytes else 1.0,
         layers=len(layers),
-        files=sum(record.kind in {"file", "hardlink"} for record in records),
+        files=names,
         packages=packages,
-        executables=sum(record.kind == "file" and _is_executable(record.path, record.mode) for record in records),
+        executables=sum(_is_executable(record.path, record.mode) for record in files),
     )
 
 
