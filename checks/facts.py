@@ -13,7 +13,6 @@ __all__ = [
     "Configuration",
     "Distribution",
     "File",
-    "FileNote",
     "FileSystem",
     "Interpreter",
     "SharedObject",
@@ -77,18 +76,6 @@ class SharedObject:
 
 
 @dataclass(frozen=True, slots=True)
-class FileNote:
-    """A remark on one file.
-
-    Attributes:
-        note: what the contents of the file show it to be, or what is wrong with its bytecode.
-    """
-
-    path: str
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
 class Distribution:
     """An installed Python distribution.
 
@@ -116,9 +103,9 @@ class FileSystem:
     """The merged file system of an image, as `programs/filesystem.py` prints it.
 
     Attributes:
-        recognized: files whose contents show what they are, whatever their names.
+        recognized: path -> what the contents of the file show it to be, such as "make" or "a static library".
         duplicates: groups of paths of large files with equal contents.
-        bytecode_problems: Python sources whose bytecode is missing or cannot be used.
+        bytecode_problems: path of a Python source -> why its bytecode cannot be used.
         packages: name -> version of each installed Debian package.
     """
 
@@ -126,9 +113,9 @@ class FileSystem:
     site_packages: tuple[str, ...]
     files: tuple[File, ...]
     objects: tuple[SharedObject, ...]
-    recognized: tuple[FileNote, ...]
+    recognized: dict[str, str]
     duplicates: tuple[tuple[str, ...], ...]
-    bytecode_problems: tuple[FileNote, ...]
+    bytecode_problems: dict[str, str]
     packages: dict[str, str]
     distributions: tuple[Distribution, ...]
 
@@ -137,9 +124,9 @@ class FileSystem:
         """The files by path."""
         return {file.path: file for file in self.files}
 
-    def recognized_as(self, note: str) -> set[str]:
-        """Returns the paths of the files whose contents show that they are *note*."""
-        return {file.path for file in self.recognized if file.note == note}
+    def recognized_as(self, kind: str) -> set[str]:
+        """Returns the paths of the files whose contents show that they are *kind*."""
+        return {path for path, recognized in self.recognized.items() if recognized == kind}
 
     def below(self, *folders: str) -> Iterator[File]:
         """Yields the files in *folders*, at any depth."""

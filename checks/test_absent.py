@@ -97,10 +97,10 @@ def test_tool_is_absent(tool: str, file_system: FileSystem, layers: ImageLayers)
 def test_no_renamed_build_tool(file_system: FileSystem, layers: ImageLayers) -> None:
     """No executable is a renamed compiler, linker, assembler, make or uv."""
     found = (
-        f"{file.path} is {file.note} ({layers.where(file.path)})"
-        for file in file_system.recognized
-        if not file.note.startswith(("a static", "a Debian", "an entry"))
-        and not re.fullmatch(TOOL_NAMES, file.path.rpartition("/")[2])
+        f"{path} is {kind} ({layers.where(path)})"
+        for path, kind in file_system.recognized.items()
+        if not kind.startswith(("a static", "a Debian", "an entry"))
+        and not re.fullmatch(TOOL_NAMES, path.rpartition("/")[2])
     )
     fail_if(found, fix="copy single files from the builder stage, not folders such as /usr/local")
 

@@ -94,7 +94,7 @@ def test_cache_is_writable(expectations: Expectations, file_system: FileSystem, 
 def test_sources_have_bytecode(file_system: FileSystem, layers: ImageLayers) -> None:
     """Each Python source of the environment and the application has bytecode that this Python can use."""
     fail_if(
-        (f"{item.path}: {item.note} ({layers.where(item.path)})" for item in file_system.bytecode_problems),
+        (f"{path}: {why} ({layers.where(path)})" for path, why in file_system.bytecode_problems.items()),
         fix="compile in the stage that installs, with the Python of the image, after the last change of the sources",
     )
 

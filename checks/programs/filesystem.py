@@ -174,12 +174,12 @@ def signature_of(source: BinaryIO, size_bytes: int) -> str | None:
     return None
 
 
-def walk(root: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, str]]]:
+def walk(root: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, str]]:
     """Returns the files below *root* on the same device, the ELF files among them, and the recognized files."""
     device = os.lstat(root).st_dev
     files: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
-    recognized: list[dict[str, str]] = []
+    recognized: dict[str, str] = {}
     seen: set[int] = set()
     pending = [root]
     while pending:
@@ -217,7 +217,7 @@ def has_capabilities(path: str) -> bool:
         return False
 
 
-def inspect(path: str, size_bytes: int, objects: list[dict[str, Any]], recognized: list[dict[str, str]]) -> None:
+def inspect(path: str, size_bytes: int, objects: list[dict[str, Any]], recognized: dict[str, str]) -> None:
     """Adds the file to *objects* if it is ELF, and to *recognized* if its contents show a tool, archive or cache."""
     if size_bytes < 8 or path.endswith((".py", ".pyc")):
         return
@@ -232,12 +232,12 @@ def inspect(path: str, size_bytes: int, objects: list[dict[str, Any]], recognize
             if fact.get("is_executable", True) or ".so" not in os.path.basename(path):
                 tool = signature_of(source, size_bytes)
                 if tool:
-                    recognized.append({"path": path, "note": tool})
+                    recognized[path] = tool
         elif magic == b"!<arch>\n":
             is_package = read_at(source, 8, 13) == b"debian-binary" if size_bytes > 21 else False
-            recognized.append({"path": path, "note": "a Debian package" if is_package else "a static library"})
+            recognized[path] = "a Debian package" if is_package else "a static library"
         elif magic[:4] == b"cc=4":
-            recognized.append({"path": path, "note": "an entry of pip's HTTP cache"})
+            recognized[path] = "an entry of pip's HTTP cache"
 
 
 def library_folders() -> list[str]:
@@ -307,15 +307,15 @@ def duplicates(files: list[dict[str, Any]]) -> list[list[str]]:
 
 def bytecode_problems(
     files: list[dict[str, Any]], roots: list[str], uncompiled: tuple[str, ...] = ()
-) -> list[dict[str, str]]:
-    """Returns the .py files below *roots* whose bytecode is missing, of another Python, or older than the source.
+) -> dict[str, str]:
+    """Returns path -> problem of .py files below *roots*: bytecode missing, of another Python, or older than the source.
 
     Paths that begin like one of *uncompiled* need no bytecode, but what they have must be usable.
 
     PEP 552 defines the first 16 bytes: magic number, flags, then either modification time and size of the source, or
     its hash. A file that this Python cannot compile (a template, a test of syntax errors) needs no bytecode.
     """
-    problems: list[dict[str, str]] = []
+    problems: dict[str, str] = {}
     prefixes = tuple(f"{root}/" for root in roots)
     for fact in files:
         path = fact["path"]
@@ -342,9 +342,9 @@ def bytecode_problems(
             except (SyntaxError, ValueError):
                 continue
         if problem:
-            problems.append({"path": path, "note": problem})
+            problems[path] = problem
         if len(problems) == PROBLEMS_MAXIMUM:
-            problems.append({"path": "other files", "note": f"not examined after the first {len(problems)} problems"})
+            problems["other files"] = f"not examined after the first {len(problems)} problems"
             break
     return problems
 

@@ -8,13 +8,13 @@ import pytest
 
 from checks import test_absent
 from checks.expectations import Expectations
-from checks.facts import Distribution, File, FileNote, FileSystem, Interpreter
+from checks.facts import Distribution, File, FileSystem, Interpreter
 from checks.layers import ImageLayers, TarLayer, TarMember
 from checks.results import Findings
 
 SITE = "/opt/venv/lib/python3.13/site-packages"
 NO_LAYERS = ImageLayers((), (), {})
-EMPTY = FileSystem(Interpreter("3.13.5", "/opt/venv/bin/python3", "/opt/venv"), (SITE,), (), (), (), (), (), {}, ())
+EMPTY = FileSystem(Interpreter("3.13.5", "/opt/venv/bin/python3", "/opt/venv"), (SITE,), (), (), {}, (), {}, {}, ())
 EXPECTED = Expectations(
     target="api", development_only={"pytest": ("pytest", "_pytest"), "pytest-testinfra": ("testinfra",)}
 )
@@ -113,9 +113,9 @@ def test_package_of_every_image_is_accepted(package: str) -> None:
 
 
 def test_tool_under_its_own_name_is_not_renamed() -> None:
-    known = replace(EMPTY, recognized=(FileNote("/usr/bin/gcc-14", "a part of GCC"),))
+    known = replace(EMPTY, recognized={"/usr/bin/gcc-14": "a part of GCC"})
     test_absent.test_no_renamed_build_tool(known, NO_LAYERS)
-    hidden = replace(EMPTY, recognized=(FileNote("/usr/bin/helper", "a part of GCC"),))
+    hidden = replace(EMPTY, recognized={"/usr/bin/helper": "a part of GCC"})
     with pytest.raises(Findings, match="/usr/bin/helper is a part of GCC"):
         test_absent.test_no_renamed_build_tool(hidden, NO_LAYERS)
 

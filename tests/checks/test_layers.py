@@ -189,7 +189,7 @@ def test_index_leads_to_the_manifest_of_the_platform(tmp_path: Path) -> None:
 def test_large_duplicates_are_found(size_bytes: int, *, found: bool) -> None:
     files = tuple(File(path, "file", 0o644, 0, 0, size_bytes) for path in ("/a", "/b"))
     file_system = FileSystem(
-        Interpreter("3.13.5", "/opt/venv/bin/python3", "/opt/venv"), (), files, (), (), (("/a", "/b"),), (), {}, ()
+        Interpreter("3.13.5", "/opt/venv/bin/python3", "/opt/venv"), (), files, (), {}, (("/a", "/b"),), {}, {}, ()
     )
 
     with pytest.raises(Findings, match="1000000 bytes at /a, /b") if found else contextlib.nullcontext():

@@ -61,7 +61,7 @@ def test_truncated_file_is_corrupt(tmp_path: Path) -> None:
     for size in range(64, len(whole)):
         path.write_bytes(whole[:size])
         objects: list[dict[str, object]] = []
-        filesystem.inspect(str(path), size, objects, [])
+        filesystem.inspect(str(path), size, objects, {})
         assert objects[0].get("is_corrupt"), f"cut at {size} of {len(whole)}"
 
 
@@ -151,9 +151,9 @@ def test_bytecode_problems_are_named(tmp_path: Path) -> None:
     foreign = next((tmp_path / "__pycache__").glob("foreign.*"))
     foreign.write_bytes(b"\0\0\r\n" + foreign.read_bytes()[4:])
     files = [{"path": str(tmp_path / f"{name}.py"), "kind": "file"} for name in names]
-    problems = {Path(item["path"]).stem: item["note"] for item in filesystem.bytecode_problems(files, [str(tmp_path)])}
+    problems = {Path(path).stem: why for path, why in filesystem.bytecode_problems(files, [str(tmp_path)]).items()}
     assert problems.keys() == {"none", "stale", "foreign"}
     assert "stale" in problems["stale"]
     assert "another Python" in problems["foreign"]
     uncompiled = filesystem.bytecode_problems(files, [str(tmp_path)], (f"{tmp_path}/",))
-    assert {Path(item["path"]).stem for item in uncompiled} == {"stale", "foreign"}
+    assert {Path(path).stem for path in uncompiled} == {"stale", "foreign"}
