@@ -7,49 +7,17 @@ import json
 import socket
 import subprocess
 import sys
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.support.http_server import Request, serve
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 60
 
 
-@contextmanager
-def server() -> Iterator[int]:
-    """Echoes the body of a POST and answers every GET with its path; yields its port."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self.reply(self.path.encode())
-
-        def do_POST(self) -> None:
-            self.reply(self.rfile.read(int(self.headers["content-length"])))
-
-        def reply(self, content: bytes) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield listening.server_address[1]
-    finally:
-        listening.shutdown()
-        listening.server_close()
+def echo(request: Request) -> bytes:
+    """Returns the body of a POST and the path of a GET."""
+    return request.body or request.path.encode()
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -64,6 +32,10 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def port_of(base: str) -> str:
+    return base.rpartition(":")[2]
+
+
 def unused_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -74,10 +46,10 @@ def test_forward_carries_several_requests_and_binary_bodies() -> None:
     body = bytes(range(256)) * 4000
     ours, theirs = socket.socketpair()
     with (
-        server() as port,
+        serve(echo) as base,
         ours,
         subprocess.Popen(
-            [sys.executable, "-m", "service", "forward", "--port", str(port)],
+            [sys.executable, "-m", "service", "forward", "--port", port_of(base)],
             cwd=ROOT,
             stdin=theirs.fileno(),
             stdout=theirs.fileno(),
@@ -85,7 +57,7 @@ def test_forward_carries_several_requests_and_binary_bodies() -> None:
     ):
         theirs.close()
         ours.settimeout(WAIT_SECONDS)
-        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection = http.client.HTTPConnection("localhost")
         connection.sock = ours
         replies = []
         for method, content in (("GET", None), ("POST", body)):
@@ -108,8 +80,8 @@ def test_forward_without_a_server_fails_and_names_the_address() -> None:
 
 
 def test_scrape_prints_the_metrics_page_of_each_address() -> None:
-    with server() as port:
-        done = command("scrape", "127.0.0.1", "--port", str(port))
+    with serve(echo) as base:
+        done = command("scrape", "127.0.0.1", "--port", port_of(base))
 
     assert json.loads(done.stdout) == {"127.0.0.1": "/metrics"}
     assert done.returncode == 0

@@ -11,7 +11,7 @@ import http.client
 import json
 import ssl
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -34,14 +34,12 @@ class Response:
 
     Attributes:
         headers: by lower-case name.
-        seconds: from sending the last attempt until its body was read.
         retries: attempts before the last one.
     """
 
     status: int
     headers: dict[str, str]
     body: bytes
-    seconds: float
     retries: int = 0
 
     def json(self) -> Any:  # noqa: ANN401 - JSON is anything
@@ -117,7 +115,6 @@ class Client:
         sent |= headers or {}
         if self._connection is None:
             self._connection = self.connect() if self.connect else self._connect()
-        began = time.monotonic()
         try:
             self._connection.request(method, path, content, sent)
             received = self._connection.getresponse()
@@ -125,7 +122,6 @@ class Client:
                 received.status,
                 {name.lower(): value for name, value in received.getheaders()},
                 received.read(),
-                time.monotonic() - began,
             )
         except BaseException:
             self.close()
@@ -149,7 +145,7 @@ class Client:
                 reason = f"{type(error).__name__}: {error}"
             else:
                 if response.status not in _TRANSIENT:
-                    return Response(response.status, response.headers, response.body, response.seconds, retries)
+                    return replace(response, retries=retries)
                 reason = f"{response.status} {response.body[:200].decode(errors='replace')}"
             if time.monotonic() + pause > deadline:
                 raise RequestTimedOut(f"{method} {path}", reason, retries)

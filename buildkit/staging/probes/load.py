@@ -8,12 +8,11 @@ acknowledgement are retried by the client and counted as retries.
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from buildkit.staging.probes.client import Client, RequestTimedOut, Response
@@ -23,22 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Self
 
-__all__ = ["Load", "LoadReport", "Operation"]
+__all__ = ["Load", "LoadReport"]
 
 _TASK_SECONDS = 300.0
 """Deadline of the tasks. A task whose worker died waits until its lease ends: `TRUTHGRAPH_TASK_SECONDS`, 120 s."""
 _MAX_EXAMPLES = 5
 _OK, _CREATED, _ACCEPTED = 200, 201, 202
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """The requests of one kind: their number, and the seconds of their last attempts."""
-
-    count: int
-    p50_seconds: float
-    p95_seconds: float
-    max_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +47,6 @@ class LoadReport:
         tasks_completed: with a verdict.
         tasks_lost: failed, missing, or still open at their deadline.
         longest_gap_seconds: the longest time without a response to any request.
-        operations: by kind of request.
         examples: sentences about the first problems.
     """
 
@@ -74,7 +62,6 @@ class LoadReport:
     tasks_completed: int
     tasks_lost: int
     longest_gap_seconds: float
-    operations: dict[str, Operation] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
 
     @property
@@ -125,7 +112,6 @@ class Load:
         self._first_hits: dict[str, str] = {}
         self._claims: dict[str, str] = {}
         self._tasks: list[str] = []
-        self._seconds: dict[str, list[float]] = {}
         self._response_times: list[float] = []
         self._examples: list[str] = []
         self._requests = self._retried = self._retries = self._timed_out = self._wrong = 0
@@ -204,7 +190,6 @@ class Load:
             tasks_completed=completed,
             tasks_lost=tasks_lost,
             longest_gap_seconds=round(max(after - before for before, after in itertools.pairwise(times)), 3),
-            operations={name: _operation(seconds) for name, seconds in sorted(self._seconds.items())},
             examples=tuple(self._examples),
         )
 
@@ -227,7 +212,7 @@ class Load:
 
     def _embed(self, client: Client, chance: random.Random) -> Iterator[Response]:
         texts = chance.sample(sorted(self._vectors), chance.randint(1, 4))
-        response = self._send(client, "embed", "POST", "/api/v1/embed", {"texts": texts})
+        response = self._send(client, "POST", "/api/v1/embed", {"texts": texts})
         yield response
         if response.status != _OK:
             self._count_wrong(f"embed: {response.status} {response.body[:200]!r}")
@@ -242,7 +227,7 @@ class Load:
 
     def _search(self, client: Client, chance: random.Random) -> Iterator[Response]:
         claim = chance.choice(sorted(self._first_hits))
-        response = self._send(client, "search", "POST", "/api/v1/search", {"query": claim, "limit": 3})
+        response = self._send(client, "POST", "/api/v1/search", {"query": claim, "limit": 3})
         yield response
         hits = [hit["evidence_id"] for hit in response.json()["results"]] if response.status == _OK else []
         if hits[:1] != [self._first_hits[claim]]:
@@ -251,7 +236,7 @@ class Load:
 
     def _claim(self, client: Client, chance: random.Random) -> Iterator[Response]:
         text = f"{chance.choice(sorted(CLAIMS))} ({uuid.uuid4().hex})"
-        response = self._send(client, "store claim", "POST", "/api/v1/claims", {"text": text})
+        response = self._send(client, "POST", "/api/v1/claims", {"text": text})
         yield response
         if response.status != _CREATED or response.json()["text"] != text:
             self._count_wrong(f"store claim: {response.status} {response.body[:200]!r}")
@@ -259,7 +244,7 @@ class Load:
         identifier = response.json()["id"]
         with self._lock:
             self._claims[identifier] = text
-        read = self._send(client, "read claim", "GET", f"/api/v1/claims/{identifier}")
+        read = self._send(client, "GET", f"/api/v1/claims/{identifier}")
         yield read
         if read.status != _OK or read.json()["text"] != text:
             self._count_wrong(f"read claim: {read.status} {read.body[:200]!r}")
@@ -272,7 +257,7 @@ class Load:
             path = f"/api/v1/claims/{response.json()['id']}/verify"
             key = {"Idempotency-Key": uuid.uuid4().hex}
             options = {"options": {"max_evidence_items": 2}}
-            accepted = self._send(client, "request verification", "POST", path, options, headers=key)
+            accepted = self._send(client, "POST", path, options, headers=key)
             yield accepted
             if accepted.status != _ACCEPTED:
                 self._count_wrong(f"request verification: {accepted.status} {accepted.body[:200]!r}")
@@ -283,7 +268,6 @@ class Load:
     def _send(
         self,
         client: Client,
-        name: str,
         method: str,
         path: str,
         body: object = None,
@@ -292,7 +276,6 @@ class Load:
     ) -> Response:
         response = client.send(method, path, body, headers=headers)
         with self._lock:
-            self._seconds.setdefault(name, []).append(response.seconds)
             self._response_times.append(time.monotonic())
         return response
 
@@ -354,9 +337,3 @@ def _first(client: Client, path: str, body: dict[str, object], name: str) -> Any
     except (LookupError, TypeError, ValueError) as error:
         reason = f"{response.status} {response.body[:200]!r}"
         raise RequestTimedOut(f"POST {path}", reason, response.retries) from error
-
-
-def _operation(seconds: list[float]) -> Operation:
-    ordered = sorted(seconds)
-    at = [ordered[min(len(ordered) - 1, math.ceil(fraction * len(ordered)) - 1)] for fraction in (0.5, 0.95)]
-    return Operation(len(ordered), round(at[0], 6), round(at[1], 6), round(ordered[-1], 6))
