@@ -1,1 +1,1 @@
-"""The harness: builds, measures and proves images with BuildKit; `python -m buildkit` is its command line."""
+"""Builds, measures, compares, slims, checks and releases container images; `python -m buildkit` is the command line."""

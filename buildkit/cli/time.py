@@ -17,6 +17,7 @@ from buildkit.engine import daemon
 from buildkit.errors import UsageError
 from buildkit.report import render, terminal
 from buildkit.timing import builder, record, run
+from buildkit.timing.plan import BenchmarkPlan
 from buildkit.timing.record import SCENARIOS
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def run_time(arguments: argparse.Namespace) -> int:
         return _report_timings(arguments, timings, budgets_of(arguments.project, timings.target))
     loaded = spec.load(arguments.project)
     scenarios: Any = (arguments.scenarios or _SCENARIOS).split(",")  # BenchmarkPlan refuses unknown ones
-    plan = run.BenchmarkPlan(
+    plan = BenchmarkPlan(
         loaded.target(arguments.target or _TARGET).name,
         loaded.target(arguments.against).name if arguments.against else None,
         tuple(scenarios),

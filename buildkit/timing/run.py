@@ -7,13 +7,8 @@ build. The turn ends with an empty cache again, so that two targets never need d
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 import tempfile
-import threading
-import time
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,13 +16,12 @@ from typing import TYPE_CHECKING, Final
 from buildkit import spec as specs
 from buildkit.build import base as bases
 from buildkit.build import build as builds
-from buildkit.errors import BuildFailed, CommandFailed, DiskTooFull, UsageError
+from buildkit.errors import BuildFailed, CommandFailed, DiskTooFull
 from buildkit.timing import changes
+from buildkit.timing.machine import this_machine, written_samples
 from buildkit.timing.record import (
-    SCENARIOS,
     SCHEMA_VERSION,
     BuildTiming,
-    Machine,
     Skipped,
     Timings,
     phases_of,
@@ -37,7 +31,7 @@ from buildkit.timing.record import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from buildkit.build.base import BaseImage, Origin
     from buildkit.build.display import BuildDisplay
@@ -47,47 +41,13 @@ if TYPE_CHECKING:
     from buildkit.errors import BuildkitError
     from buildkit.spec import ImageSpec, Target
     from buildkit.timing.builder import BenchmarkBuilder
+    from buildkit.timing.plan import BenchmarkPlan
     from buildkit.timing.record import CacheState, Scenario
 
-__all__ = ["BenchmarkPlan", "time_builds"]
+__all__ = ["time_builds"]
 
-_SAMPLE_SECONDS: Final = 0.05
-"""Seconds between two samples of the written bytes."""
 _SMALL_BYTES: Final = 1_000_000_000
 """Room for a build that changes only the application (a generous guess)."""
-
-
-@dataclass(frozen=True, slots=True)
-class BenchmarkPlan:
-    """The builds to time.
-
-    Attributes:
-        target: a name in docker/images.toml.
-        against: the target that is the baseline; None for none.
-        scenarios: of each target. A full build is always made, and recorded as "cold-empty" or "cold".
-        runs: number of builds of each scenario.
-        dependency: the locked distribution whose version the dependency scenario changes.
-    """
-
-    target: str
-    against: str | None
-    scenarios: tuple[Scenario, ...]
-    runs: int
-    dependency: str
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            UsageError: there is no run, the target is its own baseline, or a scenario is unknown.
-        """
-        if self.runs < 1:
-            raise UsageError("runs", self.runs, "at least 1; 3 or more give a better median")
-        if self.against == self.target:
-            raise UsageError("against", self.against, "must be another target")
-        for scenario in self.scenarios:
-            if scenario not in SCENARIOS:
-                raise UsageError("scenario", scenario, f"one of {', '.join(SCENARIOS)}")
 
 
 def time_builds(
@@ -185,7 +145,7 @@ class _BenchmarkRun:
         return Timings(
             schema_version=SCHEMA_VERSION,
             started=self._started.isoformat(timespec="seconds"),
-            machine=_machine(),
+            machine=this_machine(),
             versions=self._versions,
             builder=self._builder.description,
             base_origin=self._base.origin,
@@ -311,7 +271,7 @@ class _BenchmarkRun:
         os.sync()  # so that no build waits for the writes of an earlier one
         free_bytes = self._builder.free_bytes()
         load_average = os.getloadavg()[0]
-        with _written_samples(self._builder) as written:
+        with written_samples(self._builder) as written:
             record = builds.build(
                 self._spec(self._work),
                 target,
@@ -380,48 +340,3 @@ def _timing(
 def _copy_tree(source: Path, copy: Path) -> None:
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(source, copy, symlinks=True)
-
-
-@contextmanager
-def _written_samples(builder: BenchmarkBuilder) -> Iterator[list[tuple[float, int]]]:
-    """Collects samples inside the block: seconds since the epoch, and the bytes that the engine had written by then."""
-    samples: list[tuple[float, int]] = []
-    is_over = threading.Event()
-
-    def sample() -> None:
-        count = builder.written_bytes()
-        if count is not None:
-            samples.append((time.time(), count))
-
-    def watch() -> None:
-        while not is_over.wait(_SAMPLE_SECONDS):
-            sample()
-
-    sample()
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield samples
-    finally:
-        is_over.set()
-        thread.join()
-        sample()
-
-
-def _machine() -> Machine:
-    """This machine, even if the engine is on another."""
-    facts = platform.freedesktop_os_release()
-    processor = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    return Machine(
-        system=f"{facts.get('PRETTY_NAME', 'unknown')}, Linux {platform.release()}",
-        processor=processor,
-        cpus=os.cpu_count() or 1,
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    )
