@@ -81,6 +81,8 @@ def slim_library(root: Path, path: str, options: SlimOptions, *, sha256_before: 
             library, step_code = result
             removed_code |= step_code
             steps.append(step)
+        if steps == ["stub"]:
+            break  # a stub has neither GPU code nor symbols
     if not steps:
         return LibraryResult(None, tuple(refusals))
     change = describe_change(
@@ -111,7 +113,7 @@ def _prune(library: Library, path: str, options: SlimOptions) -> _StepResult | N
 
 
 def _strip(library: Library, path: str, options: SlimOptions) -> _StepResult | None:
-    if not options.strips or _is_grafted(path) or is_placeholder(library.content):
+    if not options.strips or _is_grafted(path):
         return None
     stripped = strip_library(library, is_atomic=options.is_atomic, is_load_checked=options.is_load_checked)
     return None if stripped is None else (stripped, {})
