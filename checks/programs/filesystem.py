@@ -308,7 +308,7 @@ def duplicates(files: list[dict[str, Any]]) -> list[list[str]]:
 def bytecode_problems(
     files: list[dict[str, Any]], roots: list[str], uncompiled: tuple[str, ...] = ()
 ) -> dict[str, str]:
-    """Returns path -> problem of .py files below *roots*: bytecode missing, of another Python, or older than the source.
+    """Returns path -> problem of .py files in *roots*: bytecode missing, of another Python, or older than its source.
 
     Paths that begin like one of *uncompiled* need no bytecode, but what they have must be usable.
 
