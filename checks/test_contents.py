@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from checks.layers import ImageLayers
 
 INSTALLERS = {"pip", "uv", "setuptools", "wheel", "truthgraph"}  # no dependencies; other checks find uv
-STICKY, WORLD_WRITABLE, GROUP_WRITABLE, OWNER_WRITABLE = 0o1000, 0o002, 0o020, 0o200
+STICKY, WORLD_WRITABLE, GROUP_WRITABLE = 0o1000, 0o002, 0o020
 
 
 def test_system_packages_are_installed(
