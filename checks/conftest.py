@@ -45,13 +45,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("checks", "checks of an image")
     group.addoption("--image", help="digest or name of the image to check")
     group.addoption("--expect", type=Path, help="JSON file with the expectations, written by buildkit")
-    group.addoption("--layer-cache", type=Path, help="folder in which to cache the contents of layers")
-    group.addoption("--record", type=Path, help="JSON file to write what running the image showed to")
-    group.addoption("--results", type=Path, help="JSON file to write the results to")
+    group.addoption("--layer-cache", type=Path, help="folder that caches the contents of layers")
+    group.addoption("--record", type=Path, help="JSON file for the results of running the image")
+    group.addoption("--results", type=Path, help="JSON file for the results of the checks")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Reads the expectations and starts the observations; exits if the image or the engine cannot be used."""
+    """Reads the expectations and starts the observations; exits if the engine or the image is not usable."""
     config = session.config
     if config.option.collectonly:
         return
@@ -78,7 +78,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         pytest.exit(str(error), returncode=EXIT_UNABLE)
     config.stash[EXPECTATIONS] = expectations
     config.stash[RESULTS] = []
-    session.config.stash[BUILD_SECRETS] = SecretFingerprint.of(build_secrets)
+    config.stash[BUILD_SECRETS] = SecretFingerprint.of(build_secrets)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -103,7 +103,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Makes a check "not applicable" if the image lacks the part that it is about."""
+    """Reports a check as not applicable if the image lacks a part that the check needs."""
     for mark in item.iter_markers("needs"):
         for part in mark.args:
             if not PARTS[part](item.config.stash[EXPECTATIONS]):
@@ -148,12 +148,12 @@ def pytest_runtest_makereport(
 
 
 def group_of(item: pytest.Item) -> str:
-    """The heading of a check: the name of its module."""
+    """Returns the group of a check: the name of its module."""
     return item.path.stem.removeprefix("test_").replace("_", " ")
 
 
 def title_of(item: pytest.Item) -> str:
-    """The title of a check: the first line of its docstring, with its parameters filled in."""
+    """Returns the title of a check: the first line of its docstring, with the parameters filled in."""
     documentation = getattr(getattr(item, "function", None), "__doc__", None) or item.name
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     return str(documentation).strip().splitlines()[0].format(**parameters)
@@ -173,7 +173,7 @@ def expectations(request: pytest.FixtureRequest) -> Expectations:
 
 @pytest.fixture(scope="session")
 def build_secrets(request: pytest.FixtureRequest) -> tuple[SecretFingerprint, ...]:
-    """The build secrets that this run can search for."""
+    """The build secrets with values that this run knows."""
     return request.config.stash[BUILD_SECRETS]
 
 

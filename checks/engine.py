@@ -44,7 +44,7 @@ class ImageUnknown(EngineFailed):
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A program that ended in a container.
+    """A program that has ended in a container.
 
     Attributes:
         output: its standard output.
@@ -93,7 +93,7 @@ class DockerClient:
         return None
 
     def save(self, image: str) -> subprocess.Popen[bytes]:
-        """Starts `docker save`, whose output is the image."""
+        """Starts `docker save`, which writes the image to its standard output."""
         return subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE, bufsize=1 << 20)
 
     def start(self, image: str, *options: str, command: Sequence[str] = ()) -> str:
@@ -103,7 +103,7 @@ class DockerClient:
         return name
 
     def run_program(self, image: str, program: str, argument: object, *options: str) -> Process:
-        """Runs one of `programs/` in a new container, with the Python that the image's PATH finds."""
+        """Runs one of `programs/` in a new container, with the first Python on the image's PATH."""
         name = self._new_name()
         command = ["run", "--rm", "--interactive", "--name", name, "--label", LABEL, *HARDENING, *options]
         return self._run_with_input(
@@ -137,7 +137,7 @@ class DockerClient:
         command = ["docker", "run", *options, "--entrypoint", "python3", image, "-I", "-c", text, json.dumps(argument)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def state(self, container: str) -> Any:  # noqa: ANN401 - JSON as it comes
+    def state(self, container: str) -> Any:  # noqa: ANN401 - any JSON
         """Returns the state of *container*: whether it runs, and its exit code."""
         return json.loads(self.run("container", "inspect", "--format", "{{json .State}}", container))
 
@@ -156,7 +156,7 @@ class DockerClient:
             self.started.clear()
 
 
-def configuration(document: Any) -> Configuration:  # noqa: ANN401 - JSON as it comes
+def configuration(document: Any) -> Configuration:  # noqa: ANN401 - any JSON
     """Returns the configuration in the output of `docker image inspect`."""
     config = document.get("Config") or {}
     return Configuration(

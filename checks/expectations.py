@@ -1,7 +1,7 @@
-"""Defines what is expected of an image: a JSON file that `python -m buildkit verify` writes and the checks read.
+"""Defines the expectations of an image: a JSON file that `python -m buildkit verify` writes and the checks read.
 
-Build secrets are in this file by name and SHA-256 only. The checks receive their values in the environment variable
-`BUILD_SECRETS_VARIABLE`; nothing writes them to a file.
+The file has only the name and the SHA-256 of each build secret. The checks receive the values in the environment
+variable `BUILD_SECRETS_VARIABLE`; nothing writes them to a file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class UnknownExpectations(Exception):
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(
-            f"cannot read the expectations in {path}: {reason}; `python -m buildkit verify` writes them anew"
+            f"cannot read the expectations in {path}: {reason}; run `python -m buildkit verify` to write them"
         )
         self.path = path
         self.reason = reason
@@ -72,7 +72,7 @@ class SecretFingerprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectations:
-    """What is expected of the image of one target.
+    """The expectations of the image of one target.
 
     Attributes:
         has_application: whether the image has the service.
@@ -81,15 +81,15 @@ class Expectations:
         virtual_environment: the folder of the virtual environment; None if distributions are installed system-wide.
         locked: distribution -> version, of all distributions that may be installed.
         development_only: distribution -> its modules, of all distributions that must be absent.
-        cuda_targets: compute capabilities that torch must have code for, as `sm_90`.
+        cuda_targets: compute capabilities that torch must have code for, such as `sm_90`.
         uncompiled: prefixes of paths in site-packages, such as `torch/`. Below them, only modules that a run imports
             need bytecode.
         provided_libraries: sonames that the host's driver provides.
         unstripped_folders: patterns of folder names whose shared objects may have symbols.
         labels: name -> value; None allows any value but an empty one.
         cache: the only folder that the service may write to.
-        base_paths: paths that each installation of a system package changes (package database, user database), so
-            that several layers may have them.
+        base_paths: prefixes of paths that each installation of a system package changes (package database, user
+            database). Several layers may have them.
         certificates_sha256: SHA-256 of the DER form of each certificate among the build secrets.
         build_secrets: the build secrets that no layer may contain.
     """
@@ -122,7 +122,7 @@ class Expectations:
     schema_version: int = SCHEMA_VERSION
 
     def save(self, path: Path) -> None:
-        """Writes the file, making its folder."""
+        """Writes the expectations to *path*, and makes its folder."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=2) + b"\n")
 

@@ -1,4 +1,4 @@
-"""Defines the facts of an image: what `programs/` print inside it, and its configuration."""
+"""Defines the facts of an image: the output of `programs/`, and the configuration."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class SharedObject:
 
     Attributes:
         symbol_sections: sections with symbols or debug information.
-        cubin_targets: GPUs that it has device code for, as `sm_90`.
+        cubin_targets: GPUs that it has device code for, such as `sm_90`.
         needed: libraries that it depends on (DT_NEEDED).
         unresolved: those of `needed` that the loader would not find.
     """
@@ -68,9 +68,9 @@ class SharedObject:
 
     @property
     def is_unloadable_placeholder(self) -> bool:
-        """Whether `slim` left it as a placeholder that fails to load (buildkit/slim/placeholders/libraries.py).
+        """Whether it is a placeholder of `slim` that fails to load (buildkit/slim/placeholders/libraries.py).
 
-        Such a placeholder needs one library, whose name is the message. Other placeholders load.
+        Such a placeholder needs one library with the message as its name. Other placeholders load.
         """
         return len(self.needed) == 1 and " was removed from this installation (slim rule " in self.needed[0]
 
@@ -80,7 +80,7 @@ class Distribution:
     """An installed Python distribution.
 
     Attributes:
-        name: as its metadata spells it.
+        name: the spelling of its metadata.
         path: its folder `*.dist-info` or `*.egg-info`.
     """
 
@@ -103,7 +103,7 @@ class FileSystem:
     """The merged file system of an image, as `programs/filesystem.py` prints it.
 
     Attributes:
-        recognized: path -> what the contents of the file show it to be, such as "make" or "a static library".
+        recognized: path -> the kind of file that its contents show, such as "make" or "a static library".
         duplicates: groups of paths of large files with equal contents.
         bytecode_problems: path of a Python source -> why its bytecode cannot be used.
         packages: name -> version of each installed Debian package.

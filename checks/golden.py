@@ -24,7 +24,7 @@ VECTORS: tuple[tuple[float, ...], ...] = tuple(
 
 
 def distance(left: list[list[float]] | tuple[tuple[float, ...], ...], right: list[list[float]]) -> float:
-    """Returns the largest difference of two components; infinity if shapes differ or a value is not finite."""
+    """Returns the largest difference between two components; infinity if shapes differ or a value is not finite."""
     if len(left) != len(right) or any(len(a) != len(b) for a, b in zip(left, right, strict=True)):
         return math.inf
     pairs = [(a, b) for rows in zip(left, right, strict=True) for a, b in zip(*rows, strict=True)]

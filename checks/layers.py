@@ -1,7 +1,9 @@
 """Reads the layers of an image: every file of each layer, its digest, and the secrets in it.
 
 The file system of a container hides what earlier layers still have: a deleted file, the first version of a changed
-file, a key that a later instruction removes. `read_store` reads the layers from the engine's own folder, if this
+file, a key that a later instruction removes.
+
+`read_store` reads the layers from the engine's own folder, if this
 process may. `read_stream` reads them from `docker save`; with the containerd image store that costs the engine 20 ms of
 processor time per MB (measured, Docker 26.1). Neither writes to disk. Both read Docker's layout and OCI's (image
 specification 1.1, "Image Layer Filesystem Changeset"), compressed with gzip, zstd or not at all.
@@ -64,7 +66,7 @@ class Readable(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A member of a layer's tar archive; `digest` is the SHA-256 of a regular file, otherwise empty."""
+    """A member of a layer's tar archive; `digest` is the SHA-256 of a regular file, or empty."""
 
     path: str
     kind: str
@@ -138,7 +140,7 @@ class ImageLayers:
 
 
 def cause_of(earlier: TarMember, later: TarMember) -> str:
-    """Returns how *later* makes *earlier* useless."""
+    """Returns the cause of the waste: the way in which *later* replaces *earlier*."""
     if earlier.digest != later.digest:
         return "overwritten"
     is_disarmed = earlier.mode & SETUID and later.mode == earlier.mode & ~SETUID
@@ -153,7 +155,7 @@ def deleted(
     *,
     keep_target: bool,
 ) -> Iterator[WastedFile]:
-    """Removes *target* and all below it from *present*, and yields the files of earlier layers among them."""
+    """Removes *target* and everything below it from *present*, and yields the removed files of earlier layers."""
     pending = list(children.get(target, ())) if keep_target else [target]
     while pending:
         path = pending.pop()
@@ -170,7 +172,7 @@ def shorten(instruction: str) -> str:
 
 
 class FileSlice(io.RawIOBase):
-    """The next *size_bytes* of a stream as a file that can only seek forward; None means up to the stream's end."""
+    """The next *size_bytes* of a stream as a file that can only seek forward; None means all of it."""
 
     def __init__(self, stream: Readable, size_bytes: int | None) -> None:
         self.stream = stream
@@ -221,7 +223,7 @@ class Prefixed(io.RawIOBase):
 
 
 def decompress(window: FileSlice) -> Readable:
-    """Decompresses a layer's archive; its first bytes show the compression."""
+    """Returns the decompressed archive of a layer; the first bytes show the compression."""
     head = window.read(4)
     rest = Prefixed(head, window)
     if head.startswith(b"\x1f\x8b"):
@@ -323,8 +325,8 @@ def blob_path(blobs: Path, digest: str) -> Path:
     return blobs / algorithm / value
 
 
-def platform_digest(index: Any, architecture: str) -> str:  # noqa: ANN401 - JSON as it comes
-    """Returns the digest of an index's manifest for linux on *architecture*; attestations have the platform unknown."""
+def platform_digest(index: Any, architecture: str) -> str:  # noqa: ANN401 - any JSON
+    """Returns the digest of the manifest for linux on *architecture* in an index, not that of an attestation."""
     for descriptor in index["manifests"]:
         platform = descriptor.get("platform", {"os": "linux", "architecture": architecture})
         if (platform.get("os"), platform.get("architecture")) == ("linux", architecture):
@@ -338,7 +340,7 @@ def looks_like_document(member: tarfile.TarInfo) -> bool:
 
 
 def read_archive(content: Readable, scanner: SecretScanner) -> tuple[list[TarMember], list[SecretMatch]]:
-    """Returns the members of one layer and the secrets in them, whose `layer` is not set yet."""
+    """Returns the members of one layer and the secrets in them; the `layer` of each match is not set yet."""
     entries: list[TarMember] = []
     found: list[SecretMatch] = []
     window = FileSlice(content, None)

@@ -1,6 +1,6 @@
 """Observes an image: reads its layers and its file system, runs its service and its models, all in parallel.
 
-Each observation is a future, whose result the checks wait for. Observations start in the order in which the checks
+Each observation is a future; the checks wait for its result. Observations start in the order in which the checks
 need them, four at a time: two cores can read layers while programs run in containers.
 """
 
@@ -112,8 +112,8 @@ class Response:
 class ServiceRun:
     """One run of the service, from start to stop, with the image's own command and without database and network.
 
-    `status` describes its first process (proc_pid_status(5)). `drained_status` is the status of the response to a
-    request that was in flight when the service was stopped.
+    `status` describes its first process (proc_pid_status(5)). `drained_status` is the HTTP status of the response to a
+    request that was in flight when the service was stopped; 0 if there was none.
     """
 
     responses: dict[str, Response]
@@ -129,9 +129,9 @@ class ServiceRun:
 
 
 class Observations:
-    """The observations of *image*, which start when this is made; `seconds` has the duration of each that ended.
+    """The observations of *image*, which start at once; `seconds` has the duration of each that has ended.
 
-    The contents of layers are cached in the folder *cache*, if given.
+    The folder *cache*, if given, caches the contents of layers.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class Observations:
         self.engine.close()
 
     def walk_file_system(self) -> FileSystem:
-        """Runs programs/filesystem.py as a root user that may read every file and do nothing else."""
+        """Runs programs/filesystem.py as root, with the right to read every file and no other."""
         expected = self.expectations
         folders = {
             "virtual_environment": expected.virtual_environment,
@@ -325,7 +325,7 @@ class Observations:
 
     @staticmethod
     def decode(program: str, process: Process, form: type[T]) -> T:
-        """Returns the output of *program* as a value; raises ProgramFailed if it failed."""
+        """Returns the output of *program*, decoded as *form*; raises ProgramFailed if it failed."""
         if process.exit_code:
             raise ProgramFailed(program, process)
         return msgspec.json.decode(process.output, type=form)
@@ -338,7 +338,7 @@ def result_of(observation: Future[T]) -> T | None:
 
 
 def next_message(client: subprocess.Popen[str]) -> dict[str, Any]:
-    """Returns the next line of *client*, which is JSON; an empty one once it has ended."""
+    """Returns the next line of *client*, decoded from JSON; an empty dictionary after its end."""
     line = client.stdout.readline() if client.stdout else ""
     message: dict[str, Any] = json.loads(line) if line else {}
     return message

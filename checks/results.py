@@ -1,4 +1,4 @@
-"""Defines how a check reports: findings with their fix, "not applicable", or "not verified"; and the results file."""
+"""Defines the outcomes of a check (findings with their fix, not applicable, not verified) and the results file."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class NotApplicable(Exception):
 
 
 class NotVerified(Exception):
-    """The check could not be made here. It counts as neither pass nor failure."""
+    """The check could not run here. It counts as neither a pass nor a failure."""
 
 
 def fail_if(found: Iterable[str], *, fix: str) -> None:
-    """Fails the check unless *found* is empty; each finding is one line that names a path, layer or instruction."""
+    """Fails the check if there are findings; each is one line that names a path, layer or instruction."""
     lines = list(found)
     if lines:
         raise Findings(lines, fix)
@@ -72,10 +72,10 @@ class CheckResult:
     """The result of one check.
 
     Attributes:
-        name: stable across versions, as `absent::tool_is_absent[gcc]`.
+        name: stable across versions, such as `absent::tool_is_absent[gcc]`.
         title: what the check requires, as a sentence.
         tier: `static` needs no GPU, `device` does.
-        reason: why it was not verified or not applicable, or the error that broke it.
+        reason: why it was not verified or not applicable, or the error that stopped it.
         found: one line per finding.
         fix: how to repair the image.
     """
@@ -93,12 +93,12 @@ class CheckResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Results:
-    """All results of one image, as `build/verify.json` holds them.
+    """All results of one image, the contents of `build/verify.json`.
 
     Attributes:
         image: the digest.
         seconds: the duration of the whole run.
-        observation_seconds: observation -> the seconds that it took; they overlap.
+        observation_seconds: observation -> its duration; observations overlap.
     """
 
     image: str
@@ -109,6 +109,6 @@ class Results:
     schema_version: int = RESULTS_VERSION
 
     def save(self, path: Path) -> None:
-        """Writes the file, making its folder."""
+        """Writes the results to *path*, and makes its folder."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")

@@ -1,9 +1,9 @@
 """Searches files for secrets: private keys, tokens, passwords, certificates and the caller's build secrets.
 
-`SecretScanner` scans one file at a time; each rule has a name, and a check for each rule reports its matches.
+`SecretScanner` scans one file at a time. Each rule has a name, and one check reports its matches.
 
-Why not detect-secrets: it scans text files line by line in Python, and finds neither build secrets nor certificates.
-These rules scan each byte of all layers, 4 GB of binaries included, while they stream past.
+detect-secrets is not used: it scans text files line by line in Python, and finds neither build secrets nor
+certificates. These rules scan every byte of all layers, including 4 GB of binaries, while the layers are read.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def certificate_fingerprints(text: bytes) -> list[str]:
 
 
 def secret_forms(value: str) -> set[bytes]:
-    """Returns the forms in which a secret can occur: as it is, URL-decoded, its password, as basic authorization."""
+    """Returns the forms in which a secret can occur: unchanged, URL-decoded, its password, as basic authorization."""
     forms = {value, unquote(value)}
     try:
         parts = urlsplit(value)
@@ -137,7 +137,7 @@ def secret_forms(value: str) -> set[bytes]:
 class SecretScanner:
     """Scans files for secrets; *build_secrets* maps a name to a value that must not occur.
 
-    `overlap_bytes` is how much two consecutive pieces of a file must overlap, so that no build secret is missed.
+    `overlap_bytes` is the overlap that two consecutive pieces of a file need, so that no build secret is missed.
     """
 
     def __init__(self, build_secrets: Mapping[str, str]) -> None:
@@ -173,7 +173,7 @@ class SecretScanner:
 
 
 def find_tokens(path: str, data: bytes) -> Iterator[SecretMatch]:
-    """Finds access tokens by their form."""
+    """Finds access tokens by their prefix and pattern."""
     for literal, pattern, description in TOKENS:
         if literal in data and any(
             hashlib.sha256(found).hexdigest() not in PUBLIC_TOKENS_SHA256 for found in pattern.findall(data)
@@ -182,7 +182,7 @@ def find_tokens(path: str, data: bytes) -> Iterator[SecretMatch]:
 
 
 def find_password_files(path: str, name: str, data: bytes) -> Iterator[SecretMatch]:
-    """Recognizes files for passwords by their names, if they have any contents."""
+    """Finds files for passwords by their names; some count only with matching contents."""
     if name in SECRET_NAMES and data:
         yield SecretMatch("password file", path, SECRET_NAMES[name])
     if path.endswith(SECRET_PATHS) and data:

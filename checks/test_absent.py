@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TRIPLET = r"(?:[a-z0-9_]+-linux-gnu-)?"
 VERSION = r"(?:-\d+(?:\.\d+)*)?"
-# Tool -> patterns of the complete names of its files, of its Debian packages, and of its Python distributions.
+# Tool -> three patterns, for the complete names of its files, its Debian packages and its Python distributions.
 TOOLS: dict[str, tuple[str, str, str]] = {
     "gcc": (
         rf"{TRIPLET}(gcc|gcc-ar|gcc-nm|gcc-ranlib|cpp){VERSION}|cc1|collect2|lto1|lto-wrapper|{TRIPLET}lto-dump{VERSION}",
@@ -56,7 +56,7 @@ def describe(file_system: FileSystem, layers: ImageLayers, paths: Iterator[str])
 
 
 def is_command(file: File) -> bool:
-    """Whether the file can be run: shell completions and documentation have names of tools too."""
+    """Whether the file can be run; shell completions and documentation have the names of tools, but cannot be run."""
     is_runnable = file.kind == "link" or bool(file.mode & 0o111) or "/bin/" in file.path
     return file.kind != "folder" and is_runnable and not file.path.startswith(("/var/lib/dpkg/", "/usr/share/"))
 
@@ -106,7 +106,7 @@ def test_no_renamed_build_tool(file_system: FileSystem, layers: ImageLayers) -> 
 
 
 def test_no_uv_cache(file_system: FileSystem, layers: ImageLayers) -> None:
-    """The uv cache is absent, and so are the files of uv's installer in home folders."""
+    """The uv cache and the files of uv's installer in home folders are absent."""
     paths = [
         file.path
         for file in file_system.files
@@ -121,7 +121,7 @@ def test_no_uv_cache(file_system: FileSystem, layers: ImageLayers) -> None:
 
 
 def test_no_pip_cache(file_system: FileSystem, layers: ImageLayers) -> None:
-    """The pip cache is absent from any folder, and so are wheels."""
+    """No folder has the pip cache or wheels."""
     cached = file_system.recognized_as("an entry of pip's HTTP cache")
     paths = [
         file.path
@@ -157,7 +157,7 @@ def test_no_apt_lists(file_system: FileSystem, layers: ImageLayers) -> None:
 
 
 def test_no_development_distribution(expectations: Expectations, file_system: FileSystem, layers: ImageLayers) -> None:
-    """The dev group (pytest and others) is absent: no distribution, command or module."""
+    """The dev group (pytest and others) is absent: no distribution, command or module of it."""
     modules = {module for names in expectations.development_only.values() for module in names}
     names = {canonicalize_name(name) for name in expectations.development_only}
     commands = {f"/bin/{name}" for name in names | {"py.test"}}

@@ -1,4 +1,4 @@
-"""Checks the service, run with the image's command: read-only, without capabilities, database or network."""
+"""Checks the service, run by the image's command: read-only, without capabilities, database or network."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def stopped(service: ServiceRun) -> ServiceRun:
 
 
 def response_to(service: ServiceRun, path: str) -> Response:
-    """The response to a GET request; not verified if the service ended before the request."""
+    """Returns the response to a GET request; not verified if the service ended before the request."""
     response = service.responses[path]
     if response.status == 0 and not service.is_running:
         not_verified("the service ended by itself")
@@ -50,7 +50,7 @@ def response_to(service: ServiceRun, path: str) -> Response:
 
 
 def log_of(service: ServiceRun) -> str:
-    """The last lines of the service's log, for a message."""
+    """Returns the last lines of the service's log, for a message."""
     return " | ".join(service.log.strip().splitlines()[-5:]) or "(empty)"
 
 
@@ -93,7 +93,7 @@ def test_liveness_answers(service: ServiceRun) -> None:
     response = response_to(service, "/livez")
     fail_if(
         [f"/livez answered {response.status}: {response.body[:500]}"] if response.status != 200 else [],
-        fix="make liveness depend on the process alone: a restart does not repair a database",
+        fix="make /livez depend on the process only: a restart does not repair a database",
     )
 
 
@@ -170,12 +170,12 @@ def test_openapi_matches_the_route_table(service: ServiceRun, observations: Obse
 
 
 def operations(rows: object) -> set[tuple[str, str]]:
-    """The (method, path) of each row of a route table."""
+    """Returns the (method, path) of each row of a route table."""
     return {(str(row[0]), str(row[1])) for row in rows} if isinstance(rows, list) else set()
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """The JSON object in *text*; an empty one if there is none."""
+    """Returns the JSON object in *text*; an empty one if there is none."""
     try:
         document = json.loads(text)
     except ValueError:

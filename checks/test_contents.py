@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from checks.facts import File, FileSystem
     from checks.layers import ImageLayers
 
-INSTALLERS = {"pip", "uv", "setuptools", "wheel", "truthgraph"}  # no dependencies; other checks find uv
+INSTALLERS = {"pip", "uv", "setuptools", "wheel", "truthgraph"}  # not dependencies; another check finds uv
 STICKY, WORLD_WRITABLE, GROUP_WRITABLE = 0o1000, 0o002, 0o020
 
 
@@ -39,7 +39,7 @@ def test_system_packages_are_installed(
 
 
 def test_no_world_writable_file(file_system: FileSystem, layers: ImageLayers) -> None:
-    """No file is world-writable, and no folder is without the sticky bit."""
+    """No file is world-writable, and no folder unless it has the sticky bit."""
     fail_if(
         (
             f"{file.path} has mode {file.mode:04o} ({layers.where(file.path)})"
@@ -53,7 +53,7 @@ def test_no_world_writable_file(file_system: FileSystem, layers: ImageLayers) ->
 
 
 def writable(files: Iterator[File], uid: int) -> Iterator[File]:
-    """Yields the files that a process of user and group *uid* could change, or make writable."""
+    """Yields the files that a process of user and group *uid* could change or make writable."""
     for file in files:
         if file.kind in ("file", "folder") and (file.uid == uid or (file.gid == uid and file.mode & GROUP_WRITABLE)):
             yield file
@@ -122,7 +122,7 @@ def test_shared_objects_are_intact(file_system: FileSystem, layers: ImageLayers)
     """Each shared object can be parsed: none is truncated or damaged."""
     fail_if(
         (f"{item.path} ({layers.where(item.path)})" for item in file_system.objects if item.is_corrupt),
-        fix="build again; if the finding stays, the tool that strips or prunes the file damages it",
+        fix="build again; if the finding remains, stripping or pruning damages the file",
     )
 
 

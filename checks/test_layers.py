@@ -16,14 +16,14 @@ LARGE_BYTES = 1_000_000  # smaller duplicates are licences, fixtures and tables 
 
 
 def wasted_by(cause: str, layers: ImageLayers, expectations: Expectations) -> list[WastedFile]:
-    """The files that a later layer makes useless for *cause*, largest first, except those below `base_paths`."""
+    """Returns the files that a later layer wastes for *cause*, largest first, except those below `base_paths`."""
     prefixes = tuple(expectations.base_paths)
     files = [file for file in layers.wasted_files() if file.cause == cause and not file.path.startswith(prefixes)]
     return sorted(files, key=lambda file: -file.size_bytes)
 
 
 def fail_if_wasted(cause: str, layers: ImageLayers, expectations: Expectations, *, fix: str) -> None:
-    """Fails the check if the files that are wasted for *cause* have more bytes than the budget."""
+    """Fails the check if the files wasted for *cause* exceed the budget."""
     files = wasted_by(cause, layers, expectations)
     if sum(file.size_bytes for file in files) > expectations.budgets.wasted_bytes:
         fail_if(
@@ -63,12 +63,12 @@ def test_no_duplicate_files(file_system: FileSystem, layers: ImageLayers) -> Non
             for paths in file_system.duplicates
             if (size_bytes := file_system.by_path[paths[0]].size_bytes) >= LARGE_BYTES
         ),
-        fix="replace all but one by links",
+        fix="keep one copy, and replace the others with links",
     )
 
 
 def budget(expectations: Expectations, name: str) -> int:
-    """The budget *name*; the check is not applicable if there is none."""
+    """Returns the budget *name*; the check is not applicable if there is none."""
     limit: int | None = getattr(expectations.budgets, name)
     if limit is None:
         not_applicable(f"docker/images.toml sets no budget `{name}` for the target {expectations.target}")
@@ -80,7 +80,7 @@ def test_size_is_within_budget(layers: ImageLayers, expectations: Expectations) 
     limit = budget(expectations, "unpacked_bytes")
     fail_if(
         [f"{layers.unpacked_bytes} bytes, the budget is {limit}"] if layers.unpacked_bytes > limit else [],
-        fix="find large files with `python -m buildkit measure`, or raise the budget in docker/images.toml and say why",
+        fix="find large files with `python -m buildkit measure`, or raise the budget in docker/images.toml",
     )
 
 

@@ -114,7 +114,7 @@ def test_libraries_hold_code_for_the_targets(
 
 
 def missing(expectations: Expectations, present: tuple[str, ...]) -> list[str]:
-    """The expected targets that are not among *present*."""
+    """Returns the expected targets that are not among *present*."""
     return [target for target in expectations.cuda_targets if target not in present]
 
 
@@ -154,7 +154,7 @@ def test_libraries_load(
 
 
 def test_embedding_is_correct(models: ModelRun) -> None:
-    """sentence-transformers gives the reference vectors."""
+    """sentence-transformers returns the reference vectors."""
     fail_if(
         [models.error.strip()]
         if models.error
@@ -165,7 +165,7 @@ def test_embedding_is_correct(models: ModelRun) -> None:
 
 @pytest.mark.needs("application")
 def test_embed_command_is_correct(observations: Observations) -> None:
-    """`python -m service embed` gives the reference vectors of sentence-transformers."""
+    """`python -m service embed` returns the reference vectors of sentence-transformers."""
     ended = observations.command.result()
     if ended.exit_code:
         fail_if([f"exit code {ended.exit_code}: {ended.errors.strip()[-1000:]}"], fix="run the command in a container")
@@ -176,7 +176,7 @@ def test_embed_command_is_correct(observations: Observations) -> None:
 
 
 def wrong(found: float, tolerance: float, reference: str) -> list[str]:
-    """Returns a finding if the difference *found* is beyond *tolerance*."""
+    """Returns one finding if the difference *found* exceeds *tolerance*, else none."""
     return (
         [] if found <= tolerance else [f"a component differs by {found:.2g} from {reference}; {tolerance:g} is allowed"]
     )
@@ -217,7 +217,7 @@ def test_gpu_is_a_target(device: DeviceRun, expectations: Expectations) -> None:
 @pytest.mark.device
 @pytest.mark.needs("cuda")
 def test_gpu_embedding_is_correct(device: DeviceRun) -> None:
-    """An embedding on the GPU equals that of the CPU within tolerance."""
+    """An embedding on the GPU equals the CPU's within tolerance."""
     fail_if(
         [device.error]
         if device.error

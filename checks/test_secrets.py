@@ -1,4 +1,4 @@
-"""Checks that neither a layer nor the image's configuration has a secret, even one that later layers hide."""
+"""Checks that the layers and the configuration of the image have no secret, even one that a later layer hides."""
 
 from __future__ import annotations
 
@@ -24,8 +24,6 @@ MOUNT = "mount it in the instruction that needs it: RUN --mount=type=secret,id=N
 BUILD_SECRET = "build secret"  # noqa: S105 - the name of a rule
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 PUBLIC_AUTHORITIES = re.compile(r"/usr/share/ca-certificates/mozilla/.*|.*/(certifi|pip/_vendor/certifi)/cacert\.pem")
-
-
 RULES = {
     "a private key": "private key",
     "an access token": "token",
@@ -41,8 +39,8 @@ def found_in_layers(layers: ImageLayers, rule: str) -> Iterator[str]:
 
 
 def describe(layers: ImageLayers, match: SecretMatch) -> str:
-    """The path, description and layer of a match, for a message."""
-    return f"{match.path} holds {match.description} ({layers.name(match.layer)})"
+    """Returns path, description and layer of a match, for a message."""
+    return f"{match.path} has {match.description} ({layers.name(match.layer)})"
 
 
 @pytest.mark.parametrize(

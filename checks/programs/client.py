@@ -1,4 +1,4 @@
-"""Sends requests to a service while it starts, serves and stops, and prints the responses, a JSON document a line.
+"""Sends requests to a service while it starts, serves and stops, and prints the responses as JSON lines.
 
 Uses the standard library only. Runs in a second container of the same image, which shares the network of the service's
 container and outlives it:
@@ -6,7 +6,7 @@ container and outlives it:
     python3 -I - '{"port": 8000, "start_seconds": 60, "paths": ["/livez"]}' < client.py
 
 Prints `{"responses": {path: [status, body]}}` when the service has answered, then `{"is_half_sent": true}` when half of
-a request has been sent. The caller stops the service now. When the service refuses new connections, the client sends
+a request has been sent. The caller then stops the service. When the service refuses new connections, the client sends
 the other half, and prints `{"drained": {...}}` with the response or the error.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 __all__: list[str] = []
 
 PAUSE_SECONDS = 0.1
-ANSWER_SECONDS = 30.0  # far above what an answer takes, on a loaded machine too
+ANSWER_SECONDS = 30.0  # far above the time of an answer, even on a loaded machine
 BODY = b'{"texts": ["a request that is in flight when the service is stopped"]}'
 
 
@@ -75,7 +75,7 @@ def drain(port: int, path: str, deadline: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Waits for the service, sends the requests and waits for its stop."""
+    """Waits for the service, sends the requests and waits until the service stops."""
     request = json.loads(sys.argv[1])
     port = request["port"]
     started = time.monotonic()

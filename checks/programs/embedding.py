@@ -4,7 +4,7 @@ Besides these libraries it uses the standard library only.
 
     python3 - '{"model": "/opt/models/all-MiniLM-L6-v2", "texts": ["..."]}' < embedding.py
 
-Each import is reported separately: one that fails does not hide the others.
+Each import is reported separately: a failed one does not hide the others.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__: list[str] = []
 
 
 def import_module(module: str, outcome: dict[str, Any]) -> Any:  # noqa: ANN401 - any module
-    """Returns the imported module, or None; adds version, seconds or error to *outcome*."""
+    """Returns the imported module, or None; adds its version and seconds, or its error, to *outcome*."""
     started = time.perf_counter()
     try:
         imported = importlib.import_module(module)

@@ -28,14 +28,14 @@ DUPLICATE_MINIMUM_BYTES = 65536  # a guess: smaller duplicates (licences, empty 
 PROBLEMS_MAXIMUM = 200  # compiling all 13 000 sources, to skip those that cannot be compiled, takes a minute
 SIGNATURE_MAXIMUM_BYTES = 512 * 1024 * 1024
 PT_DYNAMIC, PT_INTERP, PT_LOAD = 2, 3, 1  # System V ABI, chapter 5, "Program Header"
-DT_NEEDED, DT_STRTAB, DT_SONAME, DT_RPATH, DT_RUNPATH, DT_STRSZ = 1, 5, 14, 15, 29, 10  # ibid., "Dynamic Section"
+DT_NEEDED, DT_STRTAB, DT_SONAME, DT_RPATH, DT_RUNPATH, DT_STRSZ = 1, 5, 14, 15, 29, 10  # the same, "Dynamic Section"
 ET_EXEC, ET_DYN = 2, 3
 FATBIN_MAGIC = 0xBA55ED50  # undocumented by its vendor; layout measured against cuobjdump 13.5 on CUDA 13 libraries
 FATBIN_CUBIN = 2
 LOADED_DEBUG_SECTION = ".debug_gdb_scripts"  # 34 bytes that rustc marks as loaded; strip keeps it
 
-# Bytes that only the tool itself contains, under any name: all of its tuple. Measured with gcc 12 and 14, binutils 2.40
-# and 2.44, make 4.3 and 4.4, uv 0.13.
+# Byte strings that identify a tool under any name: only its file contains all of them. Measured with gcc 12 and 14,
+# binutils 2.40 and 2.44, make 4.3 and 4.4, uv 0.13.
 SIGNATURES: dict[str, tuple[bytes, ...]] = {
     "a part of GCC (driver, cc1, collect2)": (b"COLLECT_GCC_OPTIONS",),
     "the linker ld": (b"LDEMULATION",),
@@ -69,7 +69,7 @@ def name_at(table: bytes, offset: int) -> str:
 
 
 def cubin_targets(source: BinaryIO, offset: int, size: int) -> list[str]:
-    """Returns the GPUs (`sm_NN`) that one section of fat binaries has code for."""
+    """Returns the GPUs (`sm_NN`) with code in one section of fat binaries."""
     targets: set[str] = set()
     position, end = offset, offset + size
     while position + 16 <= end:
@@ -164,7 +164,7 @@ def elf_facts(source: BinaryIO) -> dict[str, Any]:
 
 
 def signature_of(source: BinaryIO, size_bytes: int) -> str | None:
-    """Returns the build tool that this executable is, whatever its name; None if it is none."""
+    """Returns the build tool that an executable contains, under any name; None if it is another program."""
     if not 0 < size_bytes <= SIGNATURE_MAXIMUM_BYTES:
         return None
     with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as body:
@@ -310,7 +310,7 @@ def bytecode_problems(
 ) -> dict[str, str]:
     """Returns path -> problem of .py files in *roots*: bytecode missing, of another Python, or older than its source.
 
-    Paths that begin like one of *uncompiled* need no bytecode, but what they have must be usable.
+    A path that begins with one of *uncompiled* needs no bytecode; existing bytecode must be usable all the same.
 
     PEP 552 defines the first 16 bytes: magic number, flags, then either modification time and size of the source, or
     its hash. A file that this Python cannot compile (a template, a test of syntax errors) needs no bytecode.

@@ -4,8 +4,8 @@
         < libraries.py
 
 The argument maps each object to the objects that depend on it. Each child is forked from a process that has loaded
-only the standard library, so that no object profits from one that was loaded before. RTLD_NOW binds every function. An
-object that does not load alone is tried again after one of its dependents: some libraries are complete only together.
+only the standard library, so that no object depends on one that was loaded before. RTLD_NOW binds every function.
+An object that does not load alone is tried again after one of its dependents: some libraries need each other.
 """
 
 from __future__ import annotations
