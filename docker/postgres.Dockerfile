@@ -6,9 +6,9 @@ ARG PYTHON_IMAGE=python:3.13-slim-trixie
 # postgres: the server, with scripts to start, back up and restore it. It writes to the volume only.
 FROM ${PYTHON_IMAGE} AS postgres
 ARG POSTGRES_MAJOR=17
-# The user is added before the package, which would choose another number: files on the volume must have the same owner
-# on every machine. Debian's own cluster is disabled; `serve` makes one on the volume. libLLVM (120 MB) is removed: jit is
-# off. The socket folder has mode 1777, since a tmpfs over it takes the mode but not the owner.
+# The user is added before the package, which would choose another number; files on the volume must have the same owner
+# on every machine. Debian's own cluster is disabled; `serve` initializes one on the volume. libLLVM (120 MB) is removed, because
+# jit is off. The socket folder has mode 1777: a tmpfs mounted there gets its mode but not its owner.
 RUN --mount=type=bind,source=docker/apt-install,target=/mnt/apt-install \
     --mount=type=cache,id=apt-cache-postgres,target=/var/cache/apt,sharing=locked \
     --mount=type=cache,id=apt-lists-postgres,target=/var/lib/apt,sharing=locked \

@@ -18,7 +18,7 @@ RUN --mount=type=bind,source=docker/apt-install,target=/mnt/apt-install \
 COPY --link docker/proxy/nginx.conf /etc/truthgraph/nginx.conf
 COPY --link --chmod=0755 docker/proxy/serve /usr/local/bin/serve
 EXPOSE 8080
-# SIGQUIT is nginx's graceful shutdown: it completes open requests. SIGTERM would break them off.
+# SIGQUIT is nginx's graceful shutdown: it completes open requests. SIGTERM would abort them.
 STOPSIGNAL SIGQUIT
 HEALTHCHECK --interval=2s --timeout=3s --retries=5 --start-period=15s \
     CMD ["curl", "--fail", "--silent", "--show-error", "--output", "/dev/null", "http://127.0.0.1:8081/"]

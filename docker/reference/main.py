@@ -1,4 +1,4 @@
-"""Provides the ASGI application as a module attribute, which `uvicorn --reload` needs, for phase1 and phase2 only."""
+"""Provides the ASGI application as a module attribute for `uvicorn --reload`, in phase1 and phase2 only."""
 
 import os
 

@@ -1,7 +1,7 @@
 # phase1: the first image of the report, with today's versions, as the baseline of all measurements.
 # `nox -s build-image -- phase1` builds it. Its defects are intended: compilers in `base` and so in every stage, uv and all
 # of /usr/local copied, root, --reload. It differs from the report in three points: uv comes from the package index by its
-# hash (not from a script on the web), versions are those of docker/lock, and uv may write into Debian's Python.
+# hash (not from a script on the web), versions are those of docker/lock, and uv may install into Debian's Python.
 
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
 

@@ -1,6 +1,6 @@
 # phase2: the second image of the report, with today's versions: the runtime stage has no compilers.
 # `nox -s build-image -- phase2` builds it. Its defects are intended: strip without binutils (nothing is stripped, without
-# an error), of the console scripts only python* and pip*, a hidden failure of the install, one layer for everything,
+# an error), only the console scripts python* and pip*, a hidden failure of the install, one layer for everything,
 # root, --reload. It differs from the report in the same points as phase1.Dockerfile.
 
 ARG PYTHON_IMAGE=python:3.13-slim-trixie
