@@ -1,4 +1,4 @@
-"""Fixtures for what tests need beyond Python (a container engine, a browser), and the option `--require NEED`."""
+"""Fixtures for tools beyond Python that tests need (a container engine, a browser), and the option `--require NEED`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ON_DEMAND = {"staging": "brings up the whole stack and breaks it", "cluster": "starts three engines"}
-"""Markers of tests that run only if `-m` names them, and why."""
+"""Markers of tests that run only with `-m`, and the reason."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def docker(pytestconfig: pytest.Config) -> Sequence[str]:
-    """The `docker` command of an engine that answers, with its options: append arguments and run it."""
+    """The `docker` command of a running engine, with its options: append arguments and run it."""
     try:
         found = daemon.find(os.environ, daemon.ManagedDaemon())
     except BuildkitError as error:
@@ -51,13 +51,13 @@ def docker(pytestconfig: pytest.Config) -> Sequence[str]:
 
 @pytest.fixture(scope="session")
 def browser(pytestconfig: pytest.Config) -> str:
-    """The path of a Chromium that runs headless."""
+    """The path of Chromium."""
     return needs.find_program(pytestconfig, "browser", "chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture
 def docker_stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DockerStub:
-    """A fake `docker` program that is first on PATH and has no answers yet."""
+    """A fake `docker` program, first on PATH, without answers."""
     stub = DockerStub(tmp_path / "docker-stub")
     stub.first_on_path(monkeypatch)
     return stub

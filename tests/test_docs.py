@@ -1,4 +1,4 @@
-"""Holds the documentation to the code: commands run or parse, links resolve, tables are complete."""
+"""Checks the documentation against the code: commands run or parse, links resolve, tables are complete."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ PAGES = sorted(
     if path.name != "CHANGELOG.md" and "measured" not in path.parts
 )
 EXTERNAL = {"docker", "curl", "pip", "export", "part()", "docker/make-secrets", "python3", ".venv/bin/pre-commit"}
-"""Programs that are not ours: their lines are checked for shell syntax only."""
+"""Programs of others: only the shell syntax of their lines is checked."""
 
 
 @dataclass(frozen=True)
 class Fence:
-    """A shell block of a page: `run` is run by a test, `parse` needs what a test lacks, `ci` is run by .ci/run."""
+    """A shell block of a page. Its `kind`: a test runs `run`, checks only the options of `parse`; .ci/run runs `ci`."""
 
     page: Path
     line: int
@@ -61,7 +61,7 @@ def fences() -> list[Fence]:
 
 @cache
 def sessions() -> dict[str, tuple[str, ...]]:
-    """The arguments of `python -m buildkit` behind each session of the noxfile; empty if it runs something else."""
+    """Returns the arguments of `python -m buildkit` for each session of the noxfile; empty for other programs."""
     found: dict[str, tuple[str, ...]] = {}
     for function in ast.parse((PROJECT / "noxfile.py").read_text()).body:
         if not isinstance(function, ast.FunctionDef):
@@ -77,7 +77,7 @@ def sessions() -> dict[str, tuple[str, ...]]:
 
 @cache
 def help_of(*program: str) -> str:
-    """What the program prints for --help."""
+    """Returns the output of the program with --help."""
     command = [sys.executable, "-m", *program, "--help"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -85,7 +85,7 @@ def help_of(*program: str) -> str:
 
 
 def as_modules(words: list[str]) -> list[list[str]]:
-    """The `python -m` commands that *words* come to: one for each session of a nox line."""
+    """Returns the arguments of `python -m` that *words* run: one list for each session of a nox line."""
     if words[0].endswith("nox"):
         assert words[1] == "-s", words
         split = words.index("--") if "--" in words else len(words)
@@ -99,7 +99,7 @@ def as_modules(words: list[str]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("fence", fences(), ids=str)
-def test_docs_block_has_a_kind_and_shell_syntax(fence: Fence) -> None:
+def test_docs_block_has_a_kind_and_valid_syntax(fence: Fence) -> None:
     assert fence.kind in {"run", "parse", "ci"}, "put <!-- test: run --> or <!-- test: parse --> above the block"
     done = subprocess.run(["bash", "-n"], input=fence.text, capture_output=True, text=True, check=False)
     assert not done.stderr

@@ -1,4 +1,4 @@
-"""The workflows of .github: commands exist with their options, actions are pinned, tokens have few permissions."""
+"""Checks the workflows of .github: commands and options exist, actions are pinned, permissions are minimal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from buildkit.cli.main import make_parser
 
 PROJECT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
-# The jobs with a permission to write.
+# Jobs that may write: file, job, scope.
 WRITERS = {("comment.yml", "comment", "pull-requests")}
 
 
@@ -51,7 +51,7 @@ def sessions() -> dict[str, str | None]:
 
 
 def nox_calls(script: str) -> list[list[str]]:
-    """Returns the words of each call of nox in *script*, without `nox`."""
+    """Returns the arguments of each call of nox in *script*."""
     joined = script.replace("\\\n", " ")
     return [shlex.split(line)[1:] for line in map(str.strip, joined.splitlines()) if line.startswith("nox ")]
 
@@ -82,12 +82,12 @@ def test_workflows_call_nox() -> None:
 
 
 @pytest.mark.parametrize(("place", "step"), steps())
-def test_every_command_exists_with_its_options(place: str, step: dict[str, Any]) -> None:
+def test_command_exists_with_its_options(place: str, step: dict[str, Any]) -> None:
     assert [fault for call in nox_calls(step.get("run", "")) for fault in faults_of(call)] == [], place
 
 
 @pytest.mark.parametrize(("place", "step"), steps())
-def test_every_script_is_valid_bash(place: str, step: dict[str, Any]) -> None:
+def test_script_is_valid_bash(place: str, step: dict[str, Any]) -> None:
     done = subprocess.run(["bash", "-n"], input=step.get("run", ""), capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{place}: {done.stderr}"
 
@@ -120,7 +120,7 @@ def test_tokens_have_only_the_permissions_of_their_jobs(path: Path) -> None:
             assert access == "read" or (path.name, name, scope) in WRITERS, (name, scope)
 
 
-def test_job_that_may_write_checks_nothing_out() -> None:
+def test_job_with_write_permission_checks_nothing_out() -> None:
     for file, name, job in jobs():
         if "write" in job["permissions"].values():
             assert not [step for step in job["steps"] if "uses" in step], (file, name)

@@ -1,4 +1,4 @@
-"""Groups faults into few images, so that each check still finds exactly its own fault."""
+"""Groups faults into a few images, in which each check still finds exactly its own fault."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "group"]
 
 ONCE = {"CMD", "HEALTHCHECK", "STOPSIGNAL", "USER", "WORKDIR"}
-"""Instructions of which only the last one counts."""
+"""Instructions of a Dockerfile that replace earlier ones of their kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Batch:
 
     @property
     def dockerfile(self) -> str:
-        """The Dockerfile that plants all faults on top of the stage `stand-in`, after their files were added."""
-        # A user by name has the later instructions run as that user: it comes last.
+        """The Dockerfile that adds the files of all faults to the image `stand-in` and then runs their instructions."""
+        # USER comes last: the instructions after it would run as that user.
         steps = sorted((fault.instructions for fault in self.faults if fault.instructions), key=lambda s: "USER" in s)
         switches = ",".join(fault.switch for fault in self.faults if fault.switch)
         return "\n".join(
@@ -42,13 +42,13 @@ class Batch:
         )
 
     def expected(self, expectations: Expectations) -> Expectations:
-        """What to expect of the image."""
+        """Returns *expectations*, changed for the faults of this image."""
         for fault in self.faults:
             expectations = fault.expected(expectations)
         return expectations
 
     def checks_of_others(self, fault: Fault) -> frozenset[str]:
-        """The checks that the other faults must fail."""
+        """Returns the checks that must fail because of the other faults."""
         return frozenset().union(*(other.checks for other in self.faults if other is not fault))
 
 
@@ -76,10 +76,10 @@ def may_share(one: Fault, other: Fault) -> bool:
 
 
 def once(fault: Fault) -> set[str]:
-    """The instructions of a fault of which the image has only one."""
+    """Returns the instructions of a fault that may occur only once in an image."""
     return ONCE.intersection(re.findall(r"^[A-Z]+", fault.instructions, re.MULTILINE))
 
 
 def hides(apart_from: Sequence[str], checks: Iterable[str]) -> bool:
-    """Whether one of *checks* begins like one of *apart_from*."""
+    """Whether one of *checks* begins with one of *apart_from*."""
     return any(check.startswith(tuple(apart_from)) for check in checks)

@@ -1,4 +1,4 @@
-"""Builds and checks images: a small stand-in without fault, and copies of it with faults."""
+"""Builds and checks images: a small stand-in without faults, and copies of it with faults."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from buildkit.check.verify import VerifyResult
 
 STANDIN = Path(__file__).parent / "standin"
-REPOSITORY = f"truthgraph-checks-{os.getpid()}"  # so that two runs on one engine do not meet
-WORKERS = 4  # half of each run is waiting for containers
+REPOSITORY = f"truthgraph-checks-{os.getpid()}"  # two runs on one engine must not share images
+WORKERS = 4  # a run waits for containers half of the time
 
 DOCKERFILE = """
 FROM {base}
@@ -62,7 +62,7 @@ LABEL org.opencontainers.image.revision=0123abc org.opencontainers.image.created
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """The base image's Python: its version, the tag of its bytecode files, and its path."""
+    """The base image's Python: version, tag of its bytecode files, and path."""
 
     version: str
     tag: str
@@ -83,7 +83,7 @@ def lay_out(root: Path, files: Mapping[str, str | bytes], places: Places) -> Non
 
 
 def standin_files(places: Places) -> dict[str, str | bytes]:
-    """The files of the stand-in, some of which only look like faults."""
+    """Returns the files of the stand-in; some only look like faults."""
     versions = EXPECTED.locked.items()
     home = Path(places.executable).parent
     return {
@@ -119,7 +119,7 @@ class Workshop:
     without_fault: str
 
     def build(self, context: Path, dockerfile: str) -> str:
-        """Builds *dockerfile* in the folder *context*; returns the image's name."""
+        """Builds *dockerfile* in the folder *context* and returns the image's name."""
         image = f"{REPOSITORY}:{context.name}"
         (context / "Dockerfile").write_text(dockerfile)
         command = [*self.docker, "buildx", "build", "--progress", "plain", "--network", "none", "--provenance=false"]
@@ -129,7 +129,7 @@ class Workshop:
         return image
 
     def plant(self, name: str, batch: Batch) -> str:
-        """Builds the image with the faults of *batch*; returns its name."""
+        """Builds the image with the faults of *batch* and returns its name."""
         context = self.folder / name
         files: dict[str, str | bytes] = {CUDA: INTACT}
         for fault in batch.faults:
@@ -147,7 +147,7 @@ def python_base(
     docker: Sequence[str],  # noqa: ARG001 - skips if no engine answers
     pytestconfig: pytest.Config,
 ) -> str:
-    """The engine's name of a Python base image, found or made as `build` does."""
+    """The name of a Python base image, which is found or made as by `build`."""
     project = spec.load(pytestconfig.rootpath)
     try:
         found = base.ensure_base_image(
@@ -165,7 +165,7 @@ def python_base(
 
 @pytest.fixture(scope="session")
 def workshop(docker: Sequence[str], python_base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
-    """The builder of images, with the stand-in and the image without fault built."""
+    """The builder of images; the stand-in and the image without faults are built."""
     probe = "import sys; print(*sys.version_info[:2], sys.implementation.cache_tag[8:], sys.executable)"
     command = [*docker, "run", "--rm", "--network", "none", "--entrypoint", "python3", python_base, "-c", probe]
     major, minor, tag, executable = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
@@ -192,7 +192,7 @@ class Verified:
 
     @property
     def result(self) -> VerifyResult:
-        """Waits for the results."""
+        """The results; waits for them."""
         return self.future.result()
 
 
@@ -200,9 +200,9 @@ class Verified:
 def verified(
     request: pytest.FixtureRequest, workshop: Workshop, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mapping[str, Verified]]:
-    """The results of the image without fault ("") and, by a fault's name, of the image with that fault.
+    """The results of the image without faults (key "") and of the image with each fault (key: the fault's name).
 
-    Only faults of selected tests are planted, several in one image: select a single test to see its fault alone.
+    Only the faults of selected tests are planted, several in one image. Select a single test to see its fault alone.
     """
     host = workshop.docker[2] if len(workshop.docker) > 1 else None
     parameters = (getattr(item, "callspec", None) for item in request.session.items)
@@ -213,7 +213,7 @@ def verified(
     def check(name: str, batch: Batch) -> VerifyResult:
         output = tmp_path_factory.mktemp("verified")
         image = workshop.plant(name, batch)
-        # Without faults too, build secrets must not be found. Elsewhere they are costly: no layer comes from the cache.
+        # The image without faults is searched for build secrets too. For others this is too slow: no cache is used.
         needs_secrets = not batch.faults or any(BUILD_SECRET in fault.checks for fault in batch.faults)
         try:
             with (output / "progress.txt").open("w") as progress:

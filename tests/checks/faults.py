@@ -1,4 +1,4 @@
-"""The faults that tests plant in images, and the check that must find each."""
+"""The faults that tests plant in images, each with the check that must find it."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ SITE = "/opt/venv/lib/python@VERSION@/site-packages"
 
 
 def pem(der: bytes) -> str:
-    """A certificate in PEM form."""
+    """Returns a certificate in PEM form."""
     text = "\n".join(textwrap.wrap(base64.b64encode(der).decode(), 64))
     return f"-----BEGIN CERTIFICATE-----\n{text}\n-----END CERTIFICATE-----\n"
 
 
-DER = bytes([0x30, 0x82, 0x01, 0x00]) + bytes(range(256))  # has a certificate's form, which is all that is checked
+DER = bytes([0x30, 0x82, 0x01, 0x00]) + bytes(range(256))  # no certificate, but the checks look at these bytes only
 OTHER_DER = DER[:-1] + b"\0"
 PEM = pem(DER)
 KEY = "-----BEGIN " + "PRIVATE KEY-----\n" + "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7\n" * 4
@@ -66,7 +66,7 @@ EXPECTED = Expectations(
     labels={"org.opencontainers.image.revision": "0123abc", "org.opencontainers.image.created": None},
     base_paths=("/var/lib/dpkg/", "/etc/passwd"),
     budgets=SizeLimits(unpacked_bytes=10**9, largest_layer_bytes=10**9, layers=100),
-    start_seconds=240.0,  # far above what it takes: a loaded machine is no fault
+    start_seconds=240.0,  # far above the usual time: a loaded machine is not a fault
     stop_seconds=15.0,
 )
 BUILD_SECRET = "secrets::no_build_secret_is_left"  # noqa: S105 - the name of a check
@@ -75,28 +75,28 @@ CUDA = f"{LIBRARIES}/lib/libtorch_cuda.so"
 # A stand-in for the library of torch: intact, and pruned of one target.
 INTACT = make_elf(soname="libtorch_cuda.so", needed=["libcuda.so.1"], sections=[(".nv_fatbin", gpu_code(80, 90))])
 PRUNED = make_elf(soname="libtorch_cuda.so", needed=["libcuda.so.1"], sections=[(".nv_fatbin", gpu_code(80))])
-# Placeholders of removed libraries: one that does not load, and one that loads and has no symbols.
+# Placeholders for removed libraries: one that does not load, and one that loads and has no symbols.
 CUDNN, SOLVER = choose_rules("cudnn-engines,dense-solver")
 ORIGINAL = parse(make_elf())
 PLACEHOLDERS = {f"{LIBRARIES}/librefused.so": unloadable_library(ORIGINAL, "librefused.so", SOLVER)}
-if shutil.which("gcc"):  # which compiles this one
+if shutil.which("gcc"):  # gcc compiles this one
     PLACEHOLDERS[f"{LIBRARIES}/libwarning.so"] = warning_library(ORIGINAL, "libwarning.so", CUDNN)
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault, and what the checks must say about it.
+    """One fault, and the findings that the checks must report.
 
     Attributes:
-        name: what is wrong.
-        check: the name of the one check that must fail, or of several if one cause is two findings.
-        finding: a pattern that occurs in each finding of these checks; by default the path of the first of `files`.
+        name: the fault in a few words.
+        check: the name of the check that must fail, or of several if the fault has several findings.
+        finding: a pattern that each finding of these checks must contain; by default the path of the first of `files`.
         files: path -> content, added to the image.
-        instructions: of the Dockerfile, run as root after the files were added.
+        instructions: instructions of the Dockerfile, which run as root after the files are added.
         has_volume: whether the image declares its cache as a volume.
         switch: turns on a fault in the stand-in's own code.
-        expected: changes what is expected of the image.
-        apart_from: beginnings of the names of checks that cannot find anything in an image with this fault.
+        expected: changes the expectations of the image.
+        apart_from: prefixes of the names of checks that can find nothing in an image with this fault.
     """
 
     name: str
@@ -116,38 +116,38 @@ class Fault:
 
     @property
     def pattern(self) -> str:
-        """The pattern that occurs in each finding."""
+        """The pattern that each finding must contain."""
         return self.finding or re.escape(next(iter(self.files)))
 
 
 def package(name: str) -> str:
-    """An instruction that registers a Debian package."""
+    """Returns an instruction that registers a Debian package."""
     entry = rf"\nPackage: {name}\nStatus: install ok installed\nVersion: 1\n"
     return f"RUN printf '{entry}' >> /var/lib/dpkg/status"
 
 
 def distribution(name: str, version: str = "1.0") -> dict[str, str | bytes]:
-    """The metadata of an installed distribution."""
+    """Returns the metadata files of an installed distribution."""
     return {f"{SITE}/{name}-{version}.dist-info/METADATA": f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n"}
 
 
 def tool(name: str) -> str:
-    """The check that *name* is absent."""
+    """Returns the name of the check that a build tool is absent."""
     return f"absent::tool_is_absent[{name}]"
 
 
 def secret(rule: str) -> str:
-    """The check that no layer has such a secret."""
+    """Returns the name of the check that no layer has such a secret."""
     return f"secrets::no_secret_in_a_layer[{rule}]"
 
 
 def locked(name: str, version: str) -> Callable[[Expectations], Expectations]:
-    """Expects *version* of the distribution *name* in the lock."""
+    """Returns a function that adds a distribution to the expected lock."""
     return lambda expected: replace(expected, locked={**expected.locked, name: version})
 
 
 def budget(**limits: int) -> Callable[[Expectations], Expectations]:
-    """Replaces some of the budgets of `EXPECTED`."""
+    """Returns a function that replaces some of the expected budgets."""
     return lambda expected: replace(expected, budgets=replace(expected.budgets, **limits))
 
 

@@ -1,4 +1,4 @@
-"""Tests of checks/test_absent.py on invented facts: which names it finds, and which it accepts."""
+"""Tests checks/test_absent.py on invented facts: names that it must find, and names that it must accept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXPECTED = Expectations(
 
 
 def with_paths(*paths: str, kind: str = "file", mode: int = 0o644) -> FileSystem:
-    """A file system with these paths and their folders."""
+    """Returns a file system with these paths and their folders."""
     folders = {path[:end] for path in paths for end, letter in enumerate(path) if letter == "/" and end}
     mode = mode | (0o111 if "/libexec/" in "".join(paths) or "/opt/x" in "".join(paths) else 0)
     files = [File(folder, "folder", 0o755, 0, 0, 0) for folder in sorted(folders - set(paths))]
@@ -29,7 +29,7 @@ def with_paths(*paths: str, kind: str = "file", mode: int = 0o644) -> FileSystem
 
 
 def find_tool(tool: str, file_system: FileSystem) -> list[str]:
-    """The findings of the check for one tool."""
+    """Returns the findings of the check for one tool."""
     try:
         test_absent.test_tool_is_absent(tool, file_system, NO_LAYERS)
     except Findings as findings:
@@ -79,7 +79,7 @@ def test_file_of_a_tool_is_found_by_that_tool_only(tool: str, path: str) -> None
         f"{SITE}/mypkg/as.py",
     ],
 )
-def test_similar_name_is_accepted(path: str) -> None:
+def test_file_with_a_similar_name_is_accepted(path: str) -> None:
     assert [name for name in test_absent.TOOLS if find_tool(name, with_paths(path))] == []
 
 
@@ -107,7 +107,7 @@ def test_package_of_a_tool_is_found_by_that_tool_only(tool: str, package: str) -
 @pytest.mark.parametrize(
     "package", ["gcc-14-base", "libgcc-s1", "libstdc++6", "libc6", "dpkg", "libmaker", "make-guile-doc"]
 )
-def test_package_of_every_image_is_accepted(package: str) -> None:
+def test_package_with_a_similar_name_is_accepted(package: str) -> None:
     file_system = replace(EMPTY, packages={package: "1"})
     assert [name for name in test_absent.TOOLS if find_tool(name, file_system)] == []
 
@@ -178,7 +178,7 @@ def test_folder_of_tests_is_found(path: str) -> None:
         "/app/service/x.py",
     ],
 )
-def test_folder_that_code_needs_is_accepted(path: str) -> None:
+def test_folder_without_tests_is_accepted(path: str) -> None:
     test_absent.test_no_tests_or_scripts(EXPECTED, with_paths(path), NO_LAYERS)
 
 

@@ -1,4 +1,4 @@
-"""Tests that each fault, planted in an image that is otherwise right, fails exactly its check."""
+"""Tests that each fault, planted in an otherwise correct image, fails exactly its own check."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def findings_of(result: VerifyResult, names: Collection[str] = ()) -> str:
-    """The findings and errors of the checks with these *names*, or of all checks, for a message."""
+    """Returns the findings and errors of the checks *names*, or of all checks, for a message."""
     return "\n".join(
         f"{check.outcome} {check.name}: {check.found} {check.reason[-500:]}"
         for check in result.results.checks
@@ -27,7 +27,7 @@ def findings_of(result: VerifyResult, names: Collection[str] = ()) -> str:
     )
 
 
-def test_image_without_fault_has_no_finding(verified: Mapping[str, Verified]) -> None:
+def test_image_without_faults_has_no_findings(verified: Mapping[str, Verified]) -> None:
     result = verified[""].result
     assert result.exit_code == 0, findings_of(result)
     assert not result.errors
@@ -39,7 +39,7 @@ def test_image_without_fault_has_no_finding(verified: Mapping[str, Verified]) ->
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_fault_fails_exactly_its_check(fault: Fault, verified: Mapping[str, Verified], workshop: Workshop) -> None:
-    """Several faults share an image. Each finding of a fault's check names that fault, so none is another's work."""
+    """Several faults share an image, so each finding must name the fault of its own check."""
     batch, result = verified[fault.name].batch, verified[fault.name].result
     failed = {check.name: check for check in result.results.checks if check.outcome == "fail"}
     own = failed.keys() - batch.checks_of_others(fault)
@@ -53,7 +53,7 @@ def test_fault_fails_exactly_its_check(fault: Fault, verified: Mapping[str, Veri
 
 
 def test_faults_share_few_images() -> None:
-    """A fault that needs an image of its own costs 10 seconds of a processor."""
+    """Each image costs 10 seconds of a processor."""
     batches = group(FAULTS)
 
     assert sum(len(batch.faults) for batch in batches) == len(FAULTS)

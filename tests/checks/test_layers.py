@@ -27,7 +27,7 @@ Content = bytes | None  # None: a folder
 
 
 def archive(members: Mapping[str, Content], *, mode: int = 0o644) -> bytes:
-    """A layer's tar archive."""
+    """Returns a layer's tar archive."""
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w") as layer:
         for name, content in members.items():
@@ -46,7 +46,7 @@ def digest(data: bytes) -> str:
 
 
 def blobs(layers: Sequence[bytes]) -> tuple[dict[str, bytes], str]:
-    """The blobs of an image in OCI's form, and the digest of its manifest."""
+    """Returns the blobs of an image in OCI's layout, and the digest of its manifest."""
     steps: list[dict[str, object]] = [{"created_by": "LABEL a=b", "empty_layer": True}]
     steps += [{"created_by": f"RUN step {number} # buildkit"} for number in range(len(layers))]
     config = json.dumps({"history": steps}).encode()
@@ -57,7 +57,7 @@ def blobs(layers: Sequence[bytes]) -> tuple[dict[str, bytes], str]:
 
 
 def saved(layers: Sequence[bytes]) -> io.BytesIO:
-    """The stream of a `docker save`; its blobs come in the order of their digests, its manifest last."""
+    """Returns the output of `docker save`: the blobs in the order of their digests, then the manifest."""
     content, _ = blobs(layers)
     config = next(name for name, blob in content.items() if b"history" in blob)
     manifest = [{"Config": path(config), "Layers": [path(digest(layer)) for layer in layers]}]
@@ -70,7 +70,7 @@ def path(name: str) -> str:
 
 
 def write_blobs(folder: Path, layers: Sequence[bytes]) -> str:
-    """Writes the blobs as an engine stores them; returns the manifest's digest."""
+    """Writes the blobs as an engine stores them, and returns the manifest's digest."""
     content, manifest = blobs(layers)
     for name, blob in content.items():
         target = folder / name.replace(":", "/")
@@ -102,7 +102,7 @@ def test_layers_are_read_in_each_compression(compress: Callable[[bytes], bytes],
 
 
 def wasted(*layers: Mapping[str, Content], modes: Sequence[int] = (0o644, 0o644)) -> dict[str, str]:
-    """Path -> cause of each wasted file."""
+    """Returns path -> cause of each wasted file."""
     packed = [archive(layer, mode=mode) for layer, mode in zip(layers, modes, strict=False)]
     return {item.path: item.cause for item in read_stream(saved(packed), NOTHING).wasted_files()}
 
@@ -114,7 +114,7 @@ def test_wasted_files_have_their_cause() -> None:
     }
 
 
-def test_removed_setuid_bit_is_a_cause_of_its_own() -> None:
+def test_removed_setuid_bit_has_its_own_cause() -> None:
     assert wasted({"a": b"1"}, {"a": b"1"}, modes=(0o4755, 0o755)) == {"/a": "stored again without its setuid bit"}
 
 

@@ -1,4 +1,4 @@
-"""Tests of the GPU checks in checks/test_models.py, on invented results: no GPU is needed."""
+"""Tests the GPU checks in checks/test_models.py on invented results, without a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXPECTED = Expectations(target="api", cuda_targets=("sm_75", "sm_80", "sm_86", "
 
 
 def ran(*, capability: str = "sm_90", shift: float = 0.0, is_product_equal: bool = True, error: str = "") -> DeviceRun:
-    """A run on a GPU, correct by default."""
+    """Returns a run on a GPU, correct by default."""
     vectors = [[value + shift for value in vector] for vector in VECTORS]
     return DeviceRun(
         is_available=True,

@@ -1,4 +1,4 @@
-"""Tests of checks/observations.py with a fake engine; tests/checks/test_faults.py runs it on real images."""
+"""Tests checks/observations.py with a fake engine; test_faults.py runs it on real images."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_image_is_inspected_first(observe: Callable[[Expectations], Observations
     assert (observations.image, observations.configuration.user) == ("sha256:00", "999")
 
 
-def test_observation_that_the_target_lacks_is_an_error(observe: Callable[[Expectations], Observations]) -> None:
+def test_observation_of_a_missing_part_is_an_error(observe: Callable[[Expectations], Observations]) -> None:
     with pytest.raises(LookupError, match="service is not observed for the target postgres"):
         observe(EXPECTED).service.result()
 

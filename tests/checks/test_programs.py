@@ -1,4 +1,4 @@
-"""Tests of the programs that run inside an image, on made files and on programs of this machine."""
+"""Tests the programs that run inside an image, on generated files and on programs of this machine."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_truncated_file_is_corrupt(tmp_path: Path) -> None:
 
 
 def test_fat_binary_entry_without_length_is_corrupt(tmp_path: Path) -> None:
-    """An entry without length must not end in an infinite loop."""
+    """An entry without length must not cause an infinite loop."""
     container = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, 64) + bytes(64)
     path = tmp_path / "liba.so"
     path.write_bytes(make_elf(sections=[(".nv_fatbin", container)]))
@@ -92,7 +92,7 @@ def test_needed_and_soname_equal_those_of_readelf() -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "what"),
+    ("program", "tool"),
     [
         ("gcc", "a part of GCC"),
         ("g++", "a part of GCC"),
@@ -101,13 +101,13 @@ def test_needed_and_soname_equal_those_of_readelf() -> None:
         ("make", "make"),
     ],
 )
-def test_tool_is_recognized_by_its_contents(program: str, what: str) -> None:
+def test_tool_is_recognized_by_its_contents(program: str, tool: str) -> None:
     found = shutil.which(program)
     if not found:
         pytest.skip(f"{program} is not installed")
     path = Path(found).resolve()
     with path.open("rb") as source:
-        assert (filesystem.signature_of(source, path.stat().st_size) or "").startswith(what)
+        assert (filesystem.signature_of(source, path.stat().st_size) or "").startswith(tool)
 
 
 @pytest.mark.parametrize("program", ["python3", "bash", "ls", "tar", "perl", "git", "readelf"])

@@ -12,7 +12,7 @@ NOTHING = SecretScanner({})
 
 
 def rules(path: str, content: str | bytes) -> list[str]:
-    """The rules that match in a file."""
+    """Returns the rules that match in a file."""
     data = content if isinstance(content, bytes) else content.encode()
     return [match.rule for match in NOTHING.scan_file(path, data)]
 
@@ -72,7 +72,7 @@ def test_build_secret_is_found_in_every_form(text: str) -> None:
     assert [match.rule for match in scanner.scan_piece("/srv/a", text.encode())][:1] == ["build secret"]
 
 
-def test_finding_does_not_repeat_the_secret() -> None:
+def test_finding_does_not_contain_the_secret() -> None:
     found = list(
         SecretScanner({"index": "https://a:s3cr3t-w0rd@b.invalid"}).scan_text("a label", "s3cr3t-w0rd " + TOKEN)
     )
@@ -81,7 +81,7 @@ def test_finding_does_not_repeat_the_secret() -> None:
 
 
 @pytest.mark.parametrize("value", ["", "on", f"https://{PyPI.netloc}/simple"])
-def test_public_value_is_no_build_secret(value: str) -> None:
+def test_public_value_is_not_a_build_secret(value: str) -> None:
     assert SecretScanner({"index": value}).patterns == []
 
 

@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
         """Answers a GET request."""
         self.reply(*answers().get(self.path, (404, {})))
         if "crash" in FAULTS and self.headers.get("User-Agent", "").startswith("Python-urllib"):
-            os._exit(1)  # at the request of the health check: the other requests have their responses by then
+            os._exit(1)  # at the request of the health check, which is the last one
 
     def do_POST(self) -> None:
         """Reads the whole body, then answers."""

@@ -15,7 +15,7 @@ class version:  # noqa: N801 - as torch calls it
 
 
 class cuda:  # noqa: N801 - as torch calls it
-    """No GPU."""
+    """Stands in for torch.cuda on a machine without a GPU."""
 
     @staticmethod
     def is_available() -> bool:
