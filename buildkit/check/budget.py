@@ -1,4 +1,4 @@
-"""Evaluates budgets: limits on an image and its builds. A budget without a measured value is not evaluated, not passed.
+"""Evaluates budgets: limits on an image and its builds. A budget without a measured value is "not evaluated".
 
     [budgets]                          # absolute; numbers, or text with a unit: "5.5 GB" is 10^9, "5.5 GiB" 2^30 bytes
     unpacked_bytes = "5.5 GB"
@@ -164,7 +164,7 @@ def parse_dive_rules(text: str, *, where: str = ".dive-ci") -> Budgets:
 
 
 def _yaml_rules(text: str, where: str) -> list[tuple[yaml.Node, yaml.Node]]:
-    """Returns the names and values below `rules` as nodes, which know their lines (`yaml.safe_load` drops them)."""
+    """Returns the names and values below `rules` as nodes, which have line numbers (`yaml.safe_load` drops them)."""
     expected = "expected `rules:` and below it lines of `name: value`"
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -191,7 +191,7 @@ def parse_size(where: str, value: object) -> float:
     """Reads a number, or a size with a unit: "5.5 GB" is 5.5 times 10^9 bytes, "5.5 GiB" is 5.5 times 2^30.
 
     Raises:
-        UsageError: *value*, which *where* names in the message, is neither.
+        UsageError: *value* is neither; the message starts with *where*.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise UsageError(where, value, 'expected a number, or a size such as "1.5 GB"')

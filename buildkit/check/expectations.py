@@ -1,4 +1,4 @@
-"""Builds the expectations of a target: what docker/images.toml, the locks and pyproject.toml say about its image."""
+"""Builds the expectations of a target from docker/images.toml, the locks and pyproject.toml."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def expectations_of(
     labels: Mapping[str, str] | None = None,
     certificates: bytes = b"",
 ) -> Expectations:
-    """Returns what the image of *target* must be.
+    """Returns the expectations that the image of *target* must meet.
 
     Args:
         spec: the project.

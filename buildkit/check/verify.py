@@ -1,7 +1,7 @@
 """Verifies an image: runs `checks/` against its digest in a process of its own, and loads the results.
 
-The two sides exchange files in the output folder: `expect.json` (expectations) goes there; `verify.json` (results),
-`verify.xml` (JUnit) and `observations.json` (what the running image answered and logged) come back.
+The two processes exchange files in the output folder: the checks read `expect.json` (expectations) and write
+`verify.json` (results), `verify.xml` (JUnit) and `observations.json` (answers and logs of the running image).
 """
 
 from __future__ import annotations
@@ -85,15 +85,15 @@ def verify(
     Side effects: containers labelled `io.truthgraph.checks`, removed at the end.
 
     Args:
-        image: digest or name; the results have the digest.
-        expectations: what the image must be.
+        image: digest or name; the results name the digest.
+        expectations: the properties that the image must have.
         output: the folder for the files.
         environment: of the process that runs the checks; usually the caller's own.
         engine_host: address of the engine, as in DOCKER_HOST; None uses *environment*.
         require: the tiers, of `TIERS`, in which "not verified" is a finding.
         build_secrets: name -> plain value of the build secrets; passed by the environment only, never in a file.
         cache: a folder that caches the contents of layers; without it every layer is read every time.
-        progress: where pytest's output goes while it runs.
+        progress: the stream for pytest's output while it runs.
 
     Raises:
         UsageError: *require* names no tier, the engine has no such image, or the checks refuse the expectations.
@@ -131,7 +131,7 @@ def _command(image: str, output: Path, cache: Path | None) -> list[str]:
 
 
 def _environment(inherited: Mapping[str, str], secrets: Mapping[str, str], engine_host: str | None) -> dict[str, str]:
-    """Returns the environment of the checks: without pytest's variables, whose options and plugins they do not know."""
+    """Returns the environment of the checks, without the caller's pytest options and plugins."""
     environment = {name: value for name, value in inherited.items() if not name.startswith("PYTEST_")}
     environment |= {BUILD_SECRETS_VARIABLE: json.dumps(secrets), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return environment | ({"DOCKER_HOST": engine_host} if engine_host else {})

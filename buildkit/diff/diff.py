@@ -1,7 +1,7 @@
 """Compares two measurements of images: layers, parts, packages, files, and the bytes that a node must fetch.
 
-Identical images give an empty comparison. Times of files are not compared, so two builds of the same input count as the
-same content; the digests of their layers show whether a registry stores them twice.
+Identical images give an empty comparison. File times are not compared, so two builds of the same input have the same
+content; the digests of their layers show whether a registry stores them twice.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def compare(before: Measurement, after: Measurement, *, base_layers: int | None 
         before: the earlier image.
         after: the later image.
         base_layers: the number of lowest layers that belong to the base image. By default the larger of the numbers
-            in the images' labels (`BASE_LAYERS_LABEL`), or one without labels.
+            in the images' labels (`BASE_LAYERS_LABEL`), or 1 without labels.
     """
     if base_layers is None:
         base_layers = max(_base_layers(before), _base_layers(after))
@@ -46,15 +46,15 @@ def compare(before: Measurement, after: Measurement, *, base_layers: int | None 
     files = tuple(_files(pairs, before, after)) if has_files else None
     packages = tuple(_packages(before, after))
     totals_before, totals_after = msgspec.to_builtins(before.totals), msgspec.to_builtins(after.totals)
-    held = {layer.blob_digest for layer in before.layers}
-    lacking = {layer.blob_digest: layer.blob_bytes for layer in after.layers if layer.blob_digest not in held}
+    present = {layer.blob_digest for layer in before.layers}
+    missing = {layer.blob_digest: layer.blob_bytes for layer in after.layers if layer.blob_digest not in present}
     return Comparison(
         schema_version=SCHEMA_VERSION,
         before=before.image,
         after=after.image,
         figures=tuple(FigureChange(name, totals_before[name], totals_after[name]) for name in totals_before),
-        transfer_bytes=sum(lacking.values()),
-        layers=tuple(_layers(before, after, lacking, base_layers)),
+        transfer_bytes=sum(missing.values()),
+        layers=tuple(_layers(before, after, missing, base_layers)),
         tree=tuple(_tree(before, after)),
         packages=packages,
         files=files,
@@ -75,7 +75,7 @@ def _kind(before_bytes: int, after_bytes: int) -> ChangeKind:
 
 
 def _layers(
-    before: Measurement, after: Measurement, lacking: Mapping[str, int], base_layers: int
+    before: Measurement, after: Measurement, missing: Mapping[str, int], base_layers: int
 ) -> Iterator[LayerChange]:
     contents_before, contents_after = _contents_by_layer(before), _contents_by_layer(after)
     for old, new in match_layers(before, after, base_layers=base_layers):
@@ -105,7 +105,7 @@ def _layers(
             instruction=None if shown is None else shown.instruction,
             before_bytes=0 if old is None else old.unpacked_bytes,
             after_bytes=0 if new is None else new.unpacked_bytes,
-            fetch_bytes=0 if new is None else lacking.get(new.blob_digest, 0),
+            fetch_bytes=0 if new is None else missing.get(new.blob_digest, 0),
         )
 
 

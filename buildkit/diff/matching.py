@@ -19,7 +19,7 @@ _MIN_SIMILARITY: Final = 0.6  # the bound of difflib.get_close_matches
 def match_layers(before: Measurement, after: Measurement, *, base_layers: int = 1) -> Iterator[LayerPair]:
     """Matches equal layers; between them layers of the same instruction; between those layers of similar instructions.
 
-    The lowest *base_layers* of both images match in any case. All other layers were added or removed. The order is that
+    The lowest *base_layers* of both images always match. All other layers were added or removed. The order is that
     of both images.
     """
 

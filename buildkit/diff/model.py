@@ -57,7 +57,7 @@ class LayerChange:
         instruction: the instruction of the image after, or that of the image before if it was removed.
         before_bytes: unpacked.
         after_bytes: unpacked.
-        fetch_bytes: what a node with the image before has to fetch for this layer, as stored.
+        fetch_bytes: stored bytes that a node with the image before must fetch for this layer.
     """
 
     kind: ChangeKind
@@ -138,7 +138,7 @@ class Comparison:
 
     Attributes:
         figures: all totals, equal ones too.
-        transfer_bytes: blobs of the image after that a node with the image before lacks, as stored.
+        transfer_bytes: stored bytes that a node with the image before must fetch for the image after.
         tree: all parts of the directory tree, equal ones too.
         files: None if a measurement has no list of files.
         concerns: files that a runtime image should not have (build tools, caches); empty without lists of files.

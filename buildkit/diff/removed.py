@@ -39,7 +39,7 @@ _PACKAGE_REASONS: Final = (
     ),
     (re.compile(r"uv|pip|pipx|poetry|conda"), "package manager"),
 )
-# Files without package, by path; the group is the name of the component.
+# Files without a package, by path; the match group is the name of the component.
 _PLACES: Final = (
     (re.compile(r"((?:root|home/[^/]+)/\.cache/[^/]+|(?:root|home/[^/]+)/\.local)/"), "package manager"),
     (re.compile(r"(var/lib/apt/lists|var/cache/apt)/"), "package index"),

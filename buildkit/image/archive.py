@@ -33,7 +33,7 @@ class Section(io.RawIOBase):
         self.left_bytes = size_bytes
 
     def readable(self) -> bool:
-        """Returns True, as the protocol of files wants it."""
+        """Returns True: a section can be read."""
         return True
 
     def peek(self, count: int) -> bytes:
@@ -70,7 +70,7 @@ class Section(io.RawIOBase):
 
 @dataclass(frozen=True, slots=True)
 class ArchiveEntry:
-    """A file of an archive; if `link` is set, another name for the file of that name."""
+    """A file of an archive; if `link` is set, another name for the file with that name."""
 
     name: str
     size_bytes: int

@@ -49,7 +49,7 @@ class MappedBlob:
         return cls(memoryview(mapping)[start:end], mapping)
 
     def release_pages(self) -> None:
-        """Returns the pages that were read to the system; they are read again if needed."""
+        """Frees the memory of the pages read so far; they are read again if needed."""
         if sys.platform == "linux":
             self._mapping.madvise(mmap.MADV_DONTNEED)
 
@@ -140,7 +140,7 @@ def read_document(store: BlobStore, name: str, image: str, *, digest: str | None
 
     Raises:
         DigestMismatch: it does not have *digest*.
-        UnsupportedImage: it is larger than any document that a registry takes.
+        UnsupportedImage: it is larger than any document that a registry accepts.
     """
     source = store.open(name)
     if source is None:

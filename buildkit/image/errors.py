@@ -9,10 +9,10 @@ BuildkitError
 │   └── CorruptImage
 │       └── MissingBlob
 └── LayerError             the tar archive of one layer
-├── CorruptLayer
-├── UnsafePath
-├── UnsupportedEntry
-└── LayerTooLarge
+    ├── CorruptLayer
+    ├── UnsafePath
+    ├── UnsupportedEntry
+    └── LayerTooLarge
 """
 
 from collections.abc import Sequence
@@ -71,11 +71,11 @@ class DigestMismatch(ImageError):
 
 
 class CorruptImage(ImageError):
-    """A manifest, index, configuration or archive that is missing, truncated or not as its specification says."""
+    """A manifest, index, configuration or archive that is missing, truncated or malformed."""
 
 
 class MissingBlob(CorruptImage):
-    """A blob that a manifest names is not in this store; another store of the same image may have it."""
+    """A blob that a manifest names and this store lacks; another store of the same image may have it."""
 
 
 class LayerError(BuildkitError):

@@ -30,7 +30,7 @@ class GpuArchitecture:
 
     Attributes:
         architecture: as NVIDIA's tools name it: "sm_90".
-        code_bytes: with the headers of the code.
+        code_bytes: including the headers of the code.
         libraries: the number of libraries with such code.
     """
 
@@ -128,7 +128,7 @@ def _code_of(content: memoryview, release: Callable[[], None]) -> list[tuple[str
 
 
 def _code_of_section(section: memoryview, release: Callable[[], None]) -> Iterator[tuple[str, int]]:
-    """Yields architecture and bytes of each entry; unknown from the first that is not understood on."""
+    """Yields the architecture and bytes of each entry; the rest of a section that cannot be decoded is "unknown"."""
     offset = read_bytes = 0
     while offset < len(section):
         stated_bytes = int.from_bytes(section[offset + 8 : offset + 16], "little")  # the header's last field

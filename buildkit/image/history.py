@@ -17,7 +17,7 @@ __all__ = ["append", "load_series"]
 
 
 def append(measurement: Measurement, folder: Path, *, series: str, measured_at: datetime) -> Path:
-    """Adds *measurement* to a series and returns its file."""
+    """Adds *measurement* to a series and returns the path of its file."""
     moment = measured_at.astimezone(UTC)
     digest = (measurement.image.manifest_digest or measurement.image.config_digest).partition(":")[2]
     path = _series_folder(folder, series) / f"{moment:%Y%m%dT%H%M%SZ}-{digest[:12]}.json"

@@ -1,4 +1,4 @@
-"""Names the image label that `build` writes and `diff` reads; without other imports, so that `build` starts fast."""
+"""Defines the image label that `build` writes and `diff` reads; imports nothing else, so that `build` starts fast."""
 
 from typing import Final
 

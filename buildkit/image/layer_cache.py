@@ -32,7 +32,7 @@ class LayerCache:
         return path is not None and path.exists()
 
     def load(self, diff_id: str) -> LayerContents | None:
-        """Returns the layer with this diff ID."""
+        """Returns the layer with this diff ID; None if it is not in the cache or not readable."""
         try:
             contents = msgspec.msgpack.decode(self._read("layer", diff_id), type=LayerContents)
         except msgspec.DecodeError:
@@ -49,7 +49,7 @@ class LayerCache:
         self._prune()
 
     def load_blob(self, digest: str) -> LayerContents | None:
-        """Returns the layer whose blob, or whose tar archive, has this digest."""
+        """Returns the layer with this digest of its blob or tar archive; None as in `load`."""
         return self.load(digest) or self.load(self._read("blob", digest).decode(errors="replace"))
 
     def load_note(self, kind: str, digest: str) -> bytes:

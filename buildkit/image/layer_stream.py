@@ -64,7 +64,7 @@ class ByteSource(Protocol):
 class LayerStream:
     """The tar archive of a blob, in chunks; a thread reads ahead into a fixed set of buffers.
 
-    The digests are complete once the stream was drained.
+    The digests are complete once the stream has been drained.
     """
 
     def __init__(self, source: ByteSource, *, limits: Limits) -> None:
@@ -187,7 +187,7 @@ class _HashedSource:
         return bytes(buffer[: self.readinto(memoryview(buffer))])
 
     def readable(self) -> bool:
-        """Returns True, as the protocol of files wants it."""
+        """Returns True: decompressors ask before they read."""
         return True
 
     def digest(self) -> str:
@@ -216,7 +216,7 @@ def _inflater() -> tuple[Callable[[], _Inflater], type[Exception]]:
 
 
 class _GzipReader:
-    """Inflates a gzip file of one or more members (RFC 1952); refuses one that ends early or goes on."""
+    """Inflates a gzip file of one or more members (RFC 1952); refuses truncated files and trailing bytes."""
 
     _READ_BYTES: Final = 1 << 18
 
@@ -256,7 +256,7 @@ class _GzipReader:
 class _ZstdReader:
     """Decodes zstd frames (RFC 8878), skippable ones included, with a window of at most 128 MiB.
 
-    Before Python 3.14 a truncated frame reads as if it ended; the archive in it and the digests show the damage.
+    Before Python 3.14 a truncated frame is read as if it were complete; its archive and the digests show the damage.
     """
 
     def __init__(self, source: _HashedSource) -> None:

@@ -96,19 +96,19 @@ def read_layer(
 ) -> LayerContents:
     """Reads one blob to its end: entries in the order of the archive, digests of the blob, the archive and every file.
 
-    The compression is recognized by its magic number. Memory is that of the entries and ten megabytes.
+    The compression is recognized by its magic number. It needs memory for the entries and 10 MB more.
 
     Args:
         source: the blob as it is stored.
         name: the layer's name in error messages.
-        captures: says by path whether the content of a file is wanted.
-        limits: what is too large.
+        captures: returns whether the content of the file at a path is wanted.
+        limits: the largest layer to read; None for the defaults of `Limits`.
 
     Raises:
         CorruptLayer: truncated, a wrong checksum or number, broken compression, an inconsistent sparse map.
         UnsafePath: a name or hard link that leaves the root.
         UnsupportedEntry: an entry type that no engine unpacks (multi-volume, dump directories, vendor types).
-        LayerTooLarge: beyond `limits`.
+        LayerTooLarge: it exceeds *limits*.
     """
     bounds = limits or Limits()
     stream = LayerStream(source, limits=bounds)
@@ -222,7 +222,7 @@ class _TarReader(TarCursor):
     def _read_content(
         self, header: TarHeader, pax: Mapping[str, bytes], path: str, stored_bytes: int
     ) -> tuple[bytes, int]:
-        """Reads one regular file: its SHA-256, and its size when unpacked."""
+        """Reads one regular file and returns its SHA-256 and its unpacked size."""
         sparse = read_sparse_map(self, header, pax, stored_bytes)
         if sparse is not None:
             return self._read_sparse(sparse, path, stored_bytes)

@@ -1,9 +1,9 @@
-"""Merges layers into the file system that a container sees, and lists the bytes that layers store in vain.
+"""Merges layers into the file system that a container sees, and lists the stored files that no container sees.
 
-The rules are those of the OCI image specification 1.1, layer.md, and for what it leaves open those of containerd's
-overlay snapshotter (archive/tar.go), which the tests compare with. Each layer is unpacked into a separate directory, so
-a name below a symbolic link follows the link if the same layer made it, and replaces it by a directory if a lower layer
-did. Whiteouts hide only the files of lower layers.
+The rules are those of the OCI image specification 1.1, layer.md. In cases that it leaves open, the result is that of
+containerd's overlay snapshotter (archive/tar.go); the tests compare the two. Each layer is unpacked into a separate
+directory, so a name below a symbolic link follows the link if the same layer made it, and replaces it by a directory if
+a lower layer did. Whiteouts hide only the files of lower layers.
 
 There is one difference. In the lowest layer a whiteout has no meaning, and no builder writes one. containerd removes
 the files that precede it in the same archive, against the specification; here it hides nothing.
@@ -136,7 +136,7 @@ class _LayerApplier:
         self._layer = layer
         self._hidden: dict[str, tuple[int, StoredFile]] = {}  # files hidden by whiteouts: index in `waste`, content
         self._is_hiding = False
-        self._last: tuple[str, Node] | None = None  # the folder of the last entry: archives go folder by folder
+        self._last: tuple[str, Node] | None = None  # the folder of the last entry: archives list files by folder
 
     def apply(self, layer: LayerContents) -> None:
         """Applies all whiteouts first, since they never hide files of their own layer; then adds the entries."""
@@ -199,7 +199,7 @@ class _LayerApplier:
         return Node(self._layer, target.entry, file=target.file)
 
     def _resolved(self, folder: str) -> str:
-        """Returns *folder* with the links followed that this layer made."""
+        """Returns *folder* after following the symbolic links that this layer made."""
         parts, real, hops = _parts(folder), list[str](), 0
         while parts:
             name = parts.pop(0)
@@ -279,7 +279,7 @@ class _LayerApplier:
                 self._fs.waste.append(Waste(removed_path, stored.entry.size_bytes, cause, stored.layer, self._layer))
 
     def _correct_cause(self, path: str, successor: StoredFile) -> None:
-        """Corrects "deleted" to the cause of a replacement, if the layer writes a path again that its whiteout hid."""
+        """Corrects "deleted" to the cause of a replacement if the layer also writes the path that its whiteout hid."""
         hidden = self._hidden.pop(path, None)
         if hidden is not None:
             place, stored = hidden

@@ -1,7 +1,7 @@
 """Defines the values of an image: `Image` as it was read, and `Measurement`, its analysis, which is saved as JSON.
 
 Sizes, in bytes:
-    unpacked_bytes  regular files in the layers' tar archives; a sparse file with its holes, a hard link as nothing.
+    unpacked_bytes  regular files in the layers' tar archives; a sparse file counts with its holes, a hard link as 0.
     blob_bytes      layers as a registry or the engine stores them, compressed or not.
     final_bytes     regular files of the merged file system, hard-linked content once.
     wasted_bytes    unpacked_bytes - final_bytes: stored by a layer, hidden by the same or a later one.
@@ -78,7 +78,7 @@ class ImageDescription:
 
     Attributes:
         name: as the user gave it.
-        source: the kind of place that it was read from.
+        source: "engine", "oci-layout" or "archive".
         manifest_digest: None for an archive without OCI manifest.
         config_digest: the digest of its configuration, which all copies of the image share.
         platform: "linux/amd64".
@@ -301,7 +301,7 @@ class DuplicateLibrary:
     """A shared library that the merged file system holds more than once.
 
     Attributes:
-        soname: as the file names say. That of a CUDA library has no version here, so two major versions are duplicates.
+        soname: from the file names; without a version for a CUDA library, so that two major versions are duplicates.
         is_cuda: whether it is one of CUDA's.
         extra_bytes: all copies but the largest.
         copies: the largest first.

@@ -35,7 +35,7 @@ class ReadOptions:
         cache: a folder for the contents of layers; a layer that is in it is not read again. None for no cache.
         platform: the platform to choose from an index ("linux/arm64"); None for this machine's if there are several.
         tag: the tag to choose from an archive with several images.
-        limits: the size from which on a layer or an image is refused.
+        limits: larger layers and images are refused.
         engine_host: the engine's DOCKER_HOST; "" for the one that `docker` finds itself.
     """
 
@@ -74,7 +74,7 @@ def read_image(name: str, options: ReadOptions = _DEFAULTS) -> Image:
 
 
 def layer_blobs(reference: str, options: ReadOptions = _DEFAULTS) -> dict[str, int]:
-    """Returns digest and bytes of each layer of an image of the engine, as the engine stores them.
+    """Returns the digest and size in bytes of each layer of an engine's image, as the engine stores it.
 
     Only the manifest is read if the engine's store is on this machine, otherwise the whole image.
 

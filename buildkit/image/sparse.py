@@ -88,7 +88,7 @@ def _read_old_gnu_map(cursor: TarCursor, header: TarHeader) -> SparseMap:
 
 
 def _read_pax_1_0_map(cursor: TarCursor, pax: Mapping[str, bytes], stored_bytes: int) -> SparseMap:
-    """Reads the map at the start of the content: decimal numbers, one a line, padded to a block."""
+    """Reads the map at the start of the content: decimal numbers, one per line, padded to a block."""
     text = b""
     wanted = None
     while wanted is None or text.count(b"\n") < wanted:

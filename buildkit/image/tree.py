@@ -17,13 +17,13 @@ _SITE_FOLDERS: Final = ("nvidia", "torch", "triton", "others")
 
 
 def make_row(label: str, parent: str | None, files: Sequence[FileRecord], image_bytes: int) -> TreeRow:
-    """Returns the row of *files*; its fraction is that of *image_bytes*."""
+    """Returns the row for *files*, with their share of *image_bytes*."""
     part_bytes = sum(record.size_bytes for record in files)
     return TreeRow(label, parent, part_bytes, part_bytes / image_bytes if image_bytes else 0.0, len(files))
 
 
 def make_tree(files: Sequence[FileRecord], image_bytes: int, working_dir: str) -> tuple[TreeRow, ...]:
-    """Assigns each file to the first part that fits, and returns the parts.
+    """Assigns each file to the first part that matches, and returns the parts.
 
     site-packages: of any Python but Debian's, by top-level folder. bin: programs of the same installations, and
     usr/local/bin. application: the image's working directory. home: /root and /home, where tools leave caches. base

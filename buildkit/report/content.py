@@ -1,4 +1,4 @@
-"""Holds the content of a report on an image, whatever its format."""
+"""Holds the content of a report on an image, for every format."""
 
 from dataclasses import dataclass
 

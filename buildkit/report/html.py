@@ -152,7 +152,7 @@ def _places(measurement: Measurement) -> _Section:
         "folders": _nested(measurement.folders),
     }
     drawn = {"treemap": charts.treemap(measurement.folders)} if measurement.folders else {}
-    return _Section("places", "Where the bytes are", "places.html.j2", values, drawn)
+    return _Section("places", "Sizes by folder", "places.html.j2", values, drawn)
 
 
 def _nested(folders: Sequence[FolderSize]) -> tuple[_Folder, ...]:
@@ -193,7 +193,7 @@ def _changes(comparison: Comparison, before: str, after: str) -> _Section:
         "packages": tables.package_changes(comparison, before, after),
         "files": None if comparison.files is None else tables.file_changes(comparison, before, after),
     }
-    return _Section("changes", "What changed", "changes.html.j2", values)
+    return _Section("changes", "Changes", "changes.html.j2", values)
 
 
 def _packages(measurement: Measurement) -> _Section:
@@ -266,6 +266,6 @@ def _plotly() -> Markup:
 
 
 def _trusted(path: Path) -> Markup:
-    """Returns a style sheet or script of ours or plotly's; it cannot end the element that it is in."""
+    """Returns our or plotly's style sheet or script, escaped so that it cannot end its element."""
     text = path.read_text(encoding="utf-8").replace("</script", "<\\/script")
     return Markup(text)  # noqa: S704 - no value from an image is in it

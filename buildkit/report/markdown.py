@@ -209,7 +209,7 @@ def timings_markdown(timings: Timings, budgets: BudgetReport | None = None) -> s
 
 
 def markdown_table(table: Table, *, limit: int | None = None) -> str:
-    """Returns a table; the rows above *limit* are counted only."""
+    """Returns a table; the rows beyond *limit* are only counted."""
     shown = table if limit is None else table.first(limit)
     return _table(shown.headings, shown.rows)
 

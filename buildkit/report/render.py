@@ -29,7 +29,7 @@ FORMATS: Final[tuple[Format, ...]] = get_args(Format)
 
 
 def render(kind: Format, report: ImageReport) -> str:
-    """Returns a report on the comparison of an image if there is one, else on the image.
+    """Returns a report on the comparison if there is one, otherwise on the image.
 
     HTML shows everything, Markdown all but timelines and history. JUnit and SARIF show budgets and need them.
 

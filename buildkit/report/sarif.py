@@ -1,7 +1,7 @@
 """Writes budget results, waste, duplicate CUDA libraries and check results as SARIF, for code scanning.
 
-The log is written as plain dictionaries: sarif-om has had no release since 2019, and sarif-pydantic would add pydantic
-to the `toolkit` group for four kinds of object.
+The SARIF log is built from plain dictionaries: sarif-om has had no release since 2019, and sarif-pydantic would add
+pydantic to the `toolkit` group for four kinds of object.
 """
 
 import json

@@ -148,7 +148,7 @@ def tree(measurement: Measurement) -> Table:
 
 
 def packages(measurement: Measurement, *, limit: int | None = None) -> Table:
-    """Returns the packages of an image, the largest first, and the files in no package; counts those above *limit*."""
+    """Returns the packages of an image, the largest first, and files in no package; counts packages beyond *limit*."""
     rows = (
         (each.name, each.version, each.manager, format_bytes(each.final_bytes), f"{each.files:,}")
         for each in measurement.packages

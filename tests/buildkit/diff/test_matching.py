@@ -50,7 +50,7 @@ def test_layers_of_other_instructions_do_not_match(tmp_path: Path) -> None:
     assert positions(before, after) == [(0, None), (None, 0)]
 
 
-def test_base_layers_match_in_any_case(tmp_path: Path) -> None:
+def test_base_layers_match_despite_other_instructions(tmp_path: Path) -> None:
     before = image(tmp_path / "b", "ADD debian.tar /")
     after = image(tmp_path / "a", "RUN a completely different base")
     assert positions(before, after, base_layers=1) == [(0, 0)]

@@ -44,7 +44,7 @@ def test_files_without_package_are_grouped_by_path(tmp_path: Path) -> None:
     }
 
 
-def test_smaller_library_lost_symbols_and_moved_file_nothing(tmp_path: Path) -> None:
+def test_smaller_library_counts_as_removed_and_moved_file_does_not(tmp_path: Path) -> None:
     before = LayerMaker().file("usr/lib/liba.so", "s" * 50).file("moved/from", "q" * 20)
     after = LayerMaker().file("usr/lib/liba.so", "s" * 10).file("moved/to/from", "q" * 20)
     name = "symbols and other parts of shared objects"

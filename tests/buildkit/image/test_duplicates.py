@@ -40,7 +40,7 @@ def test_cuda_libraries_of_two_versions_are_duplicates() -> None:
     ]
 
 
-def test_other_libraries_of_two_versions_are_not() -> None:
+def test_other_libraries_of_two_versions_are_no_duplicates() -> None:
     files = [library("a/libz.so.1", 5), library("b/libz.so.2", 5), library("c/libz.so", 5)]
     assert find_duplicate_libraries(files, []) == ()
 

@@ -237,11 +237,11 @@ def test_output_of_buildx_equals_the_engines_image(loaded: LoadedImage, tmp_path
     loaded.run(*build, "--load")
     loaded.run(*build, "--output", f"{output},dest={tmp_path / 'out'}")
     found = analyze(read_image(str(tmp_path / "out")))
-    held = loaded.measure()
+    from_engine = loaded.measure()
     is_estargz = "estargz" in output
-    if not is_estargz:  # which adds files to every layer
-        assert found.files == held.files
-        assert found.totals.unpacked_bytes == held.totals.unpacked_bytes == 2 * 1234
+    if not is_estargz:  # eStargz adds files to every layer
+        assert found.files == from_engine.files
+        assert found.totals.unpacked_bytes == from_engine.totals.unpacked_bytes == 2 * 1234
     assert [layer.instruction for layer in found.layers] == ["COPY tree /srv/tree", "COPY tree /other"]
     compressions = {"gzip": "gzip", "zstd": "zstd", "estargz": "gzip", "uncompressed": "none"}
     if "compression=" in output:

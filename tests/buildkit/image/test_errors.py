@@ -22,7 +22,7 @@ def test_digest_mismatch_names_both_digests() -> None:
 
 
 @pytest.mark.parametrize("name", errors.__all__)
-def test_error_exits_as_one_of_the_environment(name: str) -> None:
+def test_error_has_the_exit_code_of_the_environment(name: str) -> None:
     error = getattr(errors, name)
     assert issubclass(error, BuildkitError)
     assert error.exit_code == 3

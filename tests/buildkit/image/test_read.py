@@ -145,7 +145,7 @@ def test_incomplete_content_store_falls_back_to_the_export(engine: DockerStub, t
     assert engine.calls.count(SAVE) == 1
 
 
-def test_layer_blobs_of_an_exported_image(engine: DockerStub, tmp_path: Path) -> None:
+def test_layer_blobs_of_an_exported_image_are_returned(engine: DockerStub, tmp_path: Path) -> None:
     made = example_image("gzip")
     add_image(engine, made, tmp_path)
     assert layer_blobs("known") == {digest(blob): len(blob) for blob in made.layers}

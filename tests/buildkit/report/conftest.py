@@ -43,5 +43,5 @@ def after(tmp_path_factory: pytest.TempPathFactory) -> Measurement:
 
 @pytest.fixture(scope="session")
 def comparison(before: Measurement, after: Measurement) -> Comparison:
-    """What changed from `before` to `after`."""
+    """The comparison of `before` with `after`."""
     return compare(before, after)

@@ -53,7 +53,7 @@ def test_gpu_code_bars_have_a_bar_for_each_architecture() -> None:
     assert (chart["names"], values_by_series(chart)) == (["sm_90", "sm_80"], {"code": [7, 5]})
 
 
-def test_timeline_labels_are_short_and_no_markup() -> None:
+def test_timeline_labels_are_shortened_and_escaped() -> None:
     chart: Any = charts.timeline(Timeline("t", (TimelineStep("<b>", "RUN <b>" + "x" * 99, 0.5, 1.5, is_cached=True),)))
     (step,) = chart["steps"]
 

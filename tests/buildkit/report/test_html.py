@@ -139,8 +139,8 @@ def test_keyboard_reaches_scrolling_regions_and_headings_are_nested(outline: Out
 
 def test_page_of_one_image_has_no_comparison(tmp_path: Path) -> None:
     text = page_of(tmp_path, LayerMaker().file("a", "1"))
-    assert "What changed" not in text
-    assert "Where the bytes are" in text
+    assert "<h2>Changes</h2>" not in text
+    assert "<h2>Sizes by folder</h2>" in text
 
 
 def test_gpu_code_has_a_section_and_a_chart(tmp_path: Path) -> None:
@@ -161,12 +161,12 @@ def test_page_has_the_name_and_the_digest_of_the_image(tmp_path: Path) -> None:
 
     text = measurement_page(ImageReport(measurement))
 
-    assert "<title>truthgraph-api:latest: what is in the image</title>" in text
+    assert "<title>truthgraph-api:latest: image report</title>" in text
     assert str(measurement.image.manifest_digest) in text
 
 
 def test_image_without_files_has_a_page(tmp_path: Path) -> None:
-    assert "Where the bytes are" in page_of(tmp_path, LayerMaker())
+    assert "<h2>Sizes by folder</h2>" in page_of(tmp_path, LayerMaker())
 
 
 def test_missing_plotly_is_reported_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

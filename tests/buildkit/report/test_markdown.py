@@ -69,7 +69,7 @@ def test_removed_components_have_a_total(comparison: Comparison) -> None:
     assert rows[-1][:3] == ["**Total**", "**70.6 kB**", "3"]
 
 
-def test_removed_components_above_the_limit_are_summed(comparison: Comparison) -> None:
+def test_removed_components_beyond_the_limit_are_summed(comparison: Comparison) -> None:
     component = replace(comparison.removed[0], removed_bytes=1000, files=2)
     rows = markdown_rows(removed_markdown(replace(comparison, removed=(component,) * 22)))
 

@@ -93,4 +93,4 @@ def test_browser_draws_every_timeline_without_an_error(browser: str, tmp_path: P
     assert document.count('data-chart="timeline-') == len(BUILDS)
     assert document.count('class="main-svg"') >= 3
     assert [line for line in log.splitlines() if "CONSOLE" in line] == []
-    assert "<title>api against phase1: how long builds take</title>" in document
+    assert "<title>api against phase1: build times</title>" in document

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def results(text: str) -> list[dict[str, Any]]:
-    """Returns the results of a log, after checking that each has a described rule."""
+    """Returns the results of a SARIF log, after checking that each has a described rule."""
     (run,) = json.loads(text)["runs"]
     found: list[dict[str, Any]] = run["results"]
     assert {each["ruleId"] for each in found} <= {rule["id"] for rule in run["tool"]["driver"]["rules"]}

@@ -58,14 +58,14 @@ def test_packages_end_with_the_files_in_no_package(before: Measurement) -> None:
     assert tables.packages(before).rows[-1][0] == "in no package"
 
 
-def test_packages_above_the_limit_are_counted(before: Measurement) -> None:
+def test_packages_beyond_the_limit_are_counted(before: Measurement) -> None:
     packages = tuple(Package("python", name, "1", "", 0, 1, 1) for name in "abc")
     names = [row[0] for row in tables.packages(replace(before, packages=packages), limit=1).rows]
 
     assert names == ["a", "2 more", "in no package"]
 
 
-def test_parts_of_a_part_are_indented(before: Measurement) -> None:
+def test_parts_of_site_packages_are_indented(before: Measurement) -> None:
     parts = [row[0] for row in tables.tree(before).rows]
 
     assert parts[0] == "site-packages"
