@@ -286,14 +286,16 @@ class Load:
             self._retries += retries
             if timed_out:
                 self._timed_out += 1
-                if len(self._examples) < _MAX_EXAMPLES:
-                    self._examples.append(timed_out)
+                self._add_example(timed_out)
 
     def _count_wrong(self, example: str) -> None:
         with self._lock:
             self._wrong += 1
-            if len(self._examples) < _MAX_EXAMPLES:
-                self._examples.append(example)
+            self._add_example(example)
+
+    def _add_example(self, example: str) -> None:
+        if len(self._examples) < _MAX_EXAMPLES:
+            self._examples.append(example)
 
     # ---- after the load ---------------------------------------------------------------------------------------------
 
@@ -316,7 +318,7 @@ class Load:
                     still_open.append(identifier)
                 else:
                     lost += 1
-                    self._examples.append(f"task {identifier}: {response.status} {response.body[:300]!r}")
+                    self._add_example(f"task {identifier}: {response.status} {response.body[:300]!r}")
             waiting = still_open
             if waiting and time.monotonic() > deadline:
                 return completed, lost + len(waiting)
