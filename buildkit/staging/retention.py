@@ -1,4 +1,4 @@
-"""Removes the images of old releases from the engine and the local registry. Images that run stay."""
+"""Removes the images of old releases from the engine and the local registry. Images in use stay."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = ["Removed", "prune_images"]
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """What was removed.
+    """The removed images, and the bytes that this freed.
 
     Attributes:
-        images: by repository and digest.
-        engine_bytes: by which `docker system df` shrank.
-        registry_bytes: by which the local registry's folder shrank; 0 for another registry, which is not cleaned here.
+        images: repository with digest of each.
+        engine_bytes: freed in the engine, by `docker system df`.
+        registry_bytes: freed in the local registry's folder; 0 for another registry, which is not cleaned here.
     """
 
     images: tuple[str, ...]
@@ -73,7 +73,7 @@ def _running_digests(stack: Stack) -> set[str]:
 
 
 def _tags(engine: Engine) -> dict[str, tuple[str, str]]:
-    """Returns repository:tag -> id and digest of the image; it depends on the image store which one a release has."""
+    """Returns repository:tag -> id and digest; the image store decides which of them a release record holds."""
     form = "{{.Repository}}:{{.Tag}} {{.ID}} {{.Digest}}"
     lines = engine.docker("image", "ls", "--digests", "--no-trunc", "--format", form).splitlines()
     return {tag: (identifier, digest) for tag, identifier, digest in (line.split(" ") for line in lines)}

@@ -26,7 +26,7 @@ __all__ = ["StackStatus", "format_status", "read_status"]
 
 _STYLES: Final = {"serving": "green", "replaced": "", "rolled back": "yellow", "failed": "red", "interrupted": "red"}
 _FAILED: Final = frozenset({"failed", "rejected"})
-"""States of replicas that ended by a fault of their own; `orphaned` ones were lost with their node."""
+"""States of replicas that failed themselves; `orphaned` ones were lost with their node."""
 
 
 @dataclass(frozen=True, slots=True)

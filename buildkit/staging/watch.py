@@ -1,6 +1,6 @@
 """Watches the stack for hours: reads its status every few seconds, checks it against the budget, and records it.
 
-One bad observation may be noise. So the watch ends with a failure only if the budget was exceeded without a pause for
+One bad observation may be noise, so the watch fails only if the budget was exceeded without a pause for
 `WatchOptions.tolerated_minutes`.
 """
 
@@ -42,7 +42,7 @@ _SHOWN: Final = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchOptions:
-    """What to watch, how long, and when to give up.
+    """The options of a watch: stack, budget and times.
 
     Attributes:
         duration_seconds: of the whole watch.
@@ -69,7 +69,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
         failures: replicas that failed within the last hour of the watch.
         memory_bytes: of the replica that uses most.
         traffic: since the previous observation with metrics; None without one.
-        violations: sentences on what exceeds the budget; empty if nothing does.
+        violations: a sentence for each exceeded limit.
         violation_seconds: how long the budget has been exceeded without a pause.
     """
 
@@ -86,7 +86,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class _Watcher:
-    """What one watch remembers from observation to observation."""
+    """The state of one watch between observations."""
 
     options: WatchOptions
     _previous: StackStatus | None = None

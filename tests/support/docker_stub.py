@@ -1,11 +1,13 @@
 """A fake `docker` program for tests: records its calls and answers from a table.
 
-docker = DockerStub(tmp_path)            # or take the fixture `docker_stub`, which is first on PATH
-docker.answer("image inspect known", output='[{"Id": "sha256:..."}]')
-docker.answer("pull *", errors="denied", exit_code=1)
-docker.answer("save known", script=f"cat {archive}")
-...
-assert docker.calls == ["image inspect known"]
+    docker = DockerStub(tmp_path)            # or take the fixture `docker_stub`, which is first on PATH
+    docker.answer("image inspect known", output='[{"Id": "sha256:..."}]')
+    docker.answer("pull *", errors="denied", exit_code=1)
+    docker.answer("save known", script=f"cat {archive}")
+    ...
+    assert docker.calls == ["image inspect known"]
+
+A call without an answer exits with 1.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def write_program(path: Path, script: str) -> Path:
 
 
 class DockerStub:
-    """The fake program `docker` in *folder*, and its table of answers; a call without an answer exits with 1."""
+    """The fake program `docker` in *folder*, and its table of answers."""
 
     def __init__(self, folder: Path) -> None:
         self.program = folder / "docker"
@@ -52,9 +54,9 @@ class DockerStub:
 
         Args:
             arguments: the call's arguments joined by spaces; `*` and `?` match as in a shell pattern.
-            output: what the program prints.
-            errors: what it prints to standard error.
-            exit_code: how it exits.
+            output: printed to standard output.
+            errors: printed to standard error.
+            exit_code: of the program.
             script: shell commands to run before all that, for instance `cat FILE` or `sleep 30`.
         """
         pattern = re.sub(r"[^\w*?]", r"\\\g<0>", arguments)

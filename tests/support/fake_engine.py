@@ -1,4 +1,4 @@
-"""Fakes a container engine: answers docker commands from a table and notes them."""
+"""Fakes a container engine: answers docker commands from a table and records them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class FakeEngine(Engine):
         return answer
 
     def stream(self, *arguments: str, on_line: Callable[[str], None], seconds: float | None = None) -> None:
-        """Gives the lines of the answer; the lines of a failed command too."""
+        """Calls *on_line* with each line of the answer, even of a failed command."""
         del seconds
         try:
             lines = self.docker(*arguments)

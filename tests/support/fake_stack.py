@@ -1,4 +1,4 @@
-"""Fakes what a release drives: a stack, the service in it, and the engine that pushes images. Nothing takes time."""
+"""Fakes a stack, the service in it, and the engine that pushes images, for releases that take no time."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def at_start_of(step: str, action: Callable[[], object]) -> Callable[[str], None
 
 
 def interrupt() -> NoReturn:
-    """Does what Ctrl-C does."""
+    """Raises KeyboardInterrupt, as Ctrl-C does."""
     raise KeyboardInterrupt
 
 
 @dataclass
 class FakeSite:
-    """One fake place for releases.
+    """One fake site for releases.
 
     Attributes:
         state: folder of releases.json and of the records that a release reads.
@@ -66,16 +66,16 @@ class FakeSite:
         schema: revision of the database; None before the first release.
         code: image -> revision that its code needs; others need the first.
         is_compatible: whether the older code works on the newer schema.
-        data_loss: what a downgrade would lose.
+        data_loss: sentences about the data that a downgrade would lose.
         answers: whether the deployed release answers.
         has_canary: whether the canary runs.
         has_key: whether the API key of the probes exists.
         sidecars: service -> digest of its image.
         faults: operation -> error that it raises once, after it has done its work.
-        calls: operations so far, with what they were about.
+        calls: operations so far, with their subjects.
         lines: progress lines so far.
         wrong: smoke test that fails; "" for none.
-        report: what every load finds.
+        report: the result of every load.
     """
 
     state: Path
@@ -165,7 +165,7 @@ class FakeSite:
         )
 
     def _answer_for_images(self, name: str) -> None:
-        """Has the engine know and push the image made from *name*, and those of the sidecars."""
+        """Adds answers of the engine: it has and pushes the image made from *name* and those of the sidecars."""
         pushed = {f"truthgraph-api:1.2.3-{name:0<12}": digest(name)}
         for service, target in SIDECARS.items():
             pushed[f"truthgraph-{target}:{self.sidecars[service][7:19]}"] = self.sidecars[service]
@@ -315,7 +315,7 @@ class FakeProbes:
 
 @dataclass(frozen=True, slots=True)
 class FakeLoad:
-    """A load that sends nothing and reports what the site says."""
+    """A load that sends nothing and returns the report of the site."""
 
     site: FakeSite
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["START_SECONDS", "WAIT_SECONDS", "until", "until_async"]
 
 WAIT_SECONDS = 120.0
-"""The usual deadline: far above what anything takes, so that only a hang reaches it."""
+"""The usual deadline: far above any normal duration, so that only a hang reaches it."""
 START_SECONDS = 240.0
 """How long a server may take to start. One that starts in 4 s on an idle machine was seen to take 70 s at load 20."""
 

@@ -34,7 +34,7 @@ disk_bytes = {disk_bytes}
 
 
 def images_toml(name: str, *targets: str, disk_bytes: int = 1000) -> str:
-    """The text of docker/images.toml for an image *name* whose *targets* all are the stage `runtime`."""
+    """Returns the text of docker/images.toml for an image *name* with *targets* that are all the stage `runtime`."""
     tables = [_TARGET.format(target=target, disk_bytes=disk_bytes) for target in targets]
     return "".join([_IMAGE.format(name=name), *tables])
 

@@ -1,4 +1,4 @@
-"""Samples for reports, and what a terminal and a browser show of them."""
+"""Provides samples for reports, and renders reports in a terminal and a browser."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def markdown_rows(text: str) -> list[list[str]]:
 
 
 def terminal_text(renderable: RenderableType) -> str:
-    """Returns what a terminal of 200 columns shows."""
+    """Returns the text that a terminal of 200 columns shows."""
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(renderable)
     return console.export_text()

@@ -1,4 +1,4 @@
-"""Sends HTTP requests to the API and retries those that fail for a moment, counting the retries.
+"""Sends HTTP requests to the API, retries transient failures, and counts the retries.
 
 Every request may be retried, even if the server already acted on it: writers must tolerate duplicates or send an
 Idempotency-Key. Built on `http.client`: it reports each lost connection, and takes a tunnel into a container as its
@@ -72,7 +72,7 @@ class Client:
         api_key: sent with every request that is not anonymous.
         ca_file: PEM file with the only certificates to trust; None trusts the system's.
         timeout_seconds: of one attempt.
-        retry_seconds: after this time a failed request is not retried any more.
+        retry_seconds: time after which a failed request is no longer retried.
         connect: opens the connection; None opens one to `base_url`.
     """
 
@@ -93,7 +93,7 @@ class Client:
         headers: dict[str, str] | None = None,
         is_anonymous: bool = False,
     ) -> Response:
-        """Sends a request once and returns the response, also one with an error status.
+        """Sends a request once and returns the response, even if its status is an error.
 
         Args:
             method: of the request.

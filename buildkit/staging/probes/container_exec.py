@@ -1,6 +1,6 @@
 """Runs commands in the service's containers: API keys, migration plans, metrics, and a tunnel to the canary.
 
-No single replica can be reached from outside, and the database's address is known only inside. All commands are those
+A single replica cannot be reached from outside, and only containers know the database's address. All commands are those
 of `python -m service`, which every image carries. Secrets are never passed as arguments, which every process on the
 machine can read.
 """
@@ -101,7 +101,7 @@ def scrape(stack: Orchestrator) -> tuple[Scrape, ...]:
 
 @contextmanager
 def canary_client(stack: Orchestrator, container: str, key: ApiKey) -> Iterator[Client]:
-    """Gives a client of the service in *container*, which the proxy sends no requests to.
+    """Yields a client of the service in *container*, to which the proxy sends no requests.
 
     Each connection is a `docker exec` of `python -m service forward`, so nothing is published and nothing is installed.
     """

@@ -27,7 +27,7 @@ class TrafficMetrics(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         seconds: length of the window.
         requests: answered requests, without health probes and scrapes.
-        error_fraction: answers with a 5xx status, of all.
+        error_fraction: share of answers with a 5xx status, 0 to 1.
         p95_seconds: 95th percentile by route, interpolated within the histogram's buckets as Prometheus does.
     """
 

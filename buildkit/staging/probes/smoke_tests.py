@@ -1,7 +1,7 @@
 """Smoke-tests a release: sends requests to every route in its OpenAPI document and checks the responses.
 
 The tests run in this process and take any `Client`: one of the proxy, or one that reaches the canary through a tunnel
-into its container (`container_exec.canary_client`). So there is one suite for both, and the image carries none of it.
+into its container (`container_exec.canary_client`). So one suite serves both, and the image contains none of it.
 
 Without an entailment model the routes that need one must refuse with that reason.
 """
@@ -62,7 +62,7 @@ class _CheckFailed(Exception):
 
 
 def run(client: Client, *, baseline: Mapping[str, list[float]] | None = None) -> SmokeTestReport:
-    """Runs every check, also after one failed, and returns the results.
+    """Runs every check, even after a failure, and returns the results.
 
     Args:
         client: of the release to test, with a key that may write.
@@ -135,7 +135,7 @@ class _Suite:
         return self._send(method, path, body, expect=expect, route=route).json()
 
     def _entailment_json(self, method: str, path: str, body: object, *, expect: int = 200, route: str = "") -> Any:  # noqa: ANN401
-        """Sends a request that needs an entailment model; returns None if there is none and it was refused so."""
+        """Sends a request that needs an entailment model; returns None if it was refused for lack of one."""
         if self._has_entailment:
             return self._json(method, path, body, expect=expect, route=route)
         response = self._send(method, path, body, expect=_UNAVAILABLE, route=route)
@@ -261,7 +261,10 @@ class _Suite:
         scores: dict[str, float] = one["scores"]
         total = sum(scores.values())
         _check(math.isclose(total, 1, abs_tol=1e-4), f"the scores sum to {total}")
-        _check(one["label"] == max(scores, key=scores.__getitem__), f"the label {one['label']} has not the best score")
+        _check(
+            one["label"] == max(scores, key=scores.__getitem__),
+            f"{one['label']} does not have the best score",
+        )
         batched = many["results"][0]["scores"]
         is_same = all(math.isclose(batched[label], score, abs_tol=1e-3) for label, score in scores.items())
         _check(is_same, "scores change with batch composition")

@@ -16,7 +16,7 @@ __all__ = ["open_tunnels"]
 
 _TIMEOUT_SECONDS: Final = 35.0
 _END_SECONDS: Final = 10.0
-"""How long a process may take to end after its connection was closed; then it is killed."""
+"""Time for a process to end after its connection was closed; then it is killed."""
 
 
 class _TunnelConnection(http.client.HTTPConnection):
@@ -33,9 +33,9 @@ class _TunnelConnection(http.client.HTTPConnection):
 
 @contextmanager
 def open_tunnels(start: Callable[[int], subprocess.Popen[bytes]]) -> Iterator[Callable[[], http.client.HTTPConnection]]:
-    """Gives a function that makes connections; each starts a process when it is first used.
+    """Yields a function that makes connections; each connection starts a process when it is first used.
 
-    At the end every process has ended: the end of its input asks it to, and after a while it is killed.
+    At the end every process has ended: by itself at the end of its input, or killed after 10 seconds.
 
     Args:
         start: starts a process that connects its standard input and output to a server. The argument is the file

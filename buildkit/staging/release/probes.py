@@ -1,4 +1,4 @@
-"""Defines what a release asks the running service: keys, migration plans, metrics, smoke tests and load."""
+"""Defines the requests of a release to the running service: keys, migration plans, metrics, smoke tests and load."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 __all__ = ["BackgroundLoad", "Probes", "ServiceProbes"]
 
 _ANSWER_SECONDS: Final = 20.0
-"""How long the serving release may be silent before it counts as broken (a guess: above a restart of the proxy)."""
+"""Time without an answer after which the serving release counts as broken (a guess: more than a proxy's restart)."""
 _OK: Final = 200
 
 
 class BackgroundLoad(Protocol):
-    """Requests in the background that check every answer. Runs as a context manager."""
+    """Requests in the background, with a check of every answer. They run during a `with` block."""
 
     def prepare(self) -> None:
-        """Takes the reference answers."""
+        """Records the reference answers."""
 
     def vectors(self) -> dict[str, list[float]]:
         """Returns the reference vectors by text."""
@@ -43,11 +43,11 @@ class BackgroundLoad(Protocol):
         """Stops it."""
 
     def report(self) -> LoadReport:
-        """Reads back what was stored and returns the figures."""
+        """Reads the stored claims back and returns the figures."""
 
 
 class Probes(Protocol):
-    """What a release asks the service of a stack. `ServiceProbes` asks a real one."""
+    """The requests of a release to the service of a stack. `ServiceProbes` sends them to a real one."""
 
     def answers(self, stack: Orchestrator) -> bool:
         """Returns whether a healthy replica runs on this machine and answers through the proxy."""
@@ -56,7 +56,7 @@ class Probes(Protocol):
         """Creates an API key with its own tenant in a container of *service*; deletes it with its data at the end."""
 
     def migration_plan(self, stack: Orchestrator, container: str, target: str = "head") -> MigrationPlan:
-        """Returns what the code in *container* would do to bring the schema to *target*; changes nothing."""
+        """Returns the migrations that the code in *container* would run to reach *target*; changes nothing."""
 
     def scrape(self, stack: Orchestrator) -> tuple[Scrape, ...]:
         """Returns the metrics of every replica."""
@@ -70,7 +70,7 @@ class Probes(Protocol):
         """Runs the smoke tests inside *container*, which gets no traffic."""
 
     def load(self, stack: Orchestrator, key: ApiKey, *, workers: int, pause_seconds: float = 0.0) -> BackgroundLoad:
-        """Returns a load of *workers* requests at a time through the proxy; it has not started."""
+        """Returns a load with *workers* concurrent requests through the proxy; the caller starts it."""
 
 
 class ServiceProbes:

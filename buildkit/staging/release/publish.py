@@ -20,7 +20,7 @@ __all__ = ["pull_image", "push_images", "tag_image", "verify_record"]
 
 
 def verify_record(run: ReleaseRun) -> str:
-    """Reads which image was built and verified, and names the release after it."""
+    """Loads the verified image and names the release after it."""
     context = run.context
     image = load_verified_image(context.build_path, context.verify_path, engine=context.engine)
     run.record = structs.replace(
@@ -34,7 +34,7 @@ def verify_record(run: ReleaseRun) -> str:
 
 
 def tag_image(run: ReleaseRun) -> str:
-    """Tags the image with the name that the registry will have it under."""
+    """Tags the image with its name in the registry."""
     name = f"{run.context.repository}:{run.record.name}"
     run.context.engine.docker("image", "tag", run.record.digest, name)
     return name

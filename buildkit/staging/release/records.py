@@ -49,7 +49,7 @@ _SERVED: Final = frozenset({"serving", "replaced", "rolled back"})
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """How one step, or its undo, went. `detail` is a line for people."""
+    """The outcome of one step or of its undo. `detail` is one line of text."""
 
     name: str
     outcome: StepOutcome
@@ -71,18 +71,18 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
         name: version and git revision; also the image's tag in the registry.
         image: repository with digest, as the stack runs it.
         digest: of the verified image.
-        version: as pyproject.toml had it.
+        version: of the project, from pyproject.toml.
         revision: the git commit.
         released_by: user and machine.
         started: RFC 3339, UTC.
-        outcome: `serving`, how it ended, or why it serves no more.
+        outcome: `serving` while it serves, otherwise how it ended.
         failed_step: the step that stopped it; "" if none did.
         reason: why that step failed; for a rollback, the problems that were found afterwards.
         bytes_sent: blobs that the registry did not have yet.
         migrations: the schema before and after.
         counts: figures of the smoke test and of the load, by name.
-        metrics: under the load of `measure`.
-        steps: how each step went, in order.
+        metrics: of the step `measure`, under its load.
+        steps: the outcomes of the steps and undos, in order.
         sidecars: the other images of the stack, by service.
         settings: the stack file's variables that it runs with, without secrets.
     """
@@ -139,14 +139,14 @@ class Releases(msgspec.Struct, frozen=True, kw_only=True):
         return None
 
     def with_release(self, release: Release) -> Releases:
-        """Returns the history with *release* at its end; if it serves, the one that served is `replaced`."""
+        """Returns the history with *release* at its end; if it serves, the one before becomes `replaced`."""
         others = self.releases
         if release.outcome == "serving":
             others = self.with_outcome_of_serving("replaced")
         return structs.replace(self, releases=(*others, release))
 
     def with_outcome_of_serving(self, outcome: ReleaseOutcome) -> tuple[Release, ...]:
-        """Returns the releases, with another outcome of the serving one."""
+        """Returns the releases, with *outcome* for the serving one."""
         return tuple(
             structs.replace(each, outcome=outcome) if each.outcome == "serving" else each for each in self.releases
         )
@@ -183,7 +183,7 @@ def removable(history: Releases, keep: int) -> tuple[Release, ...]:
 
 
 def state_folder(state: Path | None, home: Path) -> Path:
-    """Returns the folder of staging's state: *state*, else one of the machine or, without root rights, below *home*."""
+    """Returns the folder of staging's state: *state* if given, else in /var/lib for root, else below *home*."""
     if state is not None:
         return state
     if os.geteuid() == 0:
@@ -195,7 +195,7 @@ def load(folder: Path) -> Releases:
     """Reads releases.json in *folder*; without the file, the history is empty.
 
     Raises:
-        InvalidFile: it is something else, or of another schema version.
+        InvalidFile: it is not a history of releases, or has another schema version.
     """
     path = folder / _FILE
     if not path.exists():

@@ -1,7 +1,7 @@
 """Releases a verified image to staging: lists of steps, from the verification record to measured traffic.
 
-The first step that fails ends the release: the steps before it are undone, the previous release goes on serving, and
-the attempt is recorded in releases.json.
+The first step that fails ends the release: it and the steps before it are undone, the previous release keeps serving,
+and the attempt is recorded in releases.json.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PUBLISH: Final = (VERIFY_RECORD, TAG, PUSH)
 FIRST_RELEASE: Final = (DEPLOY, SMOKE_TEST, MEASURE)
 """Nothing is deployed."""
 UPDATE: Final = (BASELINE, MIGRATION_PLAN, MIGRATE, CANARY, SIDECARS, ROLLOUT, SMOKE_TEST, MEASURE)
-"""A release serves; callers must not notice that it is replaced."""
+"""A release serves, and is replaced without failed requests."""
 REPLACE_BROKEN: Final = (MIGRATION_PLAN, MIGRATE, CANARY, SIDECARS, ROLLOUT, SMOKE_TEST, MEASURE)
 """A release is deployed but does not answer: there is no baseline, and no caller to protect."""
 
@@ -45,7 +45,7 @@ def stage(context: ReleaseContext) -> Release:
     """Releases the verified image and returns the record of the release, which now serves. The caller holds the lock.
 
     Raises:
-        ReleaseFailed: a step failed; it was undone and recorded.
+        ReleaseFailed: a step failed; the release was undone and recorded.
         InvalidFile: releases.json cannot be read.
     """
     run = ReleaseRun.begin(context)

@@ -1,4 +1,4 @@
-"""Rolls back to an earlier release, with its schema if no data is lost by that."""
+"""Rolls back to an earlier release, and to its schema if that loses no data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["CHECKS", "roll_back", "rollback_steps"]
 
 CHECKS: Final = (SMOKE_TEST, MEASURE)
-"""What follows a rollback. Problems that they find are recorded, but do not trigger another rollback."""
+"""The steps after a rollback. The problems that they find are recorded, but do not trigger another rollback."""
 
 
 def rollback_steps(name: str | None) -> tuple[Step[ReleaseRun], ...]:
@@ -40,9 +40,9 @@ def rollback_steps(name: str | None) -> tuple[Step[ReleaseRun], ...]:
 
 
 def roll_back(context: ReleaseContext, name: str | None) -> Release:
-    """Returns the record of the release that serves after the rollback. The caller holds the lock.
+    """Rolls back and returns the record of the release that serves afterwards. The caller holds the lock.
 
-    `Release.reason` says what the smoke test and the measurement found afterwards; "" if nothing.
+    `Release.reason` has the problems that the smoke test and the measurement found afterwards; "" if none.
 
     Raises:
         ReleaseFailed: there is no such release, data would be lost, or it does not start; the serving release stays.
@@ -88,7 +88,7 @@ def find_release(run: ReleaseRun, name: str | None) -> str:
         bytes_sent=0,
     )
     old = run.deployed()
-    # The database and the proxy stay as they are: that they were different then is no reason to restart them.
+    # The database and the proxy keep their images: an older image is no reason to restart them.
     sidecars = {service: old.images[service] for service in SIDECARS}
     run.new = old.with_release({"api": target.image, **sidecars}, target.settings)
     run.record = structs.replace(run.record, sidecars=sidecars)
@@ -96,7 +96,7 @@ def find_release(run: ReleaseRun, name: str | None) -> str:
 
 
 def _check(run: ReleaseRun, runner: StepRunner[ReleaseRun]) -> str:
-    """Runs `CHECKS` on the release that serves now; returns what they found wrong, or ""."""
+    """Runs `CHECKS` on the release that serves now; returns the problem that they found, or ""."""
     try:
         with run.cleanup:
             runner.run(CHECKS)

@@ -1,4 +1,4 @@
-"""Steps that change what runs: first deployment, sidecars, the rolling update of the API."""
+"""Steps that change the running services: first deployment, sidecars, the rolling update of the API."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["deploy", "roll_out", "sidecars_differ", "undo_deploy", "undo_roll_out", "update_sidecars"]
 
 _START_SECONDS: Final = 120.0
-"""How long the database or the proxy may take to start (a generous guess: images may have to be pulled)."""
+"""Time for the database or the proxy to start (a generous guess: images may have to be pulled)."""
 
 
 def deploy(run: ReleaseRun) -> str:
@@ -41,7 +41,7 @@ def undo_deploy(run: ReleaseRun) -> str:
 
 
 def sidecars_differ(run: ReleaseRun) -> bool:
-    """Returns whether the database or the proxy run another image than this release brings."""
+    """Returns whether the database or the proxy runs another image than that of this release."""
     return run.old is not None and any(run.old.images[service] != run.new.images[service] for service in SIDECARS)
 
 
@@ -54,11 +54,11 @@ def update_sidecars(run: ReleaseRun) -> str:
     old.with_release({**run.new.images, "api": old.images["api"]}, run.new.settings).deploy()
     for service in ("database", "proxy", "api"):
         run.new.wait_for_rollout(service, seconds=2 * _START_SECONDS)
-    return "the database or the proxy have another image"
+    return "the database or the proxy has another image"
 
 
 def roll_out(run: ReleaseRun) -> str:
-    """Updates the API replica by replica. With a baseline, a small load runs meanwhile and must not notice."""
+    """Updates the API replica by replica. With a baseline, a small load runs meanwhile and must not lose requests."""
     if run.baseline is None:
         _update(run)
         return ""

@@ -35,7 +35,7 @@ class ReleaseContext:
 
     Attributes:
         spec: docker/images.toml; its `staging` table holds times and the budget.
-        engine: has the image, and sends it to the registry.
+        engine: holds the image, and pushes it to the registry.
         build_path, verify_path: the records of build and verification.
         state: the folder with releases.json and the secrets.
         stack: the deployment, with the settings that this release should have.
@@ -63,10 +63,10 @@ class ReleaseContext:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """How the serving release behaved just before the new one.
+    """The behaviour of the serving release just before the rollout.
 
-    It is measured minutes before, on the same machine. Figures of another day do not compare: the machine may have been
-    busy then, or may be now.
+    It is measured minutes before, on the same machine. Figures of another day are not comparable, because the load of
+    the machine differs.
 
     Attributes:
         load: knows the serving release's answers, which the new one must give too.
@@ -85,11 +85,11 @@ class ReleaseRun:
         context: the inputs.
         history: releases.json as it was at the start.
         old: the deployment as it was at the start, to be restored after a failure; None if nothing is deployed.
-        new: the deployment as it should become.
-        record: what is known about the release so far; goes to releases.json at the end.
+        new: the deployment after the release.
+        record: the release so far; it is written to releases.json at the end.
         target: the earlier release that a rollback returns to.
-        plan: what happens to the schema.
-        baseline: how the serving release behaved; None if there was nothing to measure.
+        plan: the planned change of the schema.
+        baseline: the behaviour of the serving release; None if there was nothing to measure.
         key: an API key for the probes.
         cleanup: removes the key at the end.
     """
@@ -148,10 +148,10 @@ class ReleaseRun:
 
 @contextmanager
 def undo_on_failure(run: ReleaseRun, runner: StepRunner[ReleaseRun]) -> Iterator[None]:
-    """Undoes the steps and records the attempt if the block fails or is interrupted; the error goes on.
+    """Undoes the steps and records the attempt if the block fails or is interrupted; raises the error again.
 
-    A `ReleaseFailed` is completed with what serves now. An attempt that ended before its images were in the registry is
-    not recorded: nothing outside this machine changed.
+    A `ReleaseFailed` also gets the name of the release that serves now. An attempt that ended before its images were in
+    the registry is not recorded: nothing outside this machine changed.
     """
     try:
         with run.cleanup:

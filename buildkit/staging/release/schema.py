@@ -48,7 +48,7 @@ def plan_upgrade(run: ReleaseRun) -> str:
     if plan.direction == "up" and not plan.is_compatible and not run.context.allow_downtime:
         reason = f"migration {plan.target} does not name {plan.current} in `compatible_with`"
         raise ReleaseFailed(
-            f"{reason}, so the serving release would stop working; `-- --allow-downtime` migrates nevertheless"
+            f"{reason}, so the serving release would stop working; `-- --allow-downtime` migrates anyway"
         )
     _set_plan(run, plan)
     return _summary(plan)
@@ -61,7 +61,7 @@ def stop_canary(run: ReleaseRun) -> str:
 
 
 def plan_rollback(run: ReleaseRun) -> str:
-    """Asks the newer code, which alone has the downgrade, what the rollback means for the schema.
+    """Plans the schema change of a rollback with the newer code, because only it has the downgrade.
 
     Raises:
         ReleaseFailed: the rollback would lose data, or the plan is unknown.
@@ -102,7 +102,7 @@ def migrate(run: ReleaseRun) -> str:
 
 
 def undo_migrate(run: ReleaseRun) -> str:
-    """Runs the migration job back to the revision of before.
+    """Runs the migration job back to the revision before the release.
 
     Raises:
         ReleaseFailed: the job failed; the schema stays.
@@ -129,7 +129,7 @@ def _run_migration(run: ReleaseRun, revision: str) -> None:
 
 
 def _plan_by_either_code(run: ReleaseRun, revision: str) -> MigrationPlan:
-    """Asks the serving release, then the release to return to, for the way to *revision*; the first that knows wins.
+    """Asks the serving release, then the release to return to, for the way to *revision*; the first plan counts.
 
     Each answers in a canary: the replicas that serve may be broken.
     """

@@ -28,9 +28,9 @@ class Step(Generic[_S]):
     """One step of a release.
 
     Attributes:
-        name: as releases.json, the progress lines and errors show it.
+        name: for releases.json, the progress lines and errors.
         run: does the step on the state of the release and returns a line for the record.
-        undo: undoes the step, also if it stopped half way, and returns a line; "" if there was nothing to do.
+        undo: undoes the step, even if it stopped halfway, and returns a line; "" if there was nothing to do.
         when: whether the step is needed; otherwise it is skipped and not recorded.
     """
 
@@ -59,7 +59,7 @@ class StepRunner(Generic[_S]):
         """Runs *steps* up to the first failure.
 
         Raises:
-            ReleaseFailed: a step failed for a reason that has an error message; it names the step.
+            ReleaseFailed: a step raised a `BuildkitError`; the message names the step.
             BaseException: anything else, an interrupt included, with a note that names the step.
         """
         for step in steps:

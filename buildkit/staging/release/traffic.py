@@ -1,4 +1,4 @@
-"""Steps that ask the service: baseline, canary, smoke test, measure."""
+"""Steps that send requests to the service: baseline, canary, smoke test, measure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROLLOUT_PAUSE_SECONDS: Final = 0.05
 
 
 def measure_baseline(run: ReleaseRun) -> str:
-    """Takes reference answers of the serving release, and measures it under load."""
+    """Records reference answers of the serving release, and measures it under load."""
     old = run.deployed()
     load = run.context.probes.load(
         old, run.api_key(old), workers=_ROLLOUT_WORKERS, pause_seconds=_ROLLOUT_PAUSE_SECONDS
@@ -66,7 +66,7 @@ def measure(run: ReleaseRun) -> str:
 
 
 def _measure_under_load(run: ReleaseRun, stack: Orchestrator) -> tuple[TrafficMetrics, LoadReport]:
-    """Puts the configured load on *stack*; returns what its replicas counted meanwhile, and what the load found."""
+    """Puts the configured load on *stack*; returns the metrics of its replicas and the report of the load."""
     probes, settings = run.context.probes, run.context.spec.staging
     load = probes.load(stack, run.api_key(stack), workers=settings.load_workers)
     load.prepare()

@@ -59,7 +59,7 @@ def wait_for_canary(stack: StackServices, *, seconds: float) -> None:
 
 
 def check_canary(stack: StackServices) -> None:
-    """Raises `StackFailed` with the end of its log if the canary ends within a moment."""
+    """Raises `StackFailed` with the end of its log if the canary ends within 5 seconds."""
     for _ in polls(_MOMENT_SECONDS):
         for replica in stack.replicas(_SERVICE, include_ended=True):
             _fail_if_ended(stack, replica)

@@ -1,4 +1,4 @@
-"""Defines what a release needs of an orchestrator. `Stack` implements it for Docker's swarm mode."""
+"""Defines the operations of an orchestrator for a release. `Stack` implements them for Docker's swarm mode."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ class Orchestrator(Protocol):
         """Returns whether the service is deployed."""
 
     def image(self, service: str) -> str:
-        """Returns the image that the service is set to run, as repository with digest."""
+        """Returns the image that the service is configured to run, as repository with digest."""
 
     def replicas(self, service: str, *, include_ended: bool = False) -> tuple[Replica, ...]:
         """Returns the replicas of the service."""
 
     def deploy(self) -> None:
-        """Starts to bring every service to `images` and `settings`; returns before they run."""
+        """Starts updating every service to `images` and `settings`; returns before the update is complete."""
 
     def last_update(self, service: str) -> str:
         """Returns an identifier of the service's last update; "" before the first."""
@@ -72,7 +72,7 @@ class Orchestrator(Protocol):
         """Waits until the canary is ready; `StackFailed` if it ends."""
 
     def check_canary(self) -> None:
-        """Raises `StackFailed` with the end of its log if the canary ends within a moment."""
+        """Raises `StackFailed` with the end of its log if the canary ends within seconds."""
 
     def stop_canary(self) -> None:
         """Removes the canary if there is one."""

@@ -80,7 +80,7 @@ def layer_bytes(engine: Engine, name: str) -> dict[str, int]:
 
 
 class _Progress:
-    """What `docker push` has printed so far: the state of each layer, and the digest at the end."""
+    """The progress that `docker push` has printed: the state of each layer, and the digest at the end."""
 
     def __init__(self) -> None:
         self.layers: dict[str, str] = {}

@@ -94,7 +94,7 @@ class LocalRegistry:
 
     @property
     def address(self) -> str:
-        """host:port, as image names have it."""
+        """host:port, as in image names."""
         return f"127.0.0.1:{self.port}"
 
     @property
@@ -167,7 +167,7 @@ class LocalRegistry:
         return pid is not None
 
     def pid(self) -> int | None:
-        """Returns the identifier of its process; None if it does not run, or if the number is another program's now."""
+        """Returns the identifier of its process; None if it does not run, or if another program has the number now."""
         try:
             pid = int(self._pid_file.read_text())
         except (OSError, ValueError):

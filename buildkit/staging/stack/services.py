@@ -35,7 +35,7 @@ _ROLLBACKS: Final = {
     "paused": "paused the update",
     "rollback_paused": "could not roll the update back and paused",
 }
-"""States in which an update has failed, as `docker service inspect` names them, in words."""
+"""States of a failed update in `docker service inspect` -> the same in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Replica:
 
     @property
     def has_failed(self) -> bool:
-        """Whether it ended although it should not have."""
+        """Whether it ended with an error."""
         return self.state in _FAILED_STATES
 
 
@@ -123,7 +123,7 @@ class StackServices:
     # ---- services ---------------------------------------------------------------------------------------------------
 
     def deploy(self) -> None:
-        """Deploys the stack file; swarm then changes what differs. Returns before the services run.
+        """Deploys the stack file; swarm then updates the services that differ. Returns before they run.
 
         Raises:
             CommandFailed: the file or a variable was refused.
@@ -148,13 +148,13 @@ class StackServices:
         )
 
     def inspect(self, service: str) -> dict[str, Any]:
-        """Returns what `docker service inspect` prints."""
+        """Returns the output of `docker service inspect`."""
         [inspected] = json.loads(self.docker("service", "inspect", self.service_name(service)))
         found: dict[str, Any] = inspected
         return found
 
     def image(self, service: str) -> str:
-        """Returns the image that the service is set to run, as repository with digest."""
+        """Returns the image that the service is configured to run, as repository with digest."""
         return str(self.inspect(service)["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"])
 
     def desired_replicas(self, service: str) -> int:
@@ -322,7 +322,7 @@ class _Progress:
             self._reasons.append(reason)
 
     def observe(self, replicas: tuple[Replica, ...]) -> None:
-        """Logs what changed since the last call. Replicas that had ended before the first call are not news."""
+        """Logs the changes since the last call. Replicas that had ended before the first call are left out."""
         for replica in replicas:
             known = self._states.get(replica.task)
             if known != replica.state:

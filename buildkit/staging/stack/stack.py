@@ -1,4 +1,4 @@
-"""Combines services, jobs and the canary of a stack into what a release drives."""
+"""Combines the services, jobs and canary of a stack into one class for releases."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Stack(StackServices):
         canary.wait_for_canary(self, seconds=seconds)
 
     def check_canary(self) -> None:
-        """Fails if the canary ends within a moment; see `canary.check_canary`."""
+        """Fails if the canary ends within seconds; see `canary.check_canary`."""
         canary.check_canary(self)
 
     def stop_canary(self) -> None:

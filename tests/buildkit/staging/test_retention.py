@@ -78,7 +78,7 @@ def test_prune_without_old_releases_removes_nothing(engine: FakeEngine, tmp_path
 def test_prune_deletes_from_the_local_registry(
     engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    """A registry that refuses keeps the image; the release is complete nevertheless."""
+    """A registry that refuses keeps the image; the release is still complete."""
     deleted: list[str] = []
 
     def respond(request: Request) -> Reply:

@@ -94,14 +94,14 @@ def staging(docker: Sequence[str], volume: str, tmp_path_factory: pytest.TempPat
 # ---- updates and rollbacks ------------------------------------------------------------------------------------------
 
 
-def test_rolling_update(staging: StagingUnderTest) -> None:
+def test_rolling_update_loses_nothing(staging: StagingUnderTest) -> None:
     staging.release("first")
     with staging.load("rolling update", "the new release serves"):
         staging.run("stage", variant="second")
     assert staging.serving() == release_name("second")
 
 
-def test_rolling_update_with_a_migration(staging: StagingUnderTest) -> None:
+def test_rolling_update_with_a_migration_loses_nothing(staging: StagingUnderTest) -> None:
     staging.release("second")
     with staging.load("rolling update with a migration", "schema 0001 to 0002, the new release serves"):
         staging.run("stage", variant="migrating")
@@ -133,20 +133,20 @@ def test_rollback_restores_release_and_schema(staging: StagingUnderTest) -> None
 # ---- processes that are killed --------------------------------------------------------------------------------------
 
 
-def test_kill_of_a_replica(staging: StagingUnderTest) -> None:
+def test_killed_replica_loses_nothing(staging: StagingUnderTest) -> None:
     with staging.load("kill -9 of a replica", "swarm starts another") as load:
         os.kill(staging.pid("api"), signal.SIGKILL)
         wait_for_responses(load, 100)
         staging.wait_until_running()
 
 
-def test_kill_of_postgresql(staging: StagingUnderTest) -> None:
+def test_killed_postgresql_loses_nothing(staging: StagingUnderTest) -> None:
     with staging.load("kill -9 of PostgreSQL", "swarm starts another on the volume, which recovers"):
         os.kill(staging.pid("database"), signal.SIGKILL)
         staging.wait_until_running("database")
 
 
-def test_kill_of_the_proxy(staging: StagingUnderTest) -> None:
+def test_killed_proxy_loses_nothing(staging: StagingUnderTest) -> None:
     with staging.load("kill -9 of the proxy", "swarm starts another"):
         pid = staging.pid("proxy")
         os.kill(pid, signal.SIGKILL)
@@ -154,7 +154,7 @@ def test_kill_of_the_proxy(staging: StagingUnderTest) -> None:
         staging.wait_until_running("proxy")
 
 
-def test_kill_of_the_engine(staging: StagingUnderTest) -> None:
+def test_killed_engine_loses_nothing(staging: StagingUnderTest) -> None:
     """Every container ends with it; then the engine is started again."""
     managed = daemon.ManagedDaemon()
     if not managed.pid_file.exists():
@@ -166,7 +166,7 @@ def test_kill_of_the_engine(staging: StagingUnderTest) -> None:
             staging.wait_until_running(service)
 
 
-def test_disk_full(staging: StagingUnderTest, volume: str) -> None:
+def test_full_disk_refuses_writes_until_there_is_room(staging: StagingUnderTest, volume: str) -> None:
     mountpoint = Path(staging.stack.docker("volume", "inspect", "--format", "{{.Mountpoint}}", volume).strip())
     filler = mountpoint / "filler"
     outcome = "writes are refused with 503 until there is room"
@@ -210,12 +210,12 @@ def test_bad_release_is_stopped(staging: StagingUnderTest, fault: str, variant: 
 
 
 def assert_serving(staging: StagingUnderTest, variant: str) -> None:
-    """The record says that the variant serves, and the running replicas have its image."""
+    """Asserts that the record says that the variant serves, and that the running replicas have its image."""
     assert staging.serving() == release_name(variant)
     assert staging.running_images() == {records.load(staging.state).find(release_name(variant)).image}
 
 
-def test_registry_gone_in_the_middle_of_a_push(staging: StagingUnderTest) -> None:
+def test_registry_that_ends_during_a_push_stops_the_release(staging: StagingUnderTest) -> None:
     staging.release("second")
     registry = staging.state / "registry"
     before = (staging.state / "releases.json").read_bytes()
@@ -233,13 +233,13 @@ def test_registry_gone_in_the_middle_of_a_push(staging: StagingUnderTest) -> Non
 
 
 def uploaded_bytes(registry: Path) -> int:
-    """Bytes of the uploads in progress; 0 if one of them ends meanwhile."""
+    """Returns the bytes of the uploads in progress; 0 if one of them ends meanwhile."""
     with contextlib.suppress(FileNotFoundError):
         return sum(path.stat().st_size for path in registry.rglob("_uploads/*/data"))
     return 0
 
 
-def test_ctrl_c_in_every_step(staging: StagingUnderTest) -> None:
+def test_ctrl_c_in_every_step_is_undone(staging: StagingUnderTest) -> None:
     """Exit code 130, the lock is free, the previous release serves, the canary is gone."""
     staging.release("second")
     for step in ("push", "migration plan", "canary", "rollout", "smoke test", "measure"):
@@ -256,7 +256,7 @@ def test_ctrl_c_in_every_step(staging: StagingUnderTest) -> None:
         assert not staging.stack.exists("canary")
 
 
-def test_two_releases_at_once(staging: StagingUnderTest) -> None:
+def test_second_release_at_once_is_refused(staging: StagingUnderTest) -> None:
     """The second is refused and names the first, which completes."""
     staging.release("second")
     first = staging.start("stage", variant="first")
@@ -314,7 +314,7 @@ def test_watch_reports_a_lost_replica(staging: StagingUnderTest, tmp_path: Path)
     staging.wait_until_running()
 
 
-def test_watch_rolls_back(staging: StagingUnderTest, tmp_path: Path) -> None:
+def test_watch_with_rollback_returns_to_the_previous_release(staging: StagingUnderTest, tmp_path: Path) -> None:
     staging.release("first", "second")
     previous = records.load(staging.state).previous()
     assert previous is not None
@@ -340,7 +340,7 @@ def test_secrets_are_in_no_inspect_log_record_or_command_line(staging: StagingUn
 
 
 def command_line(entry: Path) -> str:
-    """The arguments of a process; "" if it has ended."""
+    """Returns the arguments of a process; "" if it has ended."""
     with contextlib.suppress(OSError):
         return entry.read_bytes().decode(errors="replace")
     return ""

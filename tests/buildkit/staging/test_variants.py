@@ -1,4 +1,4 @@
-"""The faults of the variants work on this checkout's service: the slow tests rely on them."""
+"""Checks that the faults of the variants work on this checkout's service: the slow tests rely on them."""
 
 from __future__ import annotations
 

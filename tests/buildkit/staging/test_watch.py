@@ -1,4 +1,4 @@
-"""The statuses and the clock are made up; the watch, its history file and its output are real."""
+"""Watches with made-up statuses and clock; the watch, its history file and its output are real."""
 
 from __future__ import annotations
 

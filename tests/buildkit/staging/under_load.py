@@ -1,4 +1,4 @@
-"""The stack under test: runs the toolkit's commands on it, puts load on it, and writes the table of measured faults."""
+"""Drives the stack under test: runs the toolkit's commands, puts load on it, writes the table of measured faults."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class StagingUnderTest:
         project: folder that the commands take as the project.
         state: folder of releases.json.
         variants: variant -> folder with its build and verification records.
-        rows: fault, report of the load, and how it ended, for the table.
+        rows: fault, report of the load, and outcome, for the table.
     """
 
     docker: Sequence[str]

@@ -1,4 +1,4 @@
-"""Builds variants of the verified image, good and bad releases, with build and verification records that pass them.
+"""Builds variants of the verified image, good and bad releases, with build and verification records that allow them.
 
 A variant is a real image that the engine runs. Its fault is a module of `faults/`, installed as sitecustomize.py, so
 Python imports it before the service. No file of the service is changed, and mypy checks the names a fault replaces.
@@ -59,14 +59,14 @@ VARIANTS: Mapping[str, Variant] = {
     "first": Variant("no change"),
     "second": Variant("no change but its name"),
     "large": Variant("random bytes that take time to push"),
-    "migrating": Variant("a migration that the code before works with", "schema_0002", SECOND_MIGRATION),
+    "migrating": Variant("a migration that the previous code works with", "schema_0002", SECOND_MIGRATION),
     "unmigratable": Variant(
-        "a migration that fails half way",
+        "a migration that fails halfway",
         "schema_0002",
         SECOND_MIGRATION.replace("ADD COLUMN note text", "ADD COLUMN note x"),
     ),
     "breaking": Variant(
-        "a migration that does not name the code before as compatible",
+        "a migration that does not name the previous revision as compatible",
         "schema_0002",
         SECOND_MIGRATION.replace('compatible_with = ("0001",)\n', ""),
     ),

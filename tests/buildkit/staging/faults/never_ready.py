@@ -1,6 +1,6 @@
 """Makes every replica with workers report not ready; the canary, which has none, works.
 
-See `crash.py` on how it is installed.
+`crash.py` says how it is installed.
 """
 
 from __future__ import annotations

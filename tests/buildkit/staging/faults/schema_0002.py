@@ -1,4 +1,4 @@
-"""Makes the service need migration 0002. See `crash.py` on how it is installed."""
+"""Makes the service need migration 0002. `crash.py` says how it is installed."""
 
 from __future__ import annotations
 

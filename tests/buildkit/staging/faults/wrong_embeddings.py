@@ -1,4 +1,4 @@
-"""Reverses every embedding that the API returns as numbers. See `crash.py` on how it is installed."""
+"""Reverses every embedding that the API returns as numbers. `crash.py` says how it is installed."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_temporary_key_is_purged_after_an_error(stack: Stack, docker_stub: Docke
     with pytest.raises(ZeroDivisionError), container_exec.temporary_key(stack):
         raise ZeroDivisionError
 
-    assert "keys purge" in docker_stub.calls[-1], "although it fails here, which is ignored"
+    assert "keys purge" in docker_stub.calls[-1]  # it fails here, which is ignored
 
 
 def test_migration_plan_is_read(stack: Stack, docker_stub: DockerStub) -> None:

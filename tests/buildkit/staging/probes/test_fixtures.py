@@ -9,7 +9,7 @@ from buildkit.staging.probes.fixtures import SENTENCES, cosine, store_sentences
 from tests.support.http_server import Reply, Request, serve
 
 
-def test_cosine_of_vectors() -> None:
+def test_cosine_is_1_for_parallel_and_0_for_orthogonal_vectors() -> None:
     assert cosine([1.0, 0.0], [2.0, 0.0]) == pytest.approx(1.0)
     assert cosine([1.0, 0.0], [0.0, 3.0]) == 0.0
     assert cosine([0.0, 0.0], [1.0, 0.0]) == 0.0

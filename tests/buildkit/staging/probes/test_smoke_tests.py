@@ -32,7 +32,7 @@ SEARCH = "each search mode finds a claim's own sentences first"
 
 @dataclass
 class FalsifyingClient(Client):
-    """Replaces the JSON of each response by what *change* returns for method, path and JSON."""
+    """Replaces the JSON of each response by the result of *change* for method, path and JSON."""
 
     change: Callable[[str, str, Any], Any] = lambda _method, _path, body: body
 

@@ -121,7 +121,7 @@ def test_removable_spares_a_digest_that_serves_by_another_name() -> None:
     assert removable(known, keep=1) == ()
 
 
-def test_second_holder_of_the_lock_is_told_the_first(tmp_path: Path) -> None:
+def test_second_holder_of_the_lock_is_refused_with_the_first(tmp_path: Path) -> None:
     with (
         records.locked(tmp_path, "stage first"),
         pytest.raises(Busy, match=f"process {os.getpid()} .stage first, by "),

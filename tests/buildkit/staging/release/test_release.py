@@ -1,4 +1,4 @@
-"""Every list of steps, on a fake stack: order, effects, and each way in which each step can stop."""
+"""Runs every list of steps on a fake stack: order, effects, and failures and Ctrl-C at every step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FAULTS = {
     "smoke test": "smoke test",
     "measure": "load report",
 }
-"""Step -> an operation in it that can fail, after the step has changed what it changes."""
+"""Step -> an operation of it that can fail after the step has made its change."""
 NEEDS_ALL = ("first", "update", "broken")
 
 
@@ -67,7 +67,7 @@ def break_step(site: FakeSite, step: str, error: BaseException) -> Callable[[str
 
 
 def prepare(site: FakeSite, kind: str) -> tuple[Step[ReleaseRun], ...]:
-    """Brings *site* to where a release of image "b" needs every step of the list *kind*; returns the list."""
+    """Prepares *site* so that a release of image "b" needs every step of the list *kind*; returns the list."""
     if kind == "first":
         return FIRST_RELEASE
     stage(site.context("a"))
@@ -301,7 +301,7 @@ def test_rollout_that_swarm_rolled_back_is_not_deployed_again(
     ],
 )
 def test_failed_undo_is_reported_and_recorded(serving: FakeSite, fault: str, step: str, line: str) -> None:
-    """The first release is not known to serve then, so the message does not claim it."""
+    """The message does not claim that the first release serves, because that is unknown."""
     serving.code[serving.image("b")] = "0002"
 
     faults = {"smoke test": StackFailed("wrong answer"), fault: StackFailed("broken")}
@@ -345,7 +345,9 @@ def test_failed_smoke_test_stops_the_canary_and_the_release(serving: FakeSite) -
         (0, 3, "3 of 100 requests had to be retried, allowed 2.0%"),
     ],
 )
-def test_rollout_that_the_load_notices_is_undone(serving: FakeSite, wrong: int, retried: int, reason: str) -> None:
+def test_rollout_with_wrong_or_retried_requests_is_undone(
+    serving: FakeSite, wrong: int, retried: int, reason: str
+) -> None:
     context = serving.context("b")
     serving.report = replace(serving.report, wrong=wrong, retried=retried)
 

@@ -1,4 +1,4 @@
-"""The steps of a rollback on a fake stack: order, the schema's way, and each way in which each step can stop."""
+"""Rolls back on a fake stack: order, changes of the schema, and failures and Ctrl-C at every step."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_rollback_without_a_schema_change_starts_no_canary(serving: FakeSite) ->
 
 
 def test_rollback_to_a_newer_release_migrates_up_first(newer: FakeSite) -> None:
-    """The way to it is known by its own code only."""
+    """Only the code of the newer release knows its migration."""
     roll_back(newer.context("b"), None)
     newer.calls.clear()
 
@@ -225,7 +225,7 @@ def test_unknown_plan_names_every_reason(newer: FakeSite) -> None:
         roll_back(newer.context("b"), None)
 
 
-# ---- which release
+# ---- the target
 
 
 def test_rollback_without_an_earlier_release_is_refused(serving: FakeSite) -> None:

@@ -23,7 +23,7 @@ def test_job_runs_again_from_another_image(engine: FakeEngine, stack: Stack) -> 
     assert update.endswith("--force --with-registry-auth --image api@sha256:b --args migrate --to 0002 s_migrate")
 
 
-def test_job_progress_is_logged_once_a_change(engine: FakeEngine, stack: Stack) -> None:
+def test_job_progress_is_logged_once_for_each_change(engine: FakeEngine, stack: Stack) -> None:
     lines: list[str] = []
     show_tasks(engine, [], [task("a", "running")], [task("a", "running")], [task("a", "complete")])
 

@@ -1,4 +1,4 @@
-"""Whatever takes the place of `Stack` has its methods, with the same parameters."""
+"""Checks that `Stack` and its fake have the methods of `Orchestrator`, with the same parameters."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def test_orchestrator_method_has_its_parameters(kind: type, name: str) -> None:
     assert parameters(found) == parameters(wanted)
 
 
-def test_orchestrator_names_what_a_release_calls() -> None:
+def test_orchestrator_has_the_operations_of_a_release() -> None:
     assert {"deploy", "wait_for_rollout", "run_job", "start_canary", "execute", "remove"} <= set(METHODS)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
-"""The registry outlives the object that started it, by intention."""
+"""The registry is meant to outlive the object that started it."""
 
 PROGRAM = f"""#!{sys.executable}
 import json, pathlib, sys
@@ -33,7 +33,7 @@ class Handler(BaseHTTPRequestHandler):
 host, port = configuration["http"]["addr"].split(":")
 HTTPServer((host, int(port)), Handler).serve_forever()
 """
-"""A program that does what staging needs of docker-registry."""
+"""A program with the part of docker-registry that staging uses."""
 
 
 def free_port() -> int:
@@ -139,7 +139,7 @@ def test_foreign_registry_on_the_port_is_refused(tmp_path: Path) -> None:
 
 
 def test_stale_pid_file_counts_as_not_running(tmp_path: Path) -> None:
-    """Its number may be another program's by now: this test's, for example."""
+    """Another program may have its number by now: this test, for example."""
     (tmp_path / "registry.pid").write_text(f"{os.getpid()}\n")
 
     assert LocalRegistry(tmp_path).pid() is None
@@ -185,7 +185,7 @@ def test_package_is_unpacked_before_the_first_start(apt: Path, tmp_path: Path) -
     assert not (registry.folder / "fetched").exists()
 
 
-def test_package_lists_are_updated_if_they_lack_it(apt: Path, tmp_path: Path) -> None:
+def test_package_lists_are_updated_if_they_lack_the_package(apt: Path, tmp_path: Path) -> None:
     write_program(apt / "apt-get", "exit 100")
     lines: list[str] = []
 
@@ -195,7 +195,7 @@ def test_package_lists_are_updated_if_they_lack_it(apt: Path, tmp_path: Path) ->
     assert lines[-1] == "running apt-get update: the package lists do not have it"
 
 
-def test_machine_without_apt_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_without_apt_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
 
     with pytest.raises(CommandFailed, match="is a Debian package and needs apt"):
