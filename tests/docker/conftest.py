@@ -1,4 +1,4 @@
-"""Fixtures for the tests of the stack: its images, built from this checkout, and the docker client."""
+"""Fixtures for the tests of the stack: the docker client, and the images, built from this checkout."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parents[2]
 STACK = PROJECT / "docker" / "stack.yaml"
+FAST_HEALTH = "--health-start-interval=200ms"
+"""Option of `docker run`: checks the health of a starting container more often than every 5 s, the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def engine(docker: Sequence[str]) -> Iterator[Docker]:
 
 @contextlib.contextmanager
 def built(docker: Sequence[str], folder: Path, *names: str) -> Iterator[dict[str, str]]:
-    """Builds these targets from this checkout; yields target -> image name, and removes the images at the end."""
+    """Builds the targets *names* from this checkout; yields target -> image name, and removes the images at the end."""
     spec = msgspec.structs.replace(specs.load(PROJECT), name="truthgraph-test-stack")
     found = daemon.find(os.environ, daemon.ManagedDaemon())
     base = bases.ensure_base_image(

@@ -1,6 +1,6 @@
-"""Runs swarm across three engines, each in a network namespace of its own; a node is lost and comes back.
+"""Runs a swarm of three engines, each in its own network namespace; a node is lost and comes back.
 
-The nodes share only a bridge. So a node whose link is down is like a lost machine: its engine and containers run on,
+The nodes share only a bridge. A node with its link down is like a lost machine: its engine and containers keep running,
 but nothing reaches them. The API is the image `core`: claims need no model.
 """
 
@@ -62,7 +62,7 @@ class Node:
 
     @property
     def address(self) -> str:
-        """Its address on the bridge."""
+        """The address on the bridge."""
         return f"{NETWORK}.{self.number}"
 
     @property
@@ -134,7 +134,7 @@ def running(node: Node) -> Iterator[None]:
 
 
 def remove(folder: Path) -> None:
-    """Removes *folder*, with mounts that a crashed engine left in it."""
+    """Removes *folder*, including mounts that a crashed engine left in it."""
     mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
     for mount in sorted((each for each in mounts if each.startswith(f"{folder}/")), reverse=True):
         subprocess.run(["umount", "--lazy", mount], check=False)
@@ -203,7 +203,7 @@ def nodes(
         stack.callback(run, "ip", "link", "delete", BRIDGE)
         run("ip", "address", "add", f"{NETWORK}.254/24", "dev", BRIDGE)
         run("ip", "link", "set", BRIDGE, "up")
-        # If the kernel filters bridges, another engine on this machine may have allowed its own traffic only.
+        # If the kernel filters bridges, the engine of this machine may allow only its own traffic.
         run("iptables", "--insert", "FORWARD", *FORWARDED)
         stack.callback(run, "iptables", "--delete", "FORWARD", *FORWARDED)
         made = tuple(Node(number, Path(tempfile.mkdtemp(prefix=f"tgc{number}-"))) for number in NODES)

@@ -1,4 +1,4 @@
-"""Tests docker/layout.py on distributions without a wheel; every build of an image tests the rest."""
+"""Tests how docker/layout.py installs distributions without a wheel; every build of an image tests the rest."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.docker.conftest import FAST_HEALTH
 from tests.support.polling import until
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Database:
             f"--volume={self.name}:/var/lib/postgresql/data",
             f"--volume={self.secret}:/run/secrets/database-password:ro",
         )
-        self.engine.run("run", "--detach", f"--name={self.name}", *CONFINED, *mounts, self.image)
+        self.engine.run("run", "--detach", f"--name={self.name}", FAST_HEALTH, *CONFINED, *mounts, self.image)
         until(lambda: self.engine.is_healthy(self.name), "the database is healthy")
 
     def stop(self) -> None:
@@ -51,7 +52,7 @@ class Database:
         )
 
     def rows(self) -> str:
-        """Returns hash and number of each table's rows."""
+        """Returns the hash and the number of the rows of each table."""
         return self.engine.text("exec", self.name, "rows")
 
     def restore(self, backup: bytes, *options: str, code: int = 0) -> str:
@@ -116,16 +117,8 @@ def test_restore_does_not_wait_for_open_connections(database: Database) -> None:
 def test_stop_is_clean_and_committed_rows_survive_a_kill(database: Database) -> None:
     before = database.rows()
     database.engine.run(
-        *(
-            "exec",
-            "--detach",
-            database.name,
-            "psql",
-            "--username=postgres",
-            "truthgraph",
-            "--command",
-            "SELECT pg_sleep(600)",
-        )
+        *("exec", "--detach", database.name, "psql", "--username=postgres", "truthgraph"),
+        *("--command", "SELECT pg_sleep(600)"),
     )
     database.stop()
     database.start()
@@ -134,7 +127,7 @@ def test_stop_is_clean_and_committed_rows_survive_a_kill(database: Database) -> 
     database.engine.run("kill", "--signal=KILL", database.name)
     database.engine.run("rm", database.name)
     database.start()
-    assert "not properly shut down" in database.engine.logs(database.name), "a kill is no clean shutdown"
+    assert "not properly shut down" in database.engine.logs(database.name), "a kill is not a clean shutdown"
     assert database.rows() == before
 
 

@@ -1,4 +1,4 @@
-"""Tests the image of the proxy in front of a fake API, which returns what it received and fails on demand."""
+"""Tests the image of the proxy in front of a fake API, which returns the request or fails."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.access import Scope
 from service.app import build
 from service.routes.table import routes_of
 from service.settings import Settings
-from tests.docker.conftest import PROJECT, Docker
+from tests.docker.conftest import FAST_HEALTH, PROJECT, Docker
 from tests.support.certificates import make_certificate
 from tests.support.polling import until
 
@@ -37,7 +37,7 @@ READ_POSTS = {
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A certificate for localhost, readable for the proxy's user."""
+    """A certificate for localhost that the proxy's user can read."""
     made = make_certificate(tmp_path, "localhost")
     made.chmod(0o444)
     return made
@@ -52,7 +52,7 @@ class Proxied:
         engine.run("network", "create", self.network)
 
     def upstream(self, kind: str) -> str:
-        """Starts a fake API that `works`, `closes` the connection after it read a request, or is `slow`."""
+        """Starts a fake API that behaves as *kind*, see upstream.py, and returns its container."""
         name = f"{self.engine.name}-{kind}"
         self.engine.run(
             *("run", "--detach", f"--name={name}", f"--network={self.network}", "--network-alias=api"),
@@ -65,7 +65,7 @@ class Proxied:
         """Starts the proxy and returns its port on this machine."""
         self.engine.run(
             *("run", "--detach", f"--name={self.proxy}", f"--network={self.network}", "--publish=127.0.0.1::8080"),
-            *("--read-only", "--tmpfs=/tmp:mode=1777", "--cap-drop=ALL", *options, self.image),
+            *("--read-only", "--tmpfs=/tmp:mode=1777", "--cap-drop=ALL", FAST_HEALTH, *options, self.image),
         )
         until(lambda: self.engine.is_healthy(self.proxy), "the proxy is healthy")
         return int(self.engine.text("port", self.proxy, "8080").rpartition(":")[2])
@@ -105,7 +105,7 @@ def test_api_gets_the_request_id_and_the_callers_real_address(proxied: Proxied, 
     assert "private" not in proxied.engine.logs(proxied.proxy)
 
 
-def test_only_idempotent_requests_are_sent_twice(proxied: Proxied, client: httpx.Client) -> None:
+def test_only_idempotent_requests_are_repeated(proxied: Proxied, client: httpx.Client) -> None:
     closing = proxied.upstream("closes")
     proxied.upstream("works")
     for path in sorted(READ_POSTS):
@@ -129,7 +129,7 @@ def test_accepted_request_is_completed_before_the_proxy_stops(proxied: Proxied, 
     statuses: list[int] = []
     caller = threading.Thread(target=lambda: statuses.append(client.post("/api/v1/claims", json={}).status_code))
     caller.start()
-    until(lambda: "POST /api/v1/claims" in proxied.engine.logs(slow), "the request is under way")
+    until(lambda: "POST /api/v1/claims" in proxied.engine.logs(slow), "the request is in progress")
     proxied.engine.run("stop", "--time=50", proxied.proxy)
     caller.join()
     assert statuses == [200]
@@ -146,7 +146,7 @@ def test_certificate_makes_the_port_tls_only(proxied: Proxied, certificate: Path
         assert (plain.status_code, plain.headers["location"]) == (308, f"https://localhost:{port}/api/v1/claims?a=1")
 
 
-def test_repeated_paths_are_the_posts_that_store_nothing() -> None:
+def test_repeated_posts_store_nothing() -> None:
     """Compared with the API's routes: a POST that needs only the scope `read` stores nothing."""
     [pattern] = re.findall(r"location ~ (\^.*\$) \{", (PROJECT / "docker/proxy/nginx.conf").read_text())
     routes = routes_of(build(Settings()).litestar)

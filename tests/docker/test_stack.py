@@ -1,4 +1,4 @@
-"""Starts the stack with Docker Compose and in swarm mode: it serves, hides its secrets, updates and recovers."""
+"""Tests the stack with Docker Compose and in swarm mode: it serves, hides its secrets, updates and recovers."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ class Stack:
         assert ids, f"{service} does not run"
         return ids[0]
 
-    def restarted(self, container: str) -> bool:
-        """Returns whether the engine has restarted a container once, and it runs."""
+    def is_restarted(self, container: str) -> bool:
+        """Returns whether the engine has restarted a container exactly once and it runs."""
         return self.engine.text("inspect", "--format", "{{.RestartCount}} {{.State.Running}}", container) == "1 true"
 
     def is_ready(self) -> bool:
@@ -112,7 +112,7 @@ class Stack:
 
 @pytest.fixture
 def stack(engine: Docker, images: dict[str, str], api_image: str, tmp_path: Path) -> Stack:
-    """The environment of both commands; nothing runs yet."""
+    """The stack with a free port and new secrets, not started yet."""
     subprocess.run([PROJECT / "docker" / "make-secrets", tmp_path / "secrets"], check=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -130,9 +130,9 @@ def stack(engine: Docker, images: dict[str, str], api_image: str, tmp_path: Path
 
 
 def assert_serves(stack: Stack) -> None:
-    """Claims are stored, evidence is found by meaning, and a request without a key is refused."""
+    """Asserts that claims are stored, evidence is found by meaning, and a request without a key is refused."""
     refused = httpx.get(f"{stack.url}/api/v1/claims")
-    assert refused.status_code == 401, "a caller on this machine is not mistaken for one in the container"
+    assert refused.status_code == 401, "a caller on this machine does not count as one in the container"
     with stack.client() as client:
         claim = client.post("/api/v1/claims", json={"text": "Our planet is round."}).json()["id"]
         assert client.get(f"/api/v1/claims/{claim}").json()["text"] == "Our planet is round."
@@ -143,7 +143,7 @@ def assert_serves(stack: Stack) -> None:
 
 
 def visible_text(stack: Stack, *objects: str) -> str:
-    """Returns everything that inspect, environments, logs and image histories show of the containers and *objects*."""
+    """Returns the output of inspect for the containers and *objects*, with environments, logs and image histories."""
     engine = stack.engine
     containers = engine.text("ps", "--all", "--quiet", "--filter", f"name={engine.name}").split()
     texts = [engine.text("inspect", *containers, *objects)]
@@ -156,7 +156,7 @@ def visible_text(stack: Stack, *objects: str) -> str:
     return "\n".join(texts)
 
 
-def test_compose_starts_the_stack_which_recovers(stack: Stack, compose: None) -> None:
+def test_compose_stack_serves_and_recovers(stack: Stack, compose: None) -> None:
     del compose
     command = ("compose", "--project-name", stack.engine.name, "--file", str(STACK))
     try:
@@ -165,15 +165,15 @@ def test_compose_starts_the_stack_which_recovers(stack: Stack, compose: None) ->
         assert_serves(stack)
         text = visible_text(stack)
         assert stack.password not in text
-        assert "TRUTHGRAPH_DRAIN_SECONDS=30" in text, "values are found that are there"
+        assert "TRUTHGRAPH_DRAIN_SECONDS=30" in text, "the search finds visible values"
         published = stack.engine.text("port", stack.container("proxy"))
         assert "127.0.0.1" in published
         assert "0.0.0.0" not in published, "only this machine can reach it"  # noqa: S104
-        # After `docker kill` the engine would not restart the container; after the end of its process it does.
+        # The engine restarts a container after its process has ended, but not after `docker kill`.
         for service, signal_name in (("api", "TERM"), ("database", "QUIT")):
             ended = stack.container(service)
             stack.engine.run("exec", ended, "sh", "-c", f"kill -{signal_name} 1")
-            until(partial(stack.restarted, ended), f"{service} was restarted")
+            until(partial(stack.is_restarted, ended), f"{service} was restarted")
             until(stack.is_ready, "the API is ready again", seconds=START_SECONDS)
         for service in ("api", "database", "proxy"):
             assert "NoNewPrivs:\t1" in stack.engine.text("exec", stack.container(service), "cat", "/proc/1/status")
@@ -183,7 +183,7 @@ def test_compose_starts_the_stack_which_recovers(stack: Stack, compose: None) ->
 
 @dataclass(slots=True)
 class Load:
-    """Callers that send requests until they are stopped, and count lost ones."""
+    """Callers that send requests until `is_over` is set, and record the lost ones."""
 
     stack: Stack
     completed: int = 0
@@ -235,7 +235,7 @@ def test_swarm_updates_without_loss_and_rolls_back(stack: Stack, swarm: None) ->
             stack, *services, *stack.engine.text("secret", "ls", "--quiet", "--filter", f"name={name}").split()
         )
         assert stack.password not in text
-        assert "TRUTHGRAPH_DRAIN_SECONDS=30" in text, "values are found that are there"
+        assert "TRUTHGRAPH_DRAIN_SECONDS=30" in text, "the search finds visible values"
         with stack.client() as client:
             before = client.get("/api/v1/claims").json()["total"]
             load = Load(stack)

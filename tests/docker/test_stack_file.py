@@ -1,4 +1,4 @@
-"""Checks docker/stack.yaml without an engine: restrictions, secrets, networks, and times that must fit together."""
+"""Checks docker/stack.yaml without an engine: restrictions, secrets, networks, and consistent times."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ each_service = pytest.mark.parametrize("name", SERVICES)
 
 
 def default(value: object) -> str:
-    """The value if no variable is set."""
+    """Returns the value without any variable set."""
     return re.sub(r"\$\{\w+(?::-([^}]*))?[^}]*\}", lambda match: match[1] or "", str(value))
 
 
@@ -58,7 +58,7 @@ def test_environment_has_no_secret(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["api", "migrate"])
-def test_api_knows_every_variable_it_is_given(name: str, tmp_path: Path) -> None:
+def test_api_knows_all_its_variables(name: str, tmp_path: Path) -> None:
     (tmp_path / "url").write_text("postgresql://u:p@database/d")
     given = {variable: default(value) for variable, value in SERVICES[name]["environment"].items()}
     given["TRUTHGRAPH_DATABASE_URL_FILE"] = str(tmp_path / "url")
@@ -109,7 +109,7 @@ def test_names_resolve_to_replicas() -> None:
     assert all(port["mode"] == "host" for port in SERVICES["proxy"]["ports"])
 
 
-def test_every_variable_is_explained_or_a_setting_of_the_api() -> None:
+def test_variable_is_explained_or_a_setting_of_the_api() -> None:
     passed_on = {
         name for name, value in SERVICES["api"]["environment"].items() if str(value).startswith(f"${{{name}:-")
     }

@@ -1,6 +1,10 @@
-"""A fake API for the tests of the proxy: returns what it received, closes the connection, or is slow.
+"""A fake API for the tests of the proxy, in a container.
 
-Runs in a container, with its behaviour as the argument: works, closes or slow.
+The argument is its behaviour:
+
+works    returns the request
+closes   closes the connection after each request
+slow     waits before it returns the request
 """
 
 from __future__ import annotations
