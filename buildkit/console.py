@@ -33,7 +33,7 @@ def write(text: str, path: Path | None) -> None:
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console for tables: plain text if it is no terminal, without colours if NO_COLOR is set."""
-    from rich.console import Console  # noqa: PLC0415 - 60 ms that a command without tables need not wait for
+    """Returns a console for tables: plain text outside a terminal, and no colours if NO_COLOR is set."""
+    from rich.console import Console  # noqa: PLC0415 - importing it takes 60 ms, which a command without tables saves
 
     return Console(stderr=stderr, no_color=bool(os.environ.get("NO_COLOR")) or None)

@@ -5,7 +5,7 @@ The first group is defined here. The others are defined in the module that raise
     BuildkitError                   exit code
     ├── UsageError                  2   an argument or a configuration value is invalid
     ├── EngineUnavailable           3   no container engine answers, and none could be started
-    ├── EngineTooOld                3   the engine or the builder is below the least supported version
+    ├── EngineTooOld                3   the engine or the builder is older than the minimum version
     ├── CommandFailed               3   a program failed
     ├── BaseUnavailable             3   the base image can be neither pulled nor made
     ├── DiskTooFull                 3   the build needs more room than there is
@@ -15,7 +15,7 @@ The first group is defined here. The others are defined in the module that raise
     ├── StackFailed                 1   a service, a job or the canary did not start
     ├── ReleaseFailed               1   a release stopped at a step; the exit code is that of the cause
     │
-    ├── InvalidFile                 2   a saved file is missing, of another version, or something else (jsonfile)
+    ├── InvalidFile                 2   a saved file is missing, malformed or of another version (jsonfile)
     ├── PlotlyMissing               3   plotly, which the HTML page needs, is not installed (report.html)
     ├── RequestTimedOut             1   a service did not answer in time (staging.probes.client)
     ├── ImageError                  3   an image cannot be read (image.errors)
@@ -34,12 +34,12 @@ The first group is defined here. The others are defined in the module that raise
     ├── CompilerMissing             3   no C compiler for placeholders of libraries (slim.placeholders.compiler)
     ├── NotInstalledTree            2   a folder is no installed environment (slim.tree)
     ├── InvalidManifest             2   a slim manifest is of another version or malformed (slim.manifest)
-    ├── TargetsAlreadyRemoved       2   an earlier run removed GPU code that is to be kept (slim.manifest)
+    ├── TargetsAlreadyRemoved       2   an earlier run removed GPU code that this run must keep (slim.manifest)
     └── WorkloadFailed              3   the workload of a proof failed (slim.proof.run_workload)
 
-Exit codes: 0 fine, 1 findings (the image is at fault), 2 usage or configuration, 3 could not do it (the environment is
-at fault). Only `buildkit.cli.main` turns an error into an exit. This module needs the standard library only, because
-`buildkit.slim` runs in a build stage.
+Exit codes: 0 success, 1 the image or release is at fault, 2 wrong usage or configuration, 3 the environment is at
+fault, 130 interrupted. Only `buildkit.cli.main` turns an error into an exit. This module needs the standard library
+only, because `buildkit.slim` runs in a build stage.
 """
 
 from __future__ import annotations
@@ -103,15 +103,15 @@ class EngineUnavailable(BuildkitError):
 
 @dataclass
 class EngineTooOld(BuildkitError):
-    """*version* of *program* is below *least*, the least supported version."""
+    """*version* of *program* is older than *minimum*, the oldest supported version."""
 
     program: str
     version: str
-    least: str
+    minimum: str
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.program} {self.version} is too old: {self.least} or newer is needed. {self.fix}"
+        return f"{self.program} {self.version} is too old: {self.minimum} or newer is needed. {self.fix}"
 
 
 @dataclass
@@ -141,7 +141,7 @@ class BaseUnavailable(BuildkitError):
 
 @dataclass
 class DiskTooFull(BuildkitError):
-    """*folder* has *free_bytes*, a build of *target* needs *needed_bytes*."""
+    """*folder* has *free_bytes* of free space, but a build of *target* needs *needed_bytes*."""
 
     folder: str
     target: str
@@ -178,7 +178,7 @@ class BuildFailed(BuildkitError):
 
 @dataclass
 class RegistryFailed(BuildkitError):
-    """*registry* refused or broke off a request; the next try does not send again what it already stores."""
+    """*registry* refused or broke off a request; a retry does not send the data again that it already stores."""
 
     registry: str
     reason: str

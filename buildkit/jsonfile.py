@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 @dataclass
 class InvalidFile(BuildkitError):
-    """The file at *path* cannot be read as the value that was expected; *fix* says how to get one that can."""
+    """The file at *path* does not hold the expected value; *fix* says how to write a valid one."""
 
     path: Path
     reason: str
@@ -30,7 +30,7 @@ class InvalidFile(BuildkitError):
 
 
 def save(value: object, path: Path, *, indent: int | None = None) -> None:
-    """Writes *value* as JSON: makes the folders, and replaces the file only after the new one is on the disk."""
+    """Writes *value* as JSON: makes the folders, and replaces an existing file only once the new one is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     encoded = msgspec.json.encode(value)
@@ -48,11 +48,11 @@ def load(path: Path, kind: type[_T], *, version: int, what: str, fix: str = "wri
         path: the file.
         kind: the struct or dataclass to decode; it has a field `schema_version`.
         version: the schema version that this program reads.
-        what: the value in words, for the error message: "a measurement".
+        what: a noun for the value, for the error message: "a measurement".
         fix: the advice in the error message: "run `nox -s build-image` again".
 
     Raises:
-        InvalidFile: the file is missing or incomplete, has another version, or holds another value.
+        InvalidFile: the file is missing or incomplete, has another schema version, or holds another kind of value.
     """
     try:
         content = path.read_bytes()

@@ -25,10 +25,11 @@ class LayerSpec(_Table, frozen=True):
     """One layer of the environment.
 
     Attributes:
-        name: also of its lock file and of its stage in the Dockerfile.
-        reason: why it is a layer, and how often it changes.
-        distributions: the distributions that it names.
-        extra: the extra whose other distributions it holds; "" for the project's own dependencies, None for no extra.
+        name: the layer's name; its lock file and its Dockerfile stage have the same name.
+        reason: why it is a layer of its own, and how often it changes.
+        distributions: distributions that go into this layer.
+        extra: an extra of pyproject.toml; its distributions that no layer names go into this layer too. "" stands for
+            the project's own dependencies, None for no extra.
     """
 
     name: str
@@ -41,18 +42,18 @@ class Target(_Table, frozen=True):
     """One image that can be built.
 
     Attributes:
-        name: on the command line.
-        dockerfile: its path, relative to the project.
-        stage: of the Dockerfile.
-        disk_bytes: room that a cold build takes in the engine's folder, measured.
-        layers: the names of its layers of the environment, in order; empty if the Dockerfile has none of them.
+        name: the name on the command line.
+        dockerfile: the path of the Dockerfile, relative to the project.
+        stage: the stage of the Dockerfile to build.
+        disk_bytes: disk space that a cold build needs in the engine's folder, measured or estimated.
+        layers: the names of the environment's layers in the image, in order; empty if it has no such layers.
         arguments: build arguments in addition to those of every build; `{site_packages}` stands for the folder into
             which the Python of the base image installs.
-        cuda_targets: compute capabilities that it must run on; empty for all of the image's.
+        cuda_targets: compute capabilities that it must run on; empty for those of the table `[image]`.
         has_application: whether it contains the service; the database and the proxy do not.
-        user: the number of the user that it runs as.
-        compression: of its layers in the engine. Uncompressed layers are exported and unpacked fastest; zstd is for a
-            registry.
+        user: the numeric ID of the user that the container runs as.
+        compression: the compression of the layers in the engine. Uncompressed layers are exported and unpacked fastest;
+            zstd is for images that are pushed to a registry.
     """
 
     name: str
@@ -72,13 +73,13 @@ class StagingBudget(_Table, frozen=True):
 
     Attributes:
         p95_seconds: 95th percentile of the response time of any route.
-        p95_growth_ratio: that percentile, divided by that of the previous release.
-        p95_noise_seconds: a smaller growth of the percentile counts as none.
-        error_fraction: responses with 5xx, of all responses.
-        retried_fraction: requests that had to be retried, of all requests.
-        memory_bytes: of one replica.
-        restarts: of all replicas together, in an hour.
-        minutes: how long `watch` accepts a broken budget.
+        p95_growth_ratio: that percentile, divided by the same percentile of the previous release.
+        p95_noise_seconds: a smaller increase of the percentile is ignored.
+        error_fraction: the fraction of responses with a 5xx status.
+        retried_fraction: the fraction of requests that had to be retried.
+        memory_bytes: the memory of one replica.
+        restarts: the restarts of all replicas together in an hour.
+        minutes: how long `watch` tolerates an exceeded budget.
     """
 
     p95_seconds: float = 2.0
@@ -95,8 +96,8 @@ class Staging(_Table, frozen=True):
     """Settings of releases.
 
     Attributes:
-        name: of the stack.
-        registry: host[:port][/path] to push to.
+        name: the name of the stack.
+        registry: the registry to push to, as host[:port][/path]; "" if it is given on the command line.
         keep_releases: number of releases to keep for rollback.
         update_seconds: the longest time for a rolling update or a first start.
         load_seconds: duration of the load for the metrics of the baseline and the new release.
@@ -113,7 +114,7 @@ class Staging(_Table, frozen=True):
 
 
 class _Image(_Table, frozen=True):
-    """The table `[image]`: what all targets share."""
+    """The table `[image]`: the settings that all targets share."""
 
     name: str
     title: str
@@ -143,15 +144,15 @@ class ImageSpec(_Image, frozen=True):
     """All of docker/images.toml, checked; the first attributes are those of the table `[image]`.
 
     Attributes:
-        name: of the image's repository.
-        python: its version, for example "3.13".
+        name: the repository of the images in the engine.
+        python: the version of Python, for example "3.13".
         base: the reference of the Python base image.
         venv: the folder of the environment in the image.
         app: the folder of the service in the image.
         model: the embedding model in the image.
         cuda_targets: compute capabilities that the image must run on, for example "sm_90".
         project: the folder that contains `docker/`, absolute.
-        excluded: distributions that are locked but in no image, each with the reason.
+        excluded: distributions that are locked but left out of every image, each with the reason.
         budgets: limits by target; `budget.evaluate` knows the keys.
         staging: settings and limits of releases.
     """
@@ -169,10 +170,10 @@ class ImageSpec(_Image, frozen=True):
         return self.project / "docker" / "lock"
 
     def target(self, name: str) -> Target:
-        """The target *name*.
+        """Returns the target *name*.
 
         Raises:
-            UsageError: there is none.
+            UsageError: docker/images.toml has no such target.
         """
         for target in self.targets:
             if target.name == name:

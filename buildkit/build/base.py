@@ -51,7 +51,7 @@ _DPKG_OPTIONS: Final = (
 
 _HOOK: Final = """find "$1" -xdev -perm /6000 -type f -exec chmod a-s {} + \
 && rm -f "$1"/var/lib/dpkg/*-old "$1"/var/cache/debconf/*-old "$1"/etc/*-"""
-"""Shell script for the finished tree. It removes what later layers would change or delete, and so store again."""
+"""Shell script for the finished tree. It removes files that later layers would change or delete, and so store again."""
 
 _EPOCH_SECONDS: Final = 315532800
 """1980-01-01, mmdebstrap's SOURCE_DATE_EPOCH: the same packages give the same bytes."""
@@ -67,10 +67,10 @@ class BaseImage:
 
     Attributes:
         reference: its name in the Dockerfile, for example `python:3.13-slim-trixie`.
-        digest: of the image in the engine, `sha256:…`.
+        digest: the digest of the image in the engine, `sha256:…`.
         origin: "registry" or "debian".
         local: its name in the engine.
-        layers: number of its layers, the lowest ones of each image that is built on it.
+        layers: the number of its layers; they are the lowest layers of each image that is built on it.
     """
 
     reference: str
@@ -80,7 +80,7 @@ class BaseImage:
     layers: int
 
     def site_packages(self, python: str) -> str:
-        """The folder into which its Python installs; Debian's Python has another one (Debian Python Policy)."""
+        """Returns the folder into which its Python installs; Debian's differs from others (Debian Python Policy)."""
         return f"/usr/local/lib/python{python}/{'dist' if self.origin == 'debian' else 'site'}-packages"
 
     @property
@@ -98,15 +98,15 @@ def ensure_base_image(
     cache: Path,
     log: Callable[[str], None],
 ) -> BaseImage:
-    """The base image, from the engine's store, a registry or Debian's packages, in that order.
+    """Returns the base image, from the engine's store, a registry or Debian's packages, in that order.
 
     Args:
         engine: stores the image.
         reference: the name of the image in a registry and in the Dockerfile.
         python: its Python version.
-        origin: "registry" or "debian" allow only that origin.
+        origin: "registry" and "debian" allow only that origin.
         cache: the folder for archives made from Debian's packages, which a new engine can load.
-        log: gets a line for each action that takes time.
+        log: gets a line for each slow action.
 
     Raises:
         BaseUnavailable: it can be neither pulled nor made.
@@ -123,7 +123,8 @@ def ensure_base_image(
         except CommandFailed as error:
             if origin == "registry":
                 raise BaseUnavailable(reference, f"cannot be pulled: {error.log_tail}") from error
-            log(f"{reference} cannot be pulled ({error.log_tail.splitlines()[-1]}); making it from Debian's packages")
+            reason = error.log_tail.rpartition("\n")[2] or f"exit code {error.exit_code_of_command}"
+            log(f"{reference} cannot be pulled ({reason}); making it from Debian's packages")
     archive = cache / f"base-{_recipe(python)}.tar"
     if not archive.exists():
         _make(python, archive, log)
@@ -135,7 +136,7 @@ def ensure_base_image(
 
 
 def _find(engine: Engine, reference: str, origin: Literal["registry", "debian"], local: str) -> BaseImage | None:
-    """The base image with the name *local* in the engine, None if there is none."""
+    """Returns the base image with the name *local* in the engine; None if there is none."""
     try:
         inspected = json.loads(engine.docker("image", "inspect", local))[0]
     except CommandFailed:
@@ -157,7 +158,7 @@ def _pull(engine: Engine, reference: str, log: Callable[[str], None]) -> BaseIma
 
 
 def _recipe(python: str) -> str:
-    """SHA-256 (hex) of everything that determines a base image made from Debian's packages."""
+    """Returns the SHA-256 (hex) of everything that determines a base image made from Debian's packages."""
     parts = [python, DEBIAN_PYTHONS.get(python, ""), *_PACKAGES, *_DPKG_OPTIONS, _HOOK, str(_EPOCH_SECONDS)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -167,7 +168,7 @@ def _make(python: str, archive: Path, log: Callable[[str], None]) -> None:
     suite = DEBIAN_PYTHONS.get(python)
     if suite is None:
         raise UsageError(
-            "image.python", python, f"Debian packages {', '.join(DEBIAN_PYTHONS)} only; others need a registry"
+            "image.python", python, f"Debian has {', '.join(DEBIAN_PYTHONS)} only; other versions need a registry"
         )
     if shutil.which("mmdebstrap") is None:
         install.install_packages(("mmdebstrap",), log)
@@ -200,7 +201,7 @@ def _make(python: str, archive: Path, log: Callable[[str], None]) -> None:
 
 
 def _load(engine: Engine, archive: Path, local: str) -> None:
-    """Loads *archive* into the engine as the image *local*: one uncompressed layer with its owners and times."""
+    """Loads *archive* into the engine as the image *local*: one uncompressed layer that keeps owners and times."""
     with tempfile.TemporaryDirectory() as context:
         try:
             os.link(archive, Path(context) / "base.tar")

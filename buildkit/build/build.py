@@ -42,22 +42,22 @@ _COMPRESSIONS: Final = {
     # media type in OCI's image-spec only.
     "zstd": ",compression=zstd,compression-level=1,force-compression=true,oci-mediatypes=true",
 }
-"""Attributes of BuildKit's image exporter."""
+"""Attributes of BuildKit's image exporter, by compression."""
 
 _IMAGE_SECONDS: Final = 600.0
-"""The longest time for naming or removing an image: the engine may be busy, and an image has gigabytes."""
+"""The longest time for naming or removing an image of gigabytes in a busy engine."""
 
 _WARM_BYTES: Final = 1_000_000_000
 """Room for a build whose environment is in the cache: the application, stored and unpacked (a generous guess)."""
 
 
 def tag_of(spec: ImageSpec, target: Target) -> str:
-    """The name that points to the last build of *target*: `latest` for the default target `api`."""
+    """Returns the name that points to the last build of *target*: `latest` for the default target `api`."""
     return f"{spec.name}:{'latest' if target.name == 'api' else target.name}"
 
 
 def previous_tag(tag: str) -> str:
-    """The second name of the previous image while *tag* is built; it remains after a build that was killed."""
+    """Returns the second name of the previous image while *tag* is built; it remains after a killed build."""
     return f"{tag}-before"
 
 
@@ -81,11 +81,11 @@ def build(
         target: the image to build.
         engine: builds and stores the image.
         base: the Python base image.
-        environment: of the caller; build secrets and proxies are taken from it, and reach RUN steps only.
-        folder: for the build record.
+        environment: the caller's; its build secrets and proxies reach RUN steps only.
+        folder: the folder for the build record.
         show: makes the display of the build's progress.
         use_cache: False runs every step again.
-        check_disk: refuse to build if the disk seems too full.
+        check_disk: True refuses to build if the disk seems too full.
         network: "host" gives RUN steps the machine's network, for an engine that has none.
 
     Raises:
@@ -132,7 +132,7 @@ def build(
 
 
 def build_arguments(spec: ImageSpec, target: Target, base: BaseImage) -> dict[str, str]:
-    """The Dockerfile's arguments: the base image and the target's own, with `{site_packages}` filled in."""
+    """Returns the Dockerfile's arguments: the base image and the target's own, with `{site_packages}` filled in."""
     site_packages = base.site_packages(spec.python)
     own = {name: value.replace("{site_packages}", site_packages) for name, value in target.arguments.items()}
     return {"PYTHON_IMAGE": base.reference, **own}
@@ -141,7 +141,7 @@ def build_arguments(spec: ImageSpec, target: Target, base: BaseImage) -> dict[st
 def _image_options(
     spec: ImageSpec, target: Target, base: BaseImage, *, tag: str, labels: Mapping[str, str]
 ) -> list[str]:
-    """Options of `docker buildx build`: Dockerfile, stage, base image, name and labels of the result."""
+    """Returns options of `docker buildx build`: Dockerfile, stage, base image, name and labels of the result."""
     return [
         f"--file={spec.project / target.dockerfile}",
         f"--target={target.stage}",
@@ -192,7 +192,7 @@ def _run_buildx(
 
 
 def _failure(error: CommandFailed, events: Events, target: Target) -> BuildFailed | CommandFailed:
-    """The error to raise if `docker buildx build` failed: that of the step, or docker's own."""
+    """Returns the error to raise if `docker buildx build` failed: the failed step, or docker's own error."""
     failed = events.failure()
     if failed is None:
         tail = "\n".join(events.other_lines[-12:])
@@ -205,8 +205,8 @@ def _failure(error: CommandFailed, events: Events, target: Target) -> BuildFaile
 def _previous_image_named(engine: Engine, tag: str) -> Iterator[None]:
     """Gives the image that *tag* points to a second name inside the block.
 
-    BuildKit moves the name to the new image before it unpacks that one. containerd then collects the unpacked layers
-    of the old image, although layers of the new one are being put on some of them
+    BuildKit moves the name to the new image before it unpacks that image. containerd then removes the unpacked layers
+    of the old image, although layers of the new image are being unpacked on top of some of them
     (github.com/moby/buildkit/issues/6521).
     """
     exists = bool(engine.docker("image", "ls", "--quiet", tag, seconds=_IMAGE_SECONDS).strip())
@@ -221,17 +221,17 @@ def _previous_image_named(engine: Engine, tag: str) -> Iterator[None]:
 
 
 def lock_digest(spec: ImageSpec, target: Target) -> str:
-    """SHA-256 (hex) of the names and versions that the target's layers lock; of all layers if it has none."""
+    """Returns the SHA-256 (hex) of the locked names and versions in the target's layers, or in all if it has none."""
     names = target.layers or [layer.name for layer in spec.layers]
     versions = locked(spec.lock_folder, names)
     return hashlib.sha256(json.dumps(sorted(versions.items())).encode()).hexdigest()
 
 
 def _check_disk(engine: Engine, target: Target, folder: Path, lock_sha256: str) -> None:
-    """Passes if the engine's disk has room for the build; an engine on another machine always passes.
+    """Checks that the engine's disk has room for the build; skips an engine on another machine.
 
     Raises:
-        DiskTooFull: it has not.
+        DiskTooFull: it does not.
     """
     if engine.root is None:
         return

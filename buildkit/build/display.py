@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["BuildDisplay"]
 
 _SHOWN_SECONDS: Final = 0.5
-"""Seconds. Shorter steps get no line: BuildKit has dozens that take a millisecond."""
+"""Shorter steps get no line: BuildKit has dozens that take a millisecond."""
 
 
 class BuildDisplay:
-    """The display of one build, a context manager around it.
+    """The display of one build; a context manager that wraps it.
 
-    Each finished step is a line. A terminal also shows the running steps below, redrawn four times a second.
+    Each finished step is a line. A terminal also shows the running steps below the lines, redrawn four times a second.
     """
 
     def __init__(self, console: Console, events: Events, *, title: str) -> None:
@@ -53,7 +53,7 @@ class BuildDisplay:
         if self._console.is_terminal:
             self._live.stop()
         if self._cached:
-            self._console.print(Text(f"  {self._cached} steps cached", style="dim"))
+            self._console.print(Text(f"  cached steps: {self._cached}", style="dim"))
 
     def add(self, step: Step) -> None:
         """Prints the line of a finished step."""

@@ -25,7 +25,7 @@ class SubStep(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a step: "exporting layers", "unpacking to …", "transferring context:".
 
     Attributes:
-        total: BuildKit's count, in bytes for transfers.
+        total: BuildKit's count of the part's work, in bytes for transfers.
         started: seconds since the Unix epoch.
     """
 
@@ -39,8 +39,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One finished vertex of the build graph.
 
     Attributes:
-        stage: of the Dockerfile; "internal", "context" or "export" for steps that BuildKit adds.
-        instruction: of the Dockerfile, without its mounts.
+        stage: the stage of the Dockerfile; "internal", "context" or "export" for steps that BuildKit adds.
+        instruction: the instruction of the Dockerfile, without its mounts.
         started: seconds since the Unix epoch; None if it never ran.
         seconds: its duration; 0.0 if it never ran or was cached.
         cached: whether its result was in the cache.
@@ -87,7 +87,7 @@ class _Event(msgspec.Struct):
 class Events:
     """Collects the events of a build; `steps` and `running` can be read at any time.
 
-    `other_lines` holds the lines that are no event, for example an error that `docker` prints.
+    `other_lines` holds the lines that are not events, for example an error that `docker` prints.
     """
 
     def __init__(self) -> None:
@@ -189,7 +189,7 @@ class Events:
         return found
 
     def failure(self) -> tuple[Step, int | None, str] | None:
-        """The step that failed first, its exit code if it has one, and the last 40 lines of its log."""
+        """Returns the step that failed first, its exit code if it has one, and the last 40 lines of its log."""
         for digest, vertex in self._vertexes.items():
             if vertex.error and "context canceled" not in vertex.error:
                 match = _EXIT_CODE.search(vertex.error)
@@ -202,7 +202,7 @@ class Events:
 
 
 def shorten(instruction: str) -> str:
-    """The instruction on one line, without its mounts."""
+    """Returns the instruction on one line, without its mounts."""
     return re.sub(r"\s+", " ", re.sub(r"--mount=\S+", "", instruction)).strip()
 
 

@@ -1,4 +1,4 @@
-"""Makes the labels of an image: what it is and what it was made from."""
+"""Makes the labels of an image: its description and its inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["image_labels", "project_version"]
 
 
 def image_labels(spec: ImageSpec, target: Target, base: BaseImage, lock_sha256: str) -> dict[str, str]:
-    """OCI's pre-defined annotations (image-spec annotations.md) and `io.truthgraph` labels for the image's inputs."""
+    """Returns OCI's pre-defined annotations (image-spec annotations.md), and `io.truthgraph` labels for the inputs."""
     revision, created = _revision(spec.project)
     return {
         "org.opencontainers.image.title": spec.title,
@@ -39,7 +39,7 @@ def image_labels(spec: ImageSpec, target: Target, base: BaseImage, lock_sha256: 
 
 
 def _slim_labels(target: Target) -> dict[str, str]:
-    """The slim profile and GPU targets; "not on a device" because no GPU has run the image yet (docs/measured)."""
+    """Returns the slim profile and GPU targets; "not on a device": no GPU has run the image yet (docs/measured)."""
     profile = target.arguments.get("SLIM_PROFILE")
     if profile is None:
         return {}
@@ -51,7 +51,7 @@ def _slim_labels(target: Target) -> dict[str, str]:
 
 
 def project_version(project: Path) -> str:
-    """The version in pyproject.toml."""
+    """Returns the version in pyproject.toml."""
     return str(tomllib.loads((project / "pyproject.toml").read_text())["project"]["version"])
 
 
@@ -64,7 +64,7 @@ def _git(project: Path, *arguments: str) -> str:
 
 
 def _revision(project: Path) -> tuple[str, str]:
-    """The commit, with `-dirty` if tracked files differ, and its time; outside a checkout "unknown" and the epoch.
+    """Returns the commit, with `-dirty` if tracked files differ, and its time; "unknown" and 1970 outside a checkout.
 
     The time is the commit's, not the clock's, so that two builds of one commit give the same image.
     """
@@ -76,7 +76,7 @@ def _revision(project: Path) -> tuple[str, str]:
 
 
 def _source(project: Path) -> str:
-    """The address of the git remote without credentials; "local" if there is none."""
+    """Returns the address of the git remote without credentials; "local" if there is none."""
     remote = _git(project, "config", "--get", "remote.origin.url")
     if not re.match(r"(https?|ssh)://|git@", remote):
         return "local"

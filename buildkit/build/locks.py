@@ -1,9 +1,9 @@
 """Locks the distributions of the image, and groups them into layers by size and rate of change.
 
-Each layer has one lock file, ``docker/lock/<layer>.txt``, in pip's requirements format with hashes and without index
-addresses. `write_locks` writes all of them from pyproject.toml and the ``[[layers]]`` tables of docker/images.toml. The
-digest of these inputs is in ``inputs.sha256``, so `check_locks` finds a stale lock without a package index. It is not
-in the lock files, because a layer is built again if its lock file changes.
+Each layer has one lock file, `docker/lock/<layer>.txt`, in pip's requirements format with hashes and without index
+addresses. `write_locks` writes all of them from pyproject.toml and the `[[layers]]` tables of docker/images.toml. The
+digest of these inputs is in `inputs.sha256`, so `check_locks` finds a stale lock without a package index. It is not in
+the lock files, because a layer is rebuilt if its lock file changes.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class Requirement:
 
 
 def parse_requirements(text: str) -> list[Requirement]:
-    """The requirements in *text*, in order, without comments.
+    """Returns the requirements in *text*, in order, without comments.
 
     Raises:
-        UsageError: a line is no pinned requirement with a hash.
+        UsageError: a line is not a pinned requirement with a hash.
     """
     found: list[Requirement] = []
     joined = re.sub(r"\\\n\s*", "\\\n    ", text)
@@ -78,7 +78,7 @@ def parse_requirements(text: str) -> list[Requirement]:
 
 
 def _parse_pin(line: str) -> tuple[str, str]:
-    """Canonical name and version of `name==version`, with or without a marker; no version if the line pins none."""
+    """Returns the canonical name and the version of a line `name==version`; the version is "" if the line pins none."""
     try:
         parsed = packaging.requirements.Requirement(line.partition(" --hash")[0].rstrip("\\ "))
     except packaging.requirements.InvalidRequirement:
@@ -88,7 +88,7 @@ def _parse_pin(line: str) -> tuple[str, str]:
 
 
 def locked(lock_folder: Path, layer_names: Iterable[str]) -> dict[str, str]:
-    """The version of each distribution in the lock files of *layer_names*, by canonical name."""
+    """Returns the version of each distribution in the lock files of *layer_names*, by canonical name."""
     return {
         requirement.name: requirement.version
         for name in layer_names
@@ -101,13 +101,13 @@ def assign(
     closures: Mapping[str, Mapping[str, Requirement]],
     excluded: Iterable[str] = (),
 ) -> dict[str, list[Requirement]]:
-    """The distributions of each layer, by the layer's name; each distribution is in exactly one layer.
+    """Returns the distributions of each layer, by the layer's name; each distribution is in exactly one layer.
 
     A layer gets the distributions that it names. Any other goes to the layer of the smallest extra that installs it.
 
     Args:
         layers: the layers of docker/images.toml.
-        closures: for each extra ("" for the project's own dependencies) everything that it installs.
+        closures: all distributions that each extra installs; "" stands for the project's own dependencies.
         excluded: distributions that no layer gets.
 
     Raises:
@@ -139,12 +139,12 @@ def assign(
 
 
 def layer_rank(extra: str | None) -> int:
-    """Smaller environments first: the project's own dependencies, then `ml`, then `dev`."""
+    """Returns the sort key that puts smaller environments first: the project's own dependencies, `ml`, `dev`."""
     return ["", "ml", "dev"].index(extra or "")
 
 
 def input_digest(spec: ImageSpec) -> str:
-    """SHA-256 (hex) of the inputs of the lock: dependencies, groups, layers, Python version, platform."""
+    """Returns the SHA-256 (hex) of the inputs of the lock: dependencies, groups, layers, Python version, platform."""
     metadata = tomllib.loads((spec.project / "pyproject.toml").read_text())
     inputs = {
         "dependencies": metadata["project"]["dependencies"],
@@ -159,7 +159,7 @@ def input_digest(spec: ImageSpec) -> str:
 
 
 def check_locks(spec: ImageSpec) -> None:
-    """Passes if every lock file was resolved from the present inputs.
+    """Checks that every lock file was resolved from the current inputs.
 
     Raises:
         UsageError: a lock file is missing or stale.
@@ -175,13 +175,13 @@ def check_locks(spec: ImageSpec) -> None:
 
 
 def _compile(project: Path, python: str, *arguments: str) -> dict[str, Requirement]:
-    """The distributions that `uv pip compile` resolves *arguments* to, by canonical name."""
+    """Returns the distributions that `uv pip compile` resolves *arguments* to, by canonical name."""
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}")
     if uv is None:
         raise UsageError("uv", None, "not installed; run through `nox -s lock`, which installs it")
     command = [uv, "pip", "compile", "--no-progress", "--generate-hashes", "--no-header", "--no-annotate"]
     command += ["--no-emit-index-url", "--no-emit-find-links", "--python-version", python]
-    command += ["--no-python-downloads"]  # it resolves for that Python, and runs none
+    command += ["--no-python-downloads"]  # uv resolves for that Python without running it
     command += ["--python-platform", _PLATFORM, *arguments]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -190,7 +190,7 @@ def _compile(project: Path, python: str, *arguments: str) -> dict[str, Requireme
 
 
 def release_below(requirement: Requirement, python: str) -> Requirement:
-    """The newest older release of the distribution, with its hashes, from the package index.
+    """Returns the newest older release of the distribution, with its hashes, from the package index.
 
     Raises:
         CommandFailed: there is none, or the index does not answer.

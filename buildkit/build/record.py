@@ -20,16 +20,16 @@ class BuildRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One build: its inputs, its image, its steps.
 
     Attributes:
-        digest: of the image in the engine, `sha256:…`.
-        tags: names that pointed to it when it was built.
+        digest: the digest of the image in the engine, `sha256:…`.
+        tags: the names of the image after the build.
         arguments: build arguments without proxies, which may hold credentials.
         base: reference, digest and origin ("registry" or "debian") of the base image.
-        lock_sha256: over the lock files of the target's layers.
+        lock_sha256: the digest of the locked names and versions in the target's layers.
         revision: the git commit, with `-dirty` if files differ from it; "unknown" outside a checkout.
-        versions: of engine, client, buildx, buildkit (the builder) and toolkit (this program).
+        versions: the versions of engine, client, buildx, buildkit (the builder) and toolkit (this program).
         started: RFC 3339, UTC.
         seconds: wall time of the build.
-        steps: in the order in which they started.
+        steps: the steps in the order in which they started.
     """
 
     schema_version: int
@@ -48,7 +48,7 @@ class BuildRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def record_path(folder: Path, target: str) -> Path:
-    """The file of the record of the last build of *target*: `image.json` for the default target `api`."""
+    """Returns the file of the record of the last build of *target*: `image.json` for the default target `api`."""
     return folder / ("image.json" if target == "api" else f"image-{target}.json")
 
 
@@ -56,7 +56,7 @@ def load_record(path: Path) -> BuildRecord:
     """Reads a record that a build wrote.
 
     Raises:
-        InvalidFile: it is missing, of another schema version, or no build record.
+        InvalidFile: the file is missing, has another schema version, or is not a build record.
     """
     fix = "run `nox -s build-image` first"
     return jsonfile.load(path, BuildRecord, version=SCHEMA_VERSION, what="a build record", fix=fix)

@@ -33,8 +33,8 @@ _INDEX_VARIABLES: Final = re.compile(
 _PROXY_VARIABLES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 """BuildKit's predefined arguments: set in every RUN, stored in no layer and no history (Dockerfile reference)."""
 
-_SHORTEST_SECRET: Final = 6
-"""Characters. Shorter words occur in large files by chance."""
+_MINIMUM_SECRET_CHARACTERS: Final = 6
+"""Shorter words occur in large files by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ class BuildSecrets:
 
     Attributes:
         certificates: a bundle of CA certificates in PEM form; None if the environment names none.
-        index: package indexes and credentials, in the variables of uv and pip.
+        index: package indexes and credentials, as variables of uv and pip.
         netrc: the caller's .netrc; None if there is none.
-        proxies: proxy variables, in the case of the environment.
+        proxies: proxy variables, with names in upper or lower case as in the environment.
     """
 
     certificates: Path | None
@@ -55,7 +55,7 @@ class BuildSecrets:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> BuildSecrets:
-        """The secrets that pip, uv and curl would use on this machine if *environment* was theirs.
+        """Returns the secrets that pip, uv and curl would use on this machine with *environment*.
 
         Raises:
             UsageError: a variable names a bundle of certificates that does not exist.
@@ -78,7 +78,7 @@ class BuildSecrets:
         )
 
     def buildx_secrets(self, scratch: Path) -> list[str]:
-        """Values of `--secret` for `ca`, `index` and `netrc`; writes `index` to *scratch*, for this user only."""
+        """Returns values of `--secret` for `ca`, `index` and `netrc`; writes a private `index` to *scratch*."""
         secrets: list[str] = []
         if self.certificates is not None:
             secrets.append(f"id=ca,src={self.certificates}")
@@ -92,24 +92,24 @@ class BuildSecrets:
         return secrets
 
     def plain_values(self) -> dict[str, str]:
-        """Each value that no image may contain (addresses, credentials), by a name that is safe to show."""
+        """Returns the values that no image may contain (addresses, credentials), by names that are safe to show."""
         values = {**self.index, **self.proxies}
         for name, value in list(values.items()):
             for number, address in enumerate(value.split()):
                 parts = urlsplit(address.partition("=")[2] if re.match(r"[\w-]+=\w+://", address) else address)
                 for kind, secret in (("user", parts.username), ("password", parts.password)):
-                    if secret and len(secret) >= _SHORTEST_SECRET:
+                    if secret and len(secret) >= _MINIMUM_SECRET_CHARACTERS:
                         values[f"{name} ({kind} {number})"] = secret
         if self.netrc is not None:
             words = self.netrc.read_text(errors="replace").split()
             for number, (key, word) in enumerate(itertools.pairwise(words)):
-                if key == "password" and len(word) >= _SHORTEST_SECRET:
+                if key == "password" and len(word) >= _MINIMUM_SECRET_CHARACTERS:
                     values[f"netrc password {number}"] = word
         return {name: value for name, value in values.items() if "NO_PROXY" not in name.upper()}
 
 
 def _index_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """Package indexes and credentials as variables of uv and pip, from the environment and pip's files."""
+    """Returns package indexes and credentials as variables of uv and pip, from the environment and pip's files."""
     found = {name: value for name, value in environment.items() if value and _INDEX_VARIABLES.fullmatch(name)}
     home = Path(environment.get("HOME", "/nonexistent"))
     for path in (

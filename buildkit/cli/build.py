@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import argparse
 
 __all__ = [
+    "add_base_origin_argument",
     "add_build_arguments",
     "add_engine_arguments",
     "add_lock_arguments",
@@ -27,8 +28,8 @@ def add_engine_arguments(command: argparse.ArgumentParser) -> None:
         nargs="?",
         choices=["start", "stop", "clean"],
         default="start",
-        help="start: find an engine, or install and start one; stop: stop the engine that was started here; "
-        "clean: remove this project's images, and the build cache of the engine that was started here",
+        help="start: find an engine, or install and start one; stop: stop the engine that this toolkit started; "
+        "clean: remove this project's images, and the build cache of the engine that this toolkit started",
     )
     command.add_argument(
         "--purge", action="store_true", help="with stop: also remove the images and the build cache of that engine"
@@ -36,16 +37,16 @@ def add_engine_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run_engine(arguments: argparse.Namespace) -> int:
-    """Finds or starts an engine and prints its versions, or stops or cleans the one that was started here."""
+    """Finds or starts an engine and prints its versions, or stops or cleans the managed one."""
     from buildkit import spec
     from buildkit.engine import client, daemon
     from buildkit.timing import builder
 
     managed = daemon.ManagedDaemon()
     if arguments.action == "stop":
-        builder.remove_own_builder(log, purge=arguments.purge)  # of a benchmark that was killed
+        builder.remove_own_builder(log, purge=arguments.purge)  # a killed benchmark may have left one
         if not daemon.stop(managed, log, purge=arguments.purge):
-            log("no engine was running that was started here")
+            log("no engine of this toolkit was running")
         return 0
     if arguments.action == "clean":
         names = (spec.load(arguments.project).name, "truthgraph-base")
@@ -56,28 +57,37 @@ def run_engine(arguments: argparse.Namespace) -> int:
         print(f"{name:<9} {version}")
     if engine.host and engine.host != os.environ.get("DOCKER_HOST"):
         print(f"address   {engine.host}")
-        log(f"to call it with docker: export DOCKER_HOST={engine.host}")
+        log(f"to use it with docker, run: export DOCKER_HOST={engine.host}")
     return 0
 
 
 def add_build_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `build`."""
-    command.add_argument("target", nargs="?", default="api", help="a target of docker/images.toml")
+    command.add_argument("target", nargs="?", default="api", help="a target in docker/images.toml")
     command.add_argument(
         "--include-dev",
         action="store_true",
         help="build the dev target; INCLUDE_DEV=1 in the environment does the same",
     )
     command.add_argument("--base", metavar="IMAGE", help="the Python base image (default: that of docker/images.toml)")
-    command.add_argument("--python", metavar="X.Y", help="the Python version of that image, for example 3.13")
+    command.add_argument(
+        "--python",
+        metavar="X.Y",
+        help="the Python version of that image, for example 3.13 (default: that of docker/images.toml)",
+    )
+    add_base_origin_argument(command)
+    command.add_argument("--no-cache", action="store_true", help="run every step again")
+    command.add_argument("--skip-disk-check", action="store_true", help="build even if the disk seems too full")
+
+
+def add_base_origin_argument(command: argparse.ArgumentParser) -> None:
+    """Adds --base-origin, which `build` and `time` share."""
     command.add_argument(
         "--base-origin",
         choices=["auto", "registry", "debian"],
         default="auto",
-        help="pull the base image from a registry, or make it from Debian's packages; auto: pull it if possible",
+        help="registry: pull the base image; debian: make it from Debian's packages; auto: pull it, or else make it",
     )
-    command.add_argument("--no-cache", action="store_true", help="run every step again")
-    command.add_argument("--skip-disk-check", action="store_true", help="build even if the disk seems too full")
 
 
 def run_build(arguments: argparse.Namespace) -> int:
@@ -121,9 +131,13 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 def add_lock_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `lock`."""
-    command.add_argument("--upgrade", action="store_true", help="take the newest versions that are allowed")
     command.add_argument(
-        "--check", action="store_true", help="only check that the lock is current; needs no network, changes nothing"
+        "--upgrade", action="store_true", help="upgrade to the newest versions that pyproject.toml allows"
+    )
+    command.add_argument(
+        "--check",
+        action="store_true",
+        help="check that the lock files are current; needs no network and changes nothing",
     )
 
 
@@ -140,5 +154,5 @@ def run_lock(arguments: argparse.Namespace) -> int:
     changed = locks.write_locks(loaded, upgrade=arguments.upgrade)
     for path in changed:
         print(path.relative_to(loaded.project))
-    log(f"{len(changed)} lock files changed")
+    log(f"lock files changed: {len(changed)}")
     return 0

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PROJECT_HELP", "Command", "CommandHelpFormatter"]
 
-PROJECT_HELP: Final = "the folder that holds docker/ (default: .)"
+PROJECT_HELP: Final = "the project's folder, which contains docker/ (default: .)"
 
 
 class CommandHelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -36,7 +36,7 @@ class Command:
         add_arguments: "module:function" that adds the command's arguments to a parser. If it is empty, the command has
             its own parser, and `run` takes the words after its name.
         example: a command line, shown at the end of its help, without `python -m buildkit`.
-        interrupted: the state after Ctrl-C, for the message.
+        interrupted: the state that Ctrl-C leaves, for the message.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """Runs `python -m buildkit COMMAND`: finds the command, turns errors and signals into exit codes.
 
-Exit codes: 0 fine, 1 findings, 2 usage or configuration, 3 could not do it, 130 interrupted.
+Exit codes: 0 success, 1 the image or release is at fault, 2 wrong usage or configuration, 3 the environment is at
+fault, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ COMMANDS: Final = (
     # Engine, build, locks.
     Command(
         "engine",
-        "find, install or start a container engine",
+        "find, install, start or stop a container engine",
         add_arguments="buildkit.cli.build:add_engine_arguments",
         run="buildkit.cli.build:run_engine",
         example="engine stop --purge",
@@ -45,7 +46,7 @@ COMMANDS: Final = (
     ),
     Command(
         "lock",
-        "resolve pyproject.toml into the files of docker/lock/",
+        "lock the dependencies of pyproject.toml in docker/lock/",
         add_arguments="buildkit.cli.build:add_lock_arguments",
         run="buildkit.cli.build:run_lock",
         example="lock --check",
@@ -54,7 +55,7 @@ COMMANDS: Final = (
     # Reports on images and builds.
     Command(
         "verify",
-        "check an image: the last one built, or any other",
+        "check the last built image, or any other",
         add_arguments="buildkit.cli.verify:add_verify_arguments",
         run="buildkit.cli.verify:run_verify",
         example="verify --target single --require static --format junit --output build/verify.xml",
@@ -70,7 +71,7 @@ COMMANDS: Final = (
     ),
     Command(
         "compare",
-        "compare two images: changes, and bytes to fetch",
+        "compare two images: changes and bytes to fetch",
         add_arguments="buildkit.cli.report:add_compare_arguments",
         run="buildkit.cli.report:run_compare",
         example="compare before.json truthgraph-api:latest --format markdown",
@@ -78,7 +79,7 @@ COMMANDS: Final = (
     ),
     Command(
         "time",
-        "time builds, side by side with a baseline",
+        "time builds, alone or against a baseline",
         add_arguments="buildkit.cli.time:add_time_arguments",
         run="buildkit.cli.time:run_time",
         example="time api --against phase1 --runs 2 --scenarios cold,no-op",
@@ -87,9 +88,9 @@ COMMANDS: Final = (
     # Slimming; it has its own command line, which also runs without this one, inside a build stage.
     Command(
         "slim",
-        "remove from an environment what its GPUs never run",
+        "remove unused GPU code and files from an environment",
         run="buildkit.slim.__main__:main",
-        interrupted="the tree may be half slimmed",
+        interrupted="the tree may be partly slimmed",
     ),
     # Staging.
     Command(
@@ -102,7 +103,7 @@ COMMANDS: Final = (
     ),
     Command(
         "stage-status",
-        "show the health of staging, and its releases",
+        "show the health and the releases of staging",
         add_arguments="buildkit.cli.staging:add_status_arguments",
         run="buildkit.cli.staging:run_status",
         example="stage-status",
@@ -117,7 +118,7 @@ COMMANDS: Final = (
     ),
     Command(
         "stage-down",
-        "stop staging; its stored data remains",
+        "stop staging, but keep its data",
         add_arguments="buildkit.cli.staging:add_down_arguments",
         run="buildkit.cli.staging:run_down",
         example="stage-down --purge",
@@ -125,14 +126,14 @@ COMMANDS: Final = (
     ),
     Command(
         "watch",
-        "watch staging; exit 1 if its budget is broken",
+        "watch staging; exit 1 if its budget is exceeded",
         add_arguments="buildkit.cli.staging:add_watch_arguments",
         run="buildkit.cli.staging:run_watch",
         example="watch --hours 8 --rollback",
     ),
     Command(
         "backup",
-        "write the whole database of staging to a file",
+        "back up the database of staging to a file",
         add_arguments="buildkit.cli.staging:add_backup_arguments",
         run="buildkit.cli.staging:run_backup",
         example="backup staging.dump",
@@ -140,17 +141,17 @@ COMMANDS: Final = (
     ),
     Command(
         "restore",
-        "replace the database of staging with a backup",
+        "restore the database of staging from a backup",
         add_arguments="buildkit.cli.staging:add_restore_arguments",
         run="buildkit.cli.staging:run_restore",
         example="restore staging.dump --replace",
     ),
 )
-"""All commands, in the order of the help. A new command needs one more value here, and its two functions."""
+"""All commands, in the order of the help. A new command needs an entry here, and its two functions."""
 
 
 def make_parser(chosen: str) -> argparse.ArgumentParser:
-    """The command line: every command with its summary, and the arguments of the *chosen* one."""
+    """Returns the parser: every command with its summary, and the arguments of the *chosen* one."""
     parser = argparse.ArgumentParser(
         prog="python -m buildkit",
         description="Builds, measures, compares, slims, checks and releases container images with CUDA Python stacks.",
@@ -165,7 +166,7 @@ def make_parser(chosen: str) -> argparse.ArgumentParser:
 
 
 def command_index(words: Sequence[str]) -> int:
-    """The index of the command in *words*: the first word that is no option of the program and no option's value."""
+    """Returns the index of the command in *words*: the first word that is neither an option nor an option's value."""
     index = 0
     while index < len(words) and words[index].startswith("-"):
         index += 2 if words[index] == "--project" else 1
@@ -187,7 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command and not command.add_arguments and not {"-h", "--help"}.intersection(words[:index]):
             if index:
-                raise UsageError(words[0], words[1], f"`{name}` works on a tree, not on a project: leave it out")
+                fix = f"leave it out: `{name}` works on a tree, not on a project"
+                raise UsageError("option", " ".join(words[:index]), fix)
             return command(words[1:])
         arguments = make_parser(name).parse_args(words)
         return command(arguments) if command else 2

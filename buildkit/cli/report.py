@@ -95,14 +95,14 @@ def _short_names(*given: str) -> tuple[str, ...]:
 
 
 def _measure(name: str, arguments: argparse.Namespace) -> Measurement:
-    """Loads a saved measurement if *name* is a file that ends in .json; else reads and analyzes the image *name*."""
+    """Loads the measurement *name* if it is a .json file; otherwise reads and analyzes the image *name*."""
     log(f"reading {name}")
     path = Path(name)
     if path.suffix == ".json" and path.is_file():
         return model.load(path)
     try:
         host = daemon.find(os.environ, daemon.ManagedDaemon()).host
-    except BuildkitError:  # an image in files needs no engine
+    except BuildkitError:  # an archive or a layout can be read without an engine
         host = ""
     options = ReadOptions(
         cache=arguments.project / FOLDER / "cache" / "layers",
@@ -130,7 +130,7 @@ def _timelines(arguments: argparse.Namespace) -> list[Timeline]:
 
 
 def budgets_of(project: Path, target: str) -> Budgets:
-    """Returns the budgets of *target* in docker/images.toml; none if it has no table of them."""
+    """Returns the budgets of *target* in docker/images.toml; none if the target has no budgets."""
     loaded = spec.load(project)
     return budget.parse_budgets(loaded.budgets.get(loaded.target(target).name, {}), where=f"budgets.{target}")
 
@@ -169,44 +169,41 @@ def finish(arguments: argparse.Namespace, tables: list[Group], budgets: BudgetRe
     return 0 if budgets.has_passed or arguments.exit_zero else 1
 
 
-# ---- arguments ------------------------------------------------------------------------------------------------------
-
-
 def add_measure_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `measure`."""
     command.add_argument(
         "image", nargs="?", metavar="IMAGE", help=f"{_IMAGE_FORMS} (default: the last build of --target)"
     )
     command.add_argument(
-        "--target", default=_TARGET, help="the target whose last build is measured if IMAGE is missing"
+        "--target", default=_TARGET, help="measure the last build of this target if IMAGE is not given"
     )
     _add_report_arguments(command)
-    command.add_argument("--keep", action="store_true", help="add this measurement to the history")
+    command.add_argument("--keep", action="store_true", help="save this measurement in the folder of --history")
     command.add_argument(
         "--history",
         type=Path,
         metavar="FOLDER",
-        help="earlier measurements, for the trend in the HTML page (default: build/measurements)",
+        help="folder of earlier measurements, for the trend in the HTML report (default: build/measurements)",
     )
 
 
 def add_compare_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `compare`."""
-    command.add_argument("before", help=f"the image before the change: {_IMAGE_FORMS}")
-    command.add_argument("after", help="the image after the change, in the same forms")
+    command.add_argument("before", metavar="BEFORE", help=f"the image before the change: {_IMAGE_FORMS}")
+    command.add_argument("after", metavar="AFTER", help="the image after the change, in any of these forms")
     _add_report_arguments(command)
     command.add_argument(
         "--base-layers",
         type=int,
         metavar="N",
-        help="number of layers that belong to the base image (default: by the label io.truthgraph.base.layers, or 1)",
+        help="number of layers that belong to the base image (default: the label io.truthgraph.base.layers, or else 1)",
     )
 
 
 def add_output_arguments(command: argparse.ArgumentParser, *formats: str) -> None:
     """Adds --format, with all formats unless *formats* names some, and --output."""
     command.add_argument("--format", "-f", default="terminal", choices=formats or _FORMATS, help="format of the report")
-    command.add_argument("--output", "-o", type=Path, metavar="FILE", help="a file for the report (default: stdout)")
+    command.add_argument("--output", "-o", type=Path, metavar="FILE", help="write the report to FILE (default: stdout)")
 
 
 def _add_report_arguments(command: argparse.ArgumentParser) -> None:
@@ -219,19 +216,24 @@ def _add_report_arguments(command: argparse.ArgumentParser) -> None:
         "--max-entries",
         type=int,
         metavar="N",
-        help=f"refuse an image with more files and folders (default: {limits.entries:,})",
+        help=f"refuse an image with more files and folders than this (default: {limits.entries:,})",
     )
     command.add_argument(
         "--max-layer-bytes",
         metavar="SIZE",
-        help="refuse a layer that is larger when unpacked, such as 300GB "
+        help="refuse a layer with a larger unpacked size, such as 300GB "
         f"(default: {limits.unpacked_bytes // 2**30} GiB)",
     )
-    command.add_argument("--timings", type=Path, metavar="FILE", help="builds timed by `time`, to show and to evaluate")
     command.add_argument(
-        "--budgets", metavar="TARGET", help="evaluate the budgets of this target in docker/images.toml"
+        "--timings",
+        type=Path,
+        metavar="FILE",
+        help="timings that `time` saved, to show in the report and to check against the budgets",
     )
     command.add_argument(
-        "--dive-rules", type=Path, metavar="FILE", help="evaluate the rules of a .dive-ci file instead"
+        "--budgets", metavar="TARGET", help="check the image against the budgets of this target in docker/images.toml"
     )
-    command.add_argument("--exit-zero", action="store_true", help="exit 0, not 1, if a budget fails")
+    command.add_argument(
+        "--dive-rules", type=Path, metavar="FILE", help="check the image against the rules of a .dive-ci file instead"
+    )
+    command.add_argument("--exit-zero", action="store_true", help="exit 0, not 1, if a budget is exceeded")

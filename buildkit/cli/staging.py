@@ -49,9 +49,6 @@ _NOT_SETTINGS: Final = re.compile(r"TRUTHGRAPH_(?:[A-Z]+_IMAGE|SECRETS|STACK|BIN
 """Variables of the stack file that a release sets itself, or that only Docker Compose reads."""
 
 
-# ---- shared by all commands -----------------------------------------------------------------------------------------
-
-
 class _Staging:
     """The engine, the state folder and the stack that the arguments select."""
 
@@ -72,20 +69,17 @@ class _Staging:
 
 
 def _settings(file: Path) -> dict[str, str]:
-    """Returns the environment variables that the stack file names, without images and folders of secrets."""
+    """Returns the environment variables that the stack file uses, except those in `_NOT_SETTINGS`."""
     named = set(re.findall(r"\$\{(TRUTHGRAPH_[A-Z_]+)", file.read_text()))
     return {name: os.environ[name] for name in sorted(named) if name in os.environ and not _NOT_SETTINGS.match(name)}
 
 
 def _make_secrets(staging: _Staging) -> None:
-    """Makes the missing secrets by docker/make-secrets, in a folder that only its owner can read."""
+    """Makes the missing secrets with docker/make-secrets, in a folder that only its owner can read."""
     program = staging.spec.project / "docker" / "make-secrets"
     done = subprocess.run(["sh", program, staging.state / "secrets"], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise UsageError("secrets", str(staging.state / "secrets"), done.stderr.strip())
-
-
-# ---- commands -------------------------------------------------------------------------------------------------------
 
 
 def run_stage(arguments: argparse.Namespace) -> int:
@@ -104,7 +98,7 @@ def run_stage(arguments: argparse.Namespace) -> int:
 
 
 def _registry(arguments: argparse.Namespace, staging: _Staging) -> str:
-    """Returns the registry's address with its path; starts the local one if it is chosen.
+    """Returns the registry's address with its path; starts the local registry if --local is given.
 
     Raises:
         UsageError: no registry is configured.
@@ -239,7 +233,7 @@ def run_watch(arguments: argparse.Namespace) -> int:
 
 
 def run_backup(arguments: argparse.Namespace) -> int:
-    """Writes a backup of the database; an interrupted one leaves an existing file unchanged."""
+    """Writes a backup of the database; if it fails, an existing file is unchanged."""
     staging = _Staging(arguments)
     path: Path = arguments.file
     if not path.parent.is_dir():
@@ -271,9 +265,6 @@ def run_restore(arguments: argparse.Namespace) -> int:
     return 0
 
 
-# ---- arguments ------------------------------------------------------------------------------------------------------
-
-
 def _add_common_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--name", default="", help="name of the stack (default: `staging.name` of docker/images.toml)")
     command.add_argument(
@@ -291,7 +282,7 @@ def add_stage_arguments(command: argparse.ArgumentParser) -> None:
     _add_common_arguments(command)
     where = command.add_mutually_exclusive_group()
     where.add_argument(
-        "--local", action="store_true", help="stage on this machine only, with a registry and a swarm of its own"
+        "--local", action="store_true", help="stage on this machine only, with its own registry and swarm"
     )
     where.add_argument(
         "--registry",
@@ -317,7 +308,10 @@ def add_rollback_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `rollback`."""
     _add_common_arguments(command)
     command.add_argument(
-        "release", nargs="?", metavar="RELEASE", help="a release of `stage-status` (default: the previous one)"
+        "release",
+        nargs="?",
+        metavar="RELEASE",
+        help="the release to return to, as `stage-status` lists it (default: the previous one)",
     )
     command.add_argument("--keep-schema", action="store_true", help="roll back the code, but not the database schema")
 
@@ -335,14 +329,14 @@ def add_down_arguments(command: argparse.ArgumentParser) -> None:
 def add_watch_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `watch`."""
     _add_common_arguments(command)
-    command.add_argument("--hours", type=float, default=24.0, help="how long to watch")
+    command.add_argument("--hours", type=float, default=24.0, help="hours to watch")
     command.add_argument(
         "--interval", type=float, default=15.0, metavar="SECONDS", help="seconds between two observations"
     )
     command.add_argument(
         "--minutes",
         type=float,
-        help="stop when the budget was exceeded for this long without a pause; 0: at once (default: "
+        help="stop when the budget has been exceeded for this many minutes without a break; 0: at once (default: "
         "`staging.budget.minutes` of docker/images.toml)",
     )
     command.add_argument(
@@ -352,7 +346,7 @@ def add_watch_arguments(command: argparse.ArgumentParser) -> None:
         help="JSON lines file to append each observation to (default: watch.jsonl in the state folder)",
     )
     command.add_argument(
-        "--rollback", action="store_true", help="return to the previous release when the budget was exceeded"
+        "--rollback", action="store_true", help="then return to the previous release, if the budget was exceeded"
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from buildkit import spec
 from buildkit.build import display
 from buildkit.check import budget
+from buildkit.cli.build import add_base_origin_argument
 from buildkit.cli.report import add_output_arguments, budgets_of, finish
 from buildkit.console import FOLDER, log, make_console, write
 from buildkit.engine import daemon
@@ -37,13 +38,15 @@ _NOT_TIMED: Final = 3
 
 
 def add_time_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `time`. Those that --from excludes have no default here, so that it sees them given."""
-    command.add_argument("target", nargs="?", help=f"a target of docker/images.toml (default: {_TARGET})")
-    command.add_argument("--against", metavar="TARGET", help="the baseline, built in turn with it (default: none)")
+    """Adds the arguments of `time`; those that --from excludes have no default, so that `run_time` sees them given."""
+    command.add_argument("target", nargs="?", help=f"a target in docker/images.toml (default: {_TARGET})")
+    command.add_argument(
+        "--against", metavar="TARGET", help="the baseline, built in turn with the target (default: none)"
+    )
     command.add_argument(
         "--scenarios", metavar="NAMES", help=f"comma-separated: {', '.join(SCENARIOS)} (default: {_SCENARIOS})"
     )
-    command.add_argument("--runs", type=int, metavar="N", help=f"builds of each scenario (default: {_RUNS})")
+    command.add_argument("--runs", type=int, metavar="N", help=f"number of builds of each scenario (default: {_RUNS})")
     command.add_argument(
         "--dependency",
         metavar="NAME",
@@ -52,22 +55,15 @@ def add_time_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--builder",
         metavar="CONTEXT",
-        help="the docker context of an engine whose build cache may be cleared (default: one started for the run)",
+        help="the docker context of an engine; its build cache is cleared (default: a new engine for this run)",
     )
+    command.add_argument("--keep-downloads", action="store_true", help="keep downloaded packages for the next run")
+    add_base_origin_argument(command)
     command.add_argument(
-        "--keep-downloads", action="store_true", help="keep the downloads of this run for the next one"
-    )
-    command.add_argument(
-        "--base-origin",
-        choices=["auto", "registry", "debian"],
-        default="auto",
-        help="pull the base image from a registry, or make it from Debian's packages; auto: pull it if possible",
-    )
-    command.add_argument(
-        "--from", type=Path, metavar="FILE", dest="from_file", help="report these saved timings; build nothing"
+        "--from", type=Path, metavar="FILE", dest="from_file", help="report the timings saved in FILE; build nothing"
     )
     add_output_arguments(command)
-    command.add_argument("--exit-zero", action="store_true", help="exit 0, not 1, if a budget fails")
+    command.add_argument("--exit-zero", action="store_true", help="exit 0, not 1, if a budget is exceeded")
 
 
 def run_time(arguments: argparse.Namespace) -> int:
@@ -75,9 +71,8 @@ def run_time(arguments: argparse.Namespace) -> int:
     if arguments.from_file:
         for name in ("target", "against", "scenarios", "runs", "dependency", "builder"):
             if getattr(arguments, name) is not None:
-                raise UsageError(
-                    f"--from with {name}", getattr(arguments, name), "the file already says what was timed"
-                )
+                fix = "leave it out: --from only reports saved timings"
+                raise UsageError(f"--from with {name}", getattr(arguments, name), fix)
         timings = record.load(arguments.from_file)
         return _report_timings(arguments, timings, budgets_of(arguments.project, timings.target))
     loaded = spec.load(arguments.project)

@@ -26,8 +26,10 @@ _TARGET: Final = "api"
 
 def add_verify_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `verify`."""
-    command.add_argument("--image", default="", help="an image in the engine, by digest or name (default: last build)")
-    command.add_argument("--target", default=_TARGET, help="the target of docker/images.toml that the image must match")
+    command.add_argument(
+        "--image", default="", help="an image in the engine, by digest or name (default: the last build)"
+    )
+    command.add_argument("--target", default=_TARGET, help="the target in docker/images.toml that the image must match")
     command.add_argument("--build", type=Path, metavar="FILE", help="the build record of the image, instead of --image")
     command.add_argument(
         "--require",
@@ -35,7 +37,7 @@ def add_verify_arguments(command: argparse.ArgumentParser) -> None:
         default=[],
         choices=verify.TIERS,
         metavar="TIER",
-        help=f'a tier whose "not verified" fails: {" or ".join(verify.TIERS)}; may be repeated (default: none)',
+        help=f"fail if a check of this tier is NOT VERIFIED ({' or '.join(verify.TIERS)}; repeatable; default: none)",
     )
     add_output_arguments(command, "terminal", "json", "markdown", "junit", "sarif")
     command.add_argument("--exit-zero", action="store_true", help="exit 0, not 1, if checks fail")

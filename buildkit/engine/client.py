@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine", "connect", "docker", "start_docker", "version_numbers", "versions"]
 
-LEAST_ENGINE: Final = (23, 0)
+MINIMUM_ENGINE: Final = (23, 0)
 """Docker 23: the first version that builds with BuildKit and buildx by default (release notes 23.0)."""
-LEAST_BUILDX: Final = (0, 13)
+MINIMUM_BUILDX: Final = (0, 13)
 """buildx 0.13: the first version with `--progress=rawjson` (release notes 0.13.0), which the build record needs."""
 _ANSWER_SECONDS: Final = 10.0
 _END_SECONDS: Final = 20.0
@@ -36,9 +36,9 @@ class Engine:
     """A container engine that answered.
 
     Attributes:
-        host: the value of DOCKER_HOST for it; "" if `docker` finds it without.
-        version: of the engine.
-        root: the folder of its images; None if it is on another machine.
+        host: the value of DOCKER_HOST for it; "" if `docker` finds it by itself.
+        version: the version of the engine.
+        root: the folder of its images on this machine; None if the engine is on another machine.
     """
 
     host: str
@@ -47,7 +47,7 @@ class Engine:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment variables with which a program reaches this engine."""
+        """The environment variables that point a program to this engine."""
         return {"DOCKER_HOST": self.host} if self.host else {}
 
     def docker(
@@ -63,7 +63,7 @@ class Engine:
     def stream(self, *arguments: str, on_line: Callable[[str], None], seconds: float | None = None) -> None:
         """Runs `docker *arguments` and calls *on_line* with each line of its output and its errors as it appears.
 
-        If *on_line* raises or the user interrupts, docker gets SIGINT, and has ended before this returns.
+        If *on_line* raises or the user interrupts, docker gets SIGINT, and this waits until it has ended.
 
         Raises:
             CommandFailed: it failed, or ran for longer than *seconds*.
@@ -115,9 +115,9 @@ def docker(
     Args:
         host: the value of DOCKER_HOST; "" for the one that `docker` finds itself.
         arguments: the command and its arguments.
-        seconds: the longest time that it may take.
-        stdin: its standard input.
-        environment: replaces the environment of this process.
+        seconds: the time limit.
+        stdin: the text for its standard input.
+        environment: the environment to use instead of that of this process.
 
     Raises:
         CommandFailed: it failed, or took longer than *seconds*.
@@ -136,7 +136,7 @@ def docker(
     except FileNotFoundError as error:
         raise CommandFailed(command, 127, "docker is not installed") from error
     except subprocess.TimeoutExpired as error:
-        raise CommandFailed(command, 124, f"no answer within {seconds:.0f} s") from error
+        raise CommandFailed(command, 124, f"no answer within {seconds:g} s") from error
     if done.returncode != 0:
         raise CommandFailed(command, done.returncode, (done.stderr or done.stdout).strip()[-2000:])
     return done.stdout
@@ -166,47 +166,47 @@ def _environment(host: str, environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def version_numbers(version: str) -> tuple[int, ...]:
-    """The leading numbers of *version*: `26.1.5+dfsg1` is (26, 1, 5). A version without any is (0,)."""
+    """Returns the leading numbers of *version*: (26, 1, 5) for `26.1.5+dfsg1`, and (0,) if it has none."""
     return tuple(int(part) for part in re.findall(r"\d+", re.split("[+-]", version, maxsplit=1)[0])) or (0,)
 
 
 def connect(host: str) -> Engine:
-    """The engine at *host*.
+    """Returns the engine at *host*.
 
     Raises:
-        CommandFailed: none answers there.
-        EngineTooOld: it is older than `LEAST_ENGINE`.
+        CommandFailed: no engine answers there.
+        EngineTooOld: it is older than `MINIMUM_ENGINE`.
     """
     info = json.loads(docker(host, "info", "--format", "{{json .}}"))
     version = str(info.get("ServerVersion") or "")
     if not version:
         raise CommandFailed(["docker", "info"], 1, "; ".join(info.get("ServerErrors") or ["no engine answered"]))
-    if version_numbers(version) < LEAST_ENGINE:
-        least = ".".join(map(str, LEAST_ENGINE))
-        raise EngineTooOld("Docker Engine", version, least, "Upgrade it, or point DOCKER_HOST to another one.")
+    if version_numbers(version) < MINIMUM_ENGINE:
+        minimum = ".".join(map(str, MINIMUM_ENGINE))
+        raise EngineTooOld("Docker Engine", version, minimum, "Upgrade it, or point DOCKER_HOST to another one.")
     root = Path(str(info["DockerRootDir"]))
     return Engine(host, version, root if root.is_dir() else None)
 
 
 def versions(engine: Engine) -> dict[str, str]:
-    """Versions of engine, client, buildx and BuildKit, by those names.
+    """Returns the versions by the names "engine", "client", "buildx" and "buildkit".
 
     Raises:
         EngineTooOld: buildx is missing or too old.
     """
     client = docker(engine.host, "version", "--format", "{{.Client.Version}}").strip()
-    least = ".".join(map(str, LEAST_BUILDX))
+    minimum = ".".join(map(str, MINIMUM_BUILDX))
     advice = "Install your distribution's docker-buildx or docker-buildx-plugin package."
     try:
         match = re.search(r"\bv?(\d+\.\d+\.\d+\S*)", docker(engine.host, "buildx", "version"))
     except CommandFailed as error:
-        raise EngineTooOld("docker buildx", "(not installed)", least, advice) from error
+        raise EngineTooOld("docker buildx", "(not installed)", minimum, advice) from error
     buildx = match[1] if match else "0"
-    if version_numbers(buildx) < LEAST_BUILDX:
-        raise EngineTooOld("docker buildx", buildx, least, advice)
+    if version_numbers(buildx) < MINIMUM_BUILDX:
+        raise EngineTooOld("docker buildx", buildx, minimum, advice)
     inspected = docker(engine.host, "buildx", "inspect", seconds=30)
     found = re.search(r"^\s*BuildKit(?: version)?:\s*(\S+)", inspected, re.MULTILINE)
     buildkit = found[1] if found else "unknown"
     if buildkit.endswith("+unknown"):
-        buildkit = f"built into Docker Engine {engine.version}"  # Debian's build does not carry the number
+        buildkit = f"built into Docker Engine {engine.version}"  # Debian's build does not report the number
     return {"engine": engine.version, "client": client, "buildx": buildx, "buildkit": buildkit}

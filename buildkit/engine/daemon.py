@@ -37,10 +37,10 @@ _ISOLATED: Final[Mapping[str, object]] = {
     "userland-proxy": False,
     "builder": {"gc": {"enabled": False}},
 }
-"""Settings of dockerd (its reference, "Daemon configuration file") for a daemon next to others: the network of the
-machine stays as it is, and the build cache is never collected (by default it is limited to a tenth of the disk)."""
+"""Settings of dockerd (its reference, "Daemon configuration file") for a daemon that runs next to others: the
+machine's network is not changed, and the build cache is never pruned (the default limit is a tenth of the disk)."""
 _CHILDREN: Final[dict[int, subprocess.Popen[bytes]]] = {}
-"""The daemons that this process started, by process id: it must wait for them when they are stopped."""
+"""The daemons that this process started, by process id: this process must wait for them when it stops them."""
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 30.0
 
@@ -82,7 +82,7 @@ class ManagedDaemon:
         return self.run / "dockerd.pid"
 
     def configuration(self) -> dict[str, object]:
-        """The content of dockerd's daemon.json: its own folders, images in containerd's store."""
+        """Returns the content of dockerd's daemon.json: its own folders, images in containerd's store."""
         return {
             "hosts": [self.host],
             "data-root": str(self.state / "data"),
@@ -94,7 +94,7 @@ class ManagedDaemon:
 
 
 def find(environment: Mapping[str, str], daemon: ManagedDaemon) -> Engine:
-    """The engine that answers: that of the environment, or else the managed daemon.
+    """Returns the engine of the environment if it answers, or else the managed daemon.
 
     Raises:
         EngineUnavailable: neither answers; `commands` says how to start one.
@@ -106,19 +106,19 @@ def find(environment: Mapping[str, str], daemon: ManagedDaemon) -> Engine:
         try:
             return connect(host)
         except CommandFailed as error:
-            reason = reason or error.log_tail.splitlines()[0]
+            reason = reason or error.log_tail.partition("\n")[0] or f"exit code {error.exit_code_of_command}"
     address = environment.get("DOCKER_HOST") or f"the default address or {daemon.host}"
     raise EngineUnavailable(address, reason, ["nox -s engine"])
 
 
 def ensure(environment: Mapping[str, str], daemon: ManagedDaemon, log: Callable[[str], None]) -> Engine:
-    """An engine with buildx: the one that answers, or else a managed daemon, which is installed and started.
+    """Returns an engine with buildx: one that answers, or else a managed daemon, installed and started if necessary.
 
     Installs Debian packages if dockerd or buildx is missing, which needs root and apt-get. Logs each change before it
     makes it.
 
     Raises:
-        EngineUnavailable: none answers and none can be started; `commands` says what to run.
+        EngineUnavailable: no engine answers, and none can be started; `commands` says what to run.
         EngineTooOld: the engine of the environment is too old.
         CommandFailed: an installation failed.
     """
@@ -141,7 +141,7 @@ def ensure(environment: Mapping[str, str], daemon: ManagedDaemon, log: Callable[
 
 
 def _running_pid(pid_file: Path, program: str) -> int | None:
-    """The process id in *pid_file* if that process runs *program*, else None."""
+    """Returns the process id in *pid_file* if that process runs *program*, else None."""
     try:
         pid = int(pid_file.read_text())
     except (OSError, ValueError):
@@ -225,12 +225,12 @@ def _start_dockerd(daemon: ManagedDaemon, log: Callable[[str], None]) -> subproc
 def clean(engine: Engine, daemon: ManagedDaemon, names: Sequence[str], log: Callable[[str], None]) -> None:
     """Removes the images of the repositories *names*; if *engine* is the managed daemon, also its build cache.
 
-    The build cache of any other engine stays: the user's other builds may need it.
+    The build cache of any other engine is kept: the user's other builds may need it.
     """
     for name in names:
         images = engine.docker("image", "ls", "--quiet", "--no-trunc", name).split()
         if images:
-            log(f"removing {len(set(images))} images of {name}")
+            log(f"removing the images of {name}: {len(set(images))}")
             engine.docker("image", "rm", "--force", *sorted(set(images)), seconds=_STOP_SECONDS * 4)
     if engine.host == daemon.host:
         log("removing the build cache of the managed daemon")
@@ -238,7 +238,7 @@ def clean(engine: Engine, daemon: ManagedDaemon, names: Sequence[str], log: Call
 
 
 def stop(daemon: ManagedDaemon, log: Callable[[str], None], *, purge: bool = False) -> bool:
-    """Stops dockerd and its containers, and returns whether it ran; *purge* also removes its images and build cache."""
+    """Stops dockerd and its containers; *purge* also removes its data. Returns whether dockerd was running."""
     pid = _running_pid(daemon.pid_file, "dockerd")
     if pid is not None:
         log(f"stopping dockerd {pid}")

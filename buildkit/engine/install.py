@@ -26,14 +26,14 @@ _DEBIAN_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 def _release() -> dict[str, str]:
-    """The machine's /etc/os-release."""
+    """Returns the fields of the machine's /etc/os-release; empty if there is no such file."""
     path = Path("/etc/os-release")
     lines = path.read_text().splitlines() if path.exists() else []
     return {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines)}
 
 
 def backport_source(uri: str) -> str:
-    """An apt source (deb822) for Debian 13 on the mirror *uri*."""
+    """Returns an apt source (deb822) for Debian 13 on the mirror *uri*."""
     return (
         "# Docker's packages of Debian 13, pinned in preferences.d/truthgraph-engine. Written by `nox -s engine`.\n"
         f"Types: deb\nURIs: {uri}\nSuites: {_BACKPORT_SUITE}\nComponents: main\nSigned-By: {_DEBIAN_KEYRING}\n"
@@ -41,7 +41,7 @@ def backport_source(uri: str) -> str:
 
 
 def backport_pins(packages: Sequence[str] = DOCKER_PACKAGES) -> str:
-    """Preferences of apt that take only *packages* from Debian 13."""
+    """Returns apt preferences that take only *packages* from Debian 13."""
     return (
         f"Package: *\nPin: release n={_BACKPORT_SUITE}\nPin-Priority: -1\n\n"
         f"Package: {' '.join(packages)}\nPin: release n={_BACKPORT_SUITE}\nPin-Priority: 990\n"
@@ -50,14 +50,14 @@ def backport_pins(packages: Sequence[str] = DOCKER_PACKAGES) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """The addresses of the machine's Debian archive and of its security archive, None if it has none."""
+    """The addresses of the machine's Debian archive, and of its security archive (None if apt has none)."""
 
     uri: str
     security_uri: str | None
 
 
 def debian_mirror() -> Mirror:
-    """The Debian archive of this machine, from its apt sources in any format.
+    """Returns the Debian archive of this machine, from its apt sources in any format.
 
     Raises:
         EngineUnavailable: apt has no source for this release.
@@ -81,15 +81,15 @@ def debian_mirror() -> Mirror:
 
 
 def _by_hand(packages: Sequence[str]) -> list[str]:
-    """The commands that an administrator can run instead."""
+    """Returns the commands that an administrator can run instead."""
     return [f"sudo apt-get install {' '.join(packages)}", "nox -s engine"]
 
 
 def _require_root_and_apt(packages: Sequence[str]) -> None:
-    """Passes if *packages* can be installed.
+    """Checks that *packages* can be installed.
 
     Raises:
-        EngineUnavailable: this is no Debian, or this user is not root.
+        EngineUnavailable: this is not Debian, or this user is not root.
     """
     release = _release()
     if shutil.which("apt-get") is None or release.get("ID") != "debian":
@@ -102,10 +102,10 @@ def _require_root_and_apt(packages: Sequence[str]) -> None:
 
 
 def install_packages(packages: Sequence[str], log: Callable[[str], None]) -> None:
-    """Installs Debian *packages* of the machine's release.
+    """Installs *packages* from the machine's Debian release.
 
     Raises:
-        EngineUnavailable: this is no Debian, or this user is not root; `commands` says what to run.
+        EngineUnavailable: this is not Debian, or this user is not root; `commands` says what to run.
         CommandFailed: apt failed.
     """
     _require_root_and_apt(packages)
@@ -114,7 +114,7 @@ def install_packages(packages: Sequence[str], log: Callable[[str], None]) -> Non
 
 
 def install_docker(packages: Sequence[str], log: Callable[[str], None]) -> None:
-    """Installs *packages* of Docker. On Debian 12 they come from a pinned source of Debian 13; nothing else does."""
+    """Installs Docker *packages*. On Debian 12 they come from a source of Debian 13, pinned to these packages."""
     _require_root_and_apt(packages)
     release = _release()
     codename = release.get("VERSION_CODENAME", "")

@@ -1,7 +1,7 @@
-"""Tells whether processes run, and ends them. Linux only: it reads /proc.
+"""Checks whether processes run, and ends them. Linux only: it reads /proc.
 
-psutil is not used: a name, a state and the child processes are all that is needed of it, and it would be one more
-compiled dependency of every command.
+psutil is not used: it would be one more compiled dependency of every command, and only the name, the state and the
+children of a process are needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _KILLED_SECONDS: Final = 5.0
 
 
 def program_of(pid: int) -> str | None:
-    """The name of the program that process *pid* runs; None if it has ended, also if nobody has waited for it yet."""
+    """Returns the name of the program that process *pid* runs; None if it has ended, reaped or not."""
     try:
         head, _, tail = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
     except OSError:

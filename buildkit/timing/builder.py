@@ -1,7 +1,7 @@
-"""Chooses the builder whose cache a benchmark may clear; never the one of the user's other builds.
+"""Provides the builder of a benchmark, which clears its cache; never the builder of the user's other builds.
 
-By default it is a managed daemon that runs next to all others and is removed afterwards. It gets a network bridge of
-its own, to which nothing is connected: RUN steps use the network of the machine, so dockerd makes no firewall rule.
+By default it is a managed daemon that runs next to all other engines and is removed afterwards. It gets its own network
+bridge, to which nothing is connected: RUN steps use the network of the machine, so dockerd makes no firewall rule.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _DOWNLOADED: Final = "downloaded"
 _PRUNE_SECONDS: Final = 600.0
 _DELETION_SECONDS: Final = 120.0
 _QUIET_SECONDS, _QUIET_BYTES = 5.0, 10_000_000
-"""Deletion has ended if free space changes by less for this long: guesses, above the noise of an idle machine."""
+"""Deletion has ended if free space changes by fewer bytes for so many seconds: guesses, above an idle disk's noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,10 @@ class BenchmarkBuilder:
 
     Attributes:
         engine: stores the images.
-        network: of RUN steps that need a package index; "" for the default.
-        description: in words, for the report.
-        daemon: the managed daemon, whose cache holds nothing else and whose writes can be counted; None for a builder
-            of the user.
+        network: the network of RUN steps that need a package index; "" for the default.
+        description: a description of the builder for the report.
+        daemon: the managed daemon: its cache holds nothing else, and its writes can be counted. None for a builder of
+            the user.
     """
 
     engine: Engine
@@ -72,9 +72,9 @@ class BenchmarkBuilder:
         self._wait_for_deletion()
 
     def _wait_for_deletion(self) -> None:
-        """Waits until the engine has deleted what was pruned, two minutes at most.
+        """Waits until the engine has deleted the pruned files, for at most two minutes.
 
-        containerd deletes gigabytes after it has answered, and starts within a second.
+        containerd answers first, starts to delete within a second, and may have gigabytes to delete.
         """
         deadline = time.monotonic() + _DELETION_SECONDS
         free_bytes, since = self.free_bytes(), time.monotonic()
@@ -85,7 +85,7 @@ class BenchmarkBuilder:
                 free_bytes, since = now, time.monotonic()
 
     def downloaded(self) -> set[str]:
-        """The builds whose downloads are in the cache mounts, also by earlier runs with the same daemon."""
+        """Returns the builds with all their downloads in the cache mounts, also those of earlier runs."""
         if self._downloaded_file is None or not self._downloaded_file.exists():
             return set()
         return set(self._downloaded_file.read_text().splitlines())
@@ -101,15 +101,15 @@ class BenchmarkBuilder:
             self.engine.docker("image", "rm", "--force", tag, seconds=_PRUNE_SECONDS)
 
     def blobs(self, digest: str) -> dict[str, int]:
-        """The bytes of each layer of an image as the engine stores it, by digest."""
+        """Returns the stored bytes of each layer of an image, by digest."""
         return layer_blobs(digest, ReadOptions(engine_host=self.engine.host))
 
     def free_bytes(self) -> int | None:
-        """Free space on the engine's disk; None if it is on another machine."""
+        """Returns the free space on the engine's disk; None if it is on another machine."""
         return shutil.disk_usage(self.engine.root).free if self.engine.root else None
 
     def written_bytes(self) -> int | None:
-        """Bytes written so far by the daemon's processes and their ended children (proc(5), write_bytes)."""
+        """Returns the bytes that the daemon's processes and ended children wrote so far (proc(5), write_bytes)."""
         if self.daemon is None:
             return None
         count = 0
@@ -126,10 +126,10 @@ class BenchmarkBuilder:
 def own_builder(
     log: Callable[[str], None], *, keep_downloads: bool, daemon: ManagedDaemon = BENCHMARK_DAEMON
 ) -> Iterator[BenchmarkBuilder]:
-    """Runs *daemon* inside the block, then removes all that it stored; *keep_downloads* keeps its cache mounts.
+    """Runs *daemon* inside the block, then removes its data; *keep_downloads* keeps its cache mounts.
 
     Raises:
-        EngineUnavailable: it cannot be started here, or another benchmark uses it; `commands` says what to do instead.
+        EngineUnavailable: it cannot be started here, or another benchmark uses it; `commands` has the alternatives.
     """
     if shutil.which("dockerd") is None or shutil.which("ip") is None:
         missing = "dockerd" if shutil.which("dockerd") is None else "ip (Debian's iproute2)"
@@ -137,7 +137,7 @@ def own_builder(
         raise EngineUnavailable(daemon.host, f"{missing} is not installed", advice)
     with _locked(daemon) as is_ours:
         if not is_ours:
-            raise EngineUnavailable(daemon.host, "another benchmark uses it; wait until that has ended", [])
+            raise EngineUnavailable(daemon.host, "another benchmark uses it; wait until it has finished", [])
         try:
             log("starting an engine for the timed builds")
             _make_bridge(daemon.bridge)
@@ -153,7 +153,7 @@ def own_builder(
 
 @contextlib.contextmanager
 def _locked(daemon: ManagedDaemon) -> Iterator[bool]:
-    """Locks *daemon* inside the block; gives False if another process has it. A lock ends with its process."""
+    """Locks *daemon* inside the block; yields False if another process holds the lock. A lock ends with its process."""
     path = daemon.run.with_name(f"{daemon.run.name}.lock")
     try:
         lock = path.open("w")
@@ -169,18 +169,18 @@ def _locked(daemon: ManagedDaemon) -> Iterator[bool]:
 
 
 def remove_own_builder(log: Callable[[str], None], *, purge: bool, daemon: ManagedDaemon = BENCHMARK_DAEMON) -> None:
-    """Removes what a killed benchmark left of *daemon*, and with *purge* what it stored; a running one stays."""
+    """Removes the *daemon* of a killed benchmark, with *purge* its data too; leaves a running benchmark alone."""
     if not daemon.state.exists() and not _bridge_exists(daemon.bridge):
         return
     with _locked(daemon) as is_ours:
         if is_ours:
             _remove(log, daemon, purge=purge)
         else:
-            log("a benchmark is running; its engine stays")
+            log("a benchmark is running; its engine is left alone")
 
 
 def _remove(log: Callable[[str], None], daemon: ManagedDaemon, *, purge: bool) -> None:
-    """Stops *daemon* and removes its bridge; *purge* also removes what it stored."""
+    """Stops *daemon* and removes its bridge; *purge* also removes its data."""
     stop(daemon, log, purge=purge)
     if purge:
         shutil.rmtree(daemon.run, ignore_errors=True)
@@ -189,7 +189,7 @@ def _remove(log: Callable[[str], None], daemon: ManagedDaemon, *, purge: bool) -
 
 
 def user_builder(engine: Engine, name: str) -> BenchmarkBuilder:
-    """The user's builder *name*: that of an engine, called by the engine's docker context. Its cache will be cleared.
+    """Returns the user's builder *name*, which is the name of an engine's docker context. Its cache will be cleared.
 
     Raises:
         UsageError: buildx knows no such builder, or its images do not go to an engine.
@@ -200,7 +200,7 @@ def user_builder(engine: Engine, name: str) -> BenchmarkBuilder:
         raise UsageError("builder", name, f"unknown to buildx ({error.log_tail})") from error
     driver = next((line.split()[-1] for line in inspected.splitlines() if line.startswith("Driver:")), "")
     if driver != "docker":
-        fix = f"its driver is {driver!r}, which keeps its images; name that of an engine (`docker context create`)"
+        fix = f"its driver {driver!r} stores no images in an engine; name an engine's builder (`docker context create`)"
         raise UsageError("builder", name, fix)
     context = json.loads(engine.docker("context", "inspect", name))[0]
     found = connect(str(context["Endpoints"]["docker"].get("Host", "")))

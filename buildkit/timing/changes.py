@@ -1,4 +1,4 @@
-"""Makes the changes of the scenarios, in a copy of the project."""
+"""Makes the change of each scenario in a copy of the project."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _MARKER: Final = "etc/truthgraph-timing"
 
 
 def copy_project(project: Path, copy: Path) -> None:
-    """Copies the files that git does not ignore; outside a checkout all files but caches.
+    """Copies the files that git does not ignore; outside a checkout, all files except caches.
 
-    Replaces an older copy. A copy is no checkout, so builds of it have no revision and equal labels.
+    Replaces an older copy. A copy is not a checkout, so its builds have no revision, and their labels are equal.
     """
     shutil.rmtree(copy, ignore_errors=True)
     listed = subprocess.run(
@@ -74,11 +74,11 @@ def change_code(copy: Path, run: int) -> str:
 
 
 def earlier_releases(spec: ImageSpec, name: str, count: int) -> list[Requirement]:
-    """The *count* newest releases of the distribution *name* below the locked one, the newest first.
+    """Returns the *count* newest releases of the distribution *name* below the locked one, newest first.
 
     Raises:
-        UsageError: no lock file names it.
-        CommandFailed: the index has no such release.
+        UsageError: it is in no lock file.
+        CommandFailed: the index has too few such releases.
     """
     _, requirement = _locked(spec, name)
     found = []
@@ -99,7 +99,7 @@ def change_dependency(spec: ImageSpec, requirement: Requirement) -> str:
 
 
 def _locked(spec: ImageSpec, name: str) -> tuple[Path, Requirement]:
-    """The lock file of the distribution *name*, and its requirement."""
+    """Returns the lock file of the distribution *name*, and its requirement."""
     for layer in spec.layers:
         path = spec.lock_folder / f"{layer.name}.txt"
         for requirement in parse_requirements(path.read_text()) if path.exists() else ():
@@ -129,15 +129,15 @@ def change_torch(copy: Path) -> str:
 
 
 def base_tag(run: int) -> str:
-    """The tag of the changed base image of *run*."""
+    """Returns the tag of the changed base image of *run*."""
     return f"truthgraph-timing-base:run{run}"
 
 
 def change_base(engine: Engine, base: BaseImage, run: int, scratch: Path) -> BaseImage:
     """Makes a base image with the files of *base* and a marker in one new layer, a different one in each *run*.
 
-    All its bytes are new to a node, as after most updates of Debian, which change the lowest layer. It has the
-    environment variables of *base*, but no other settings: targets set those that they need.
+    A node must fetch all of it, as after most updates of Debian, which change the lowest layer. It has the environment
+    variables of *base*, but no other settings: targets set those that they need.
     """
     context = scratch / f"base-{run}"
     context.mkdir(exist_ok=True)
@@ -163,6 +163,6 @@ def change_base(engine: Engine, base: BaseImage, run: int, scratch: Path) -> Bas
 
 
 def _quoted(value: str) -> str:
-    """*value* quoted for a Dockerfile, without variables."""
+    """Returns *value* quoted for a Dockerfile, with `$` escaped."""
     escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
     return f'"{escaped}"'

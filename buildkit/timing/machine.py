@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["this_machine", "written_samples"]
 
 _SAMPLE_SECONDS: Final = 0.05
-"""Seconds between two samples of the written bytes."""
+"""The time between two samples of the written bytes."""
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def written_samples(builder: BenchmarkBuilder) -> Iterator[list[tuple[float, int
 
 
 def this_machine() -> Machine:
-    """This machine, even if the engine is on another."""
+    """Describes this machine, even if the engine is on another."""
     facts = platform.freedesktop_os_release()
     processor = next(
         (

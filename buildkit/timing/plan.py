@@ -19,10 +19,10 @@ class BenchmarkPlan:
     """The builds to time.
 
     Attributes:
-        target: a name in docker/images.toml.
-        against: the target that is the baseline; None for none.
-        scenarios: of each target. A full build is always made, and recorded as "cold-empty" or "cold".
-        runs: number of builds of each scenario.
+        target: the name of the target to time.
+        against: the name of the target that is the baseline; None for no baseline.
+        scenarios: the scenarios of each target. A full build is always made, and recorded as "cold-empty" or "cold".
+        runs: the number of builds of each scenario.
         dependency: the locked distribution whose version the dependency scenario changes.
     """
 
@@ -44,4 +44,4 @@ class BenchmarkPlan:
             raise UsageError("against", self.against, "must be another target")
         for scenario in self.scenarios:
             if scenario not in SCENARIOS:
-                raise UsageError("scenario", scenario, f"one of {', '.join(SCENARIOS)}")
+                raise UsageError("scenario", scenario, f"expected one of {', '.join(SCENARIOS)}")

@@ -7,8 +7,8 @@ context is being sent.
     steps    runs the Dockerfile's instructions, of all stages at once
     export   writes layers, configuration and manifest, compressed or not
     unpack   unpacks the image's layers, so that containers can start
-`seconds` of a phase is the time in which at least one of its steps ran. The rest of a build's `seconds` is the start of
-the client and waiting for the builder.
+`seconds` of a phase is the time in which at least one of its steps ran. In the rest of a
+build's `seconds` the client starts or waits for the builder.
 
 The published schema of the file is `timings.schema.json` in this folder.
 """
@@ -99,14 +99,14 @@ class BuildTiming:
 
     Attributes:
         run: from 1; the builds of one run follow each other.
-        change: the difference to the full build before; "" for none.
-        layer_cache: "warm" if the builder had results of steps.
+        change: the change since the full build before it; "" for none.
+        layer_cache: "warm" if the builder had cached steps.
         download_cache: "warm" if the cache mounts held the packages that the target needs.
         started: RFC 3339, UTC.
-        load_average: of the minute before the start, with earlier builds of this benchmark.
+        load_average: the load average of the minute before the build, which includes earlier builds of this benchmark.
         written_bytes: bytes that the engine's processes wrote; None if they cannot be counted.
-        transfer_bytes: size of the layers that a node with the full build's image must fetch, of all layers for a cold
-            build; None if the engine's store cannot be read.
+        transfer_bytes: the size of the layers that a node with the full build's image must fetch; for a cold build, of
+            all layers. None if the engine's store cannot be read.
     """
 
     target: str
@@ -128,7 +128,7 @@ class BuildTiming:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The builds of one target and scenario; `ratio` is their median divided by the baseline's, None without one."""
+    """The builds of one target and scenario; `ratio` is their median divided by the baseline's, or None."""
 
     target: str
     scenario: Scenario
@@ -165,8 +165,8 @@ class Timings:
 
     Attributes:
         started: RFC 3339, UTC.
-        versions: of engine, client, buildx, buildkit (the builder) and toolkit (this program).
-        builder: the builder whose cache was used, in words.
+        versions: the versions of engine, client, buildx, buildkit (the builder) and toolkit (this program).
+        builder: a description of the builder.
         base_origin: the origin of the base image: "registry" or "debian".
         against: the target that is the baseline; None without one.
         skipped: builds of the plan that could not be timed.
@@ -186,7 +186,7 @@ class Timings:
     skipped: tuple[Skipped, ...]
 
     def transfer_bytes(self, target: str) -> dict[str, int]:
-        """The median `transfer_bytes` of *target* by scenario, for `budget.evaluate`."""
+        """Returns the median `transfer_bytes` of *target* by scenario, for `budget.evaluate`."""
         return {
             each.scenario: each.median_transfer_bytes
             for each in self.summaries
@@ -194,12 +194,12 @@ class Timings:
         }
 
     def seconds_ratio(self, target: str) -> dict[str, float]:
-        """The ratios of *target* to the baseline by scenario, for `budget.evaluate`."""
+        """Returns the ratios of *target* to the baseline by scenario, for `budget.evaluate`."""
         ratios = {each.scenario: each.ratio for each in self.summaries if each.target == target}
         return {name: ratio for name, ratio in ratios.items() if ratio is not None}
 
     def typical(self, target: str, scenario: Scenario) -> BuildTiming | None:
-        """The build whose time is nearest to the median, the earlier of two; None if there is no build."""
+        """Returns the build with the time nearest to the median, or the earlier of two; None if there is no build."""
         builds = [each for each in self.builds if (each.target, each.scenario) == (target, scenario)]
         if not builds:
             return None
@@ -208,7 +208,7 @@ class Timings:
 
 
 def summaries_of(builds: Sequence[BuildTiming], *, against: str | None) -> tuple[Summary, ...]:
-    """The summaries of *builds* by target and scenario, in the order in which they first appear."""
+    """Returns the summaries of *builds* by target and scenario, in the order in which they first appear."""
     groups: dict[tuple[str, Scenario], list[BuildTiming]] = {}
     for each in builds:
         groups.setdefault((each.target, each.scenario), []).append(each)
@@ -237,11 +237,11 @@ def _median(values: Iterable[int | None]) -> int | None:
 
 
 def phases_of(steps: Iterable[Step], began: float, written: Sequence[tuple[float, int]] = ()) -> tuple[Phase, ...]:
-    """The phases of a build.
+    """Returns the phases of a build.
 
     Args:
-        steps: of the build.
-        began: start of the build in seconds since the epoch.
+        steps: the steps of the build.
+        began: the start of the build in seconds since the epoch.
         written: samples in order of time: seconds since the epoch, and bytes written by then.
     """
     intervals: dict[PhaseName, list[tuple[float, float]]] = {name: [] for name in get_args(PhaseName)}
@@ -289,7 +289,7 @@ def _phase(step: Step) -> PhaseName:
 
 
 def stages_of(steps: Iterable[Step]) -> tuple[StageTiming, ...]:
-    """The stages of the Dockerfile, in the order in which they started."""
+    """Returns the stages of the Dockerfile, in the order in which they started."""
     spans: dict[str, list[tuple[float, float]]] = {}
     cached: dict[str, int] = {}
     for step in steps:
@@ -303,7 +303,7 @@ def stages_of(steps: Iterable[Step]) -> tuple[StageTiming, ...]:
 
 
 def steps_of(steps: Iterable[Step], began: float) -> tuple[StepTiming, ...]:
-    """The steps that ran or were cached; the export as its parts."""
+    """Returns the steps that ran or were cached, with the parts of the export in its place."""
     found = []
     for step in steps:
         if step.started is None:
@@ -322,7 +322,7 @@ def steps_of(steps: Iterable[Step], began: float) -> tuple[StepTiming, ...]:
 
 
 def _covered(spans: Iterable[tuple[float, float]]) -> float:
-    """The seconds that at least one of *spans* covers."""
+    """Returns the seconds that at least one of *spans* covers."""
     covered, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         covered += max(0.0, end - max(start, reached))
@@ -331,7 +331,7 @@ def _covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def _between(written: Sequence[tuple[float, int]], start: float, end: float) -> int:
-    """The bytes written from *start* to *end*, by the last samples at or before these times."""
+    """Returns the bytes written from *start* to *end*, by the last samples at or before these times."""
 
     def until(moment: float) -> int:
         return next((count for time, count in reversed(written) if time <= moment), written[0][1])
@@ -340,7 +340,7 @@ def _between(written: Sequence[tuple[float, int]], start: float, end: float) -> 
 
 
 def save(timings: Timings, path: Path) -> None:
-    """Writes *timings* as JSON; makes the folders and replaces the file at once."""
+    """Writes *timings* as JSON; makes the folders, and replaces an existing file atomically."""
     jsonfile.save(timings, path, indent=1)
 
 
@@ -348,11 +348,11 @@ def load(path: Path) -> Timings:
     """Reads timings that `save` wrote.
 
     Raises:
-        InvalidFile: the file is missing, of another version, or something else.
+        InvalidFile: the file is missing, has another schema version, or holds no timings.
     """
     return jsonfile.load(path, Timings, version=SCHEMA_VERSION, what="timings")
 
 
 def schema() -> dict[str, object]:
-    """The JSON Schema (2020-12) of saved timings."""
+    """Returns the JSON Schema (2020-12) of saved timings."""
     return jsonfile.schema_of(Timings, f"Build timings, version {SCHEMA_VERSION}")

@@ -70,16 +70,16 @@ def time_builds(
         plan: the builds.
         builder: makes the builds.
         spec: the project; the builds use copies of it.
-        environment: of the caller, for build secrets.
-        base_origin: where the base image comes from.
+        environment: the caller's, for build secrets.
+        base_origin: the allowed origin of the base image.
         cache: the folder for a base image that is made from Debian's packages.
         show: makes the display of a build's progress, with a title.
-        log: gets a line of progress at a time.
-        save: gets the timings so far after each build.
+        log: gets each line of progress.
+        save: called with the timings so far after each build.
 
     Raises:
-        DiskTooFull: the first full build has no room.
-        UsageError: the plan does not fit the project.
+        DiskTooFull: a full build has no room.
+        UsageError: the project has no such target or dependency, or cannot be changed as planned.
         BuildFailed, CommandFailed, BaseUnavailable: a full build failed. If a changed build fails or has no room, it is
             listed in `skipped`, and the others are timed.
     """
@@ -101,7 +101,7 @@ def time_builds(
 
 
 class _BenchmarkRun:
-    """The state of a benchmark: the builds timed so far, and what the next build needs to know of them."""
+    """The state of a benchmark: the builds timed so far, and the data that later builds need."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class _BenchmarkRun:
             self._releases = changes.earlier_releases(self._spec(self._original), plan.dependency, plan.runs)
 
     def timings(self) -> Timings:
-        """The timings so far."""
+        """Returns the timings so far."""
         return Timings(
             schema_version=SCHEMA_VERSION,
             started=self._started.isoformat(timespec="seconds"),
@@ -158,7 +158,7 @@ class _BenchmarkRun:
         )
 
     def turn(self, target: Target, run: int) -> None:
-        """Times one run of all scenarios of *target*, then clears the cache of its layers."""
+        """Times one run of all scenarios of *target*, then clears the build cache except for the downloads."""
         wanted = [scenario for scenario in self._plan.scenarios if scenario not in {"cold-empty", "cold"}]
         self._full_build(target, run)
         for scenario in wanted:
@@ -209,7 +209,7 @@ class _BenchmarkRun:
         self._build(target, scenario, run, layers="warm", downloads="warm", change=change, base=base)
 
     def _with_older_torch(self) -> tuple[Path, str]:
-        """A copy of the project that pins an older torch, and the change in words; it is resolved once."""
+        """Returns a copy of the project that pins an older torch, and the change in words; resolves the lock once."""
         if self._older_torch is None:
             copy = self._folder / "torch"
             _copy_tree(self._original, copy)
@@ -226,7 +226,7 @@ class _BenchmarkRun:
         return specs.load(project, base=self._project_spec.base, python=self._project_spec.python)
 
     def clear(self, *, downloads: bool) -> None:
-        """Removes the images of the targets and clears the build cache, with *downloads* the cache mounts too."""
+        """Removes the images of the targets and clears the build cache; with *downloads* the cache mounts too."""
         self._log("clearing the build cache" + (" and its downloads" if downloads else ""))
         for name in filter(None, (self._plan.target, self._plan.against)):
             tag = builds.tag_of(self._project_spec, self._project_spec.target(name))
@@ -237,7 +237,7 @@ class _BenchmarkRun:
         self._builder.clear_cache(downloads=downloads)
 
     def _has_room(self, target: Target, scenario: Scenario, run: int) -> bool:
-        """Whether a changed build has room: at worst it needs as much as the full build did. Skips it if it has not."""
+        """Returns whether a changed build has room; skips it if not. At worst it needs as much as the full build."""
         free_bytes = self._builder.free_bytes()
         needed_bytes = _SMALL_BYTES if scenario in {"no-op", "code"} else max(_SMALL_BYTES, self._full_build_bytes)
         if free_bytes is None or free_bytes >= needed_bytes:

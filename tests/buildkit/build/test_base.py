@@ -58,7 +58,7 @@ def test_required_registry_that_does_not_answer_is_an_error(docker_stub: DockerS
 
 def test_archive_in_the_cache_is_loaded_if_no_registry_answers(docker_stub: DockerStub, tmp_path: Path) -> None:
     (tmp_path / f"base-{bases._recipe('3.13')}.tar").write_bytes(b"")
-    docker_stub.answer("buildx imagetools *", errors="no such host", exit_code=1)
+    docker_stub.answer("buildx imagetools *", exit_code=1)  # without a message
     answered = "image inspect truthgraph-base:*"
     docker_stub.answer("buildx build *", script=f"touch {tmp_path}/loaded")
     docker_stub.answer(answered, script=f"[ -e {tmp_path}/loaded ] || exit 1", output=inspected(DIGEST))
@@ -68,7 +68,7 @@ def test_archive_in_the_cache_is_loaded_if_no_registry_answers(docker_stub: Dock
 
 @pytest.mark.usefixtures("docker_stub")
 def test_python_that_debian_does_not_package_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"image\.python = '3\.12'.*others need a registry"):
+    with pytest.raises(UsageError, match=r"image\.python = '3\.12'.*other versions need a registry"):
         ensure_base_image(tmp_path, "debian", "3.12")
 
 

@@ -44,7 +44,7 @@ def test_long_instruction_is_cut_to_one_line() -> None:
 def test_short_and_cached_steps_get_no_line() -> None:
     text = shown(step(seconds=0.01), step(cached=True), step(cached=True, stage="internal"))
 
-    assert text.splitlines() == ["  1 steps cached"]
+    assert text.splitlines() == ["  cached steps: 1"]
 
 
 def test_failed_step_is_marked() -> None:

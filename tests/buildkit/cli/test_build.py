@@ -106,7 +106,7 @@ def test_engine_stop_also_stops_a_killed_benchmark(
 
     assert main(["engine", "stop", "--purge"]) == 0
     assert purged == [True]
-    assert "no engine was running" in capsys.readouterr().err
+    assert "no engine of this toolkit was running" in capsys.readouterr().err
 
 
 def test_lock_check_of_a_stale_lock_exits_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

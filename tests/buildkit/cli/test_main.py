@@ -76,8 +76,9 @@ def test_help_of_the_program_lists_every_command_quickly() -> None:
 
 
 def test_slim_parses_its_own_words_and_refuses_a_project(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--project", "/x", "slim", "/y"]) == 2
-    assert "--project" in capsys.readouterr().err
+    for option in (["--project", "/x"], ["--project=/x"]):
+        assert main([*option, "slim", "/y"]) == 2
+        assert f"'{' '.join(option)}': leave it out" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["slim", "--help"])
     assert "--profile" in capsys.readouterr().out

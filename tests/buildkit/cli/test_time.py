@@ -29,7 +29,7 @@ def test_saved_timings_are_reported_without_building(
 
     assert fine.returncode == 0, fine.stderr
     assert refused.returncode == 2
-    assert "--from with target = 'api': the file already says what was timed" in refused.stderr
+    assert "--from with target = 'api': leave it out: --from only reports saved timings" in refused.stderr
     assert "| cold | api | 40.0 | 30.0 50.0 | 0.50 |" in fine.stdout
     assert broken.returncode == 1
     assert "build_seconds_ratio.cold is 0.9000" in " ".join(broken.stdout.split())

@@ -33,7 +33,7 @@ def test_docker_passes_input_and_environment(docker_stub: DockerStub) -> None:
 
 @pytest.mark.parametrize(
     ("script", "exit_code", "log"),
-    [("echo no room >&2; exit 9", 9, "no room"), ("exec sleep 60", 124, "no answer within 0 s")],
+    [("echo no room >&2; exit 9", 9, "no room"), ("exec sleep 60", 124, "no answer within 0.3 s")],
 )
 def test_docker_failure_has_exit_code_and_log(docker_stub: DockerStub, script: str, exit_code: int, log: str) -> None:
     docker_stub.answer("pull image", script=script)

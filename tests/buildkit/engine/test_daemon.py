@@ -59,6 +59,13 @@ def test_missing_engine_is_reported_with_the_command_to_run(managed: ManagedDaem
     assert caught.value.exit_code == 3
 
 
+def test_engine_that_fails_without_output_has_its_exit_code(docker_stub: DockerStub, managed: ManagedDaemon) -> None:
+    docker_stub.answer("info *", exit_code=7)
+
+    with pytest.raises(EngineUnavailable, match="exit code 7"):
+        daemon.find({}, managed)
+
+
 @pytest.mark.usefixtures("no_engine")
 def test_engine_that_the_user_named_is_never_replaced(managed: ManagedDaemon) -> None:
     logged: list[str] = []

@@ -131,7 +131,7 @@ def test_second_benchmark_leaves_the_running_one_alone(own: BenchmarkBuilder) ->
         pytest.fail("the engine is taken")
     builders.remove_own_builder(logged.append, purge=True, daemon=own.daemon)
 
-    assert logged == ["a benchmark is running; its engine stays"]
+    assert logged == ["a benchmark is running; its engine is left alone"]
     assert own.written_bytes()
 
 
