@@ -31,8 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; 2 is a usage or settings error."""
     parser = argparse.ArgumentParser(
         prog="python -m service",
-        description="TruthGraph, the fact-verification API. Settings come from TRUTHGRAPH_ environment variables.",
-        epilog="`python -m service COMMAND --help` describes a command and shows an example.",
+        description="Runs the TruthGraph API and its tools. Settings are TRUTHGRAPH_ environment variables.",
+        epilog="example:\n  python -m service serve --embedded build/database\n\n"
+        "`python -m service COMMAND --help` describes one command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in _COMMANDS:
@@ -58,11 +60,16 @@ def _add(commands: _Commands, name: str, run: _Run, purpose: str, example: str) 
     return parser
 
 
-def _add_group(commands: _Commands, name: str, purpose: str) -> _Commands:
+def _add_group(commands: _Commands, name: str, purpose: str, example: str) -> _Commands:
     """Adds a command that has actions of its own."""
-    return commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.").add_subparsers(
-        required=True, metavar="ACTION"
+    parser = commands.add_parser(
+        name,
+        help=purpose,
+        description=f"{purpose[0].upper()}{purpose[1:]}.",
+        epilog=f"example:\n  python -m service {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    return parser.add_subparsers(required=True, metavar="ACTION")
 
 
 def _add_embedded(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +87,11 @@ def _add_tenant(parser: argparse.ArgumentParser) -> None:
 
 def _add_serve(commands: _Commands) -> None:
     parser = _add(
-        commands, "serve", _serve, "answer HTTP requests until a signal", "serve --port 8000 --embedded build/database"
+        commands,
+        "serve",
+        _serve,
+        "serve the API until SIGTERM or SIGINT",
+        "serve --port 8000 --embedded build/database",
     )
     parser.add_argument("--host", help="address to listen on (default: TRUTHGRAPH_HOST or 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port to listen on, 0 for any (default: TRUTHGRAPH_PORT or 8000)")
@@ -128,7 +139,7 @@ def _migrate(chosen: argparse.Namespace) -> int:
 
 
 def _add_keys(commands: _Commands) -> None:
-    actions = _add_group(commands, "keys", "add, list, revoke and purge API keys")
+    actions = _add_group(commands, "keys", "add, list, revoke and purge API keys", "keys add alice")
     parser = _add(actions, "add", _keys_add, "add an API key and print it; it cannot be shown again", "keys add alice")
     parser.add_argument("name", help="unique name of the key")
     parser.add_argument(
@@ -143,7 +154,7 @@ def _add_keys(commands: _Commands) -> None:
         type=int,
         default=600_000,
         metavar="TOKENS",
-        help="rate limit, in tokens a minute (default: %(default)s)",
+        help="rate limit in tokens per minute (default: %(default)s)",
     )
     _add(actions, "list", _keys_list, "print every key's name, scopes, tenant and limit as JSON lines", "keys list")
     parser = _add(
@@ -238,12 +249,14 @@ def _add_ingest(commands: _Commands) -> None:
         "store evidence from a file; an interrupted run continues where it stopped",
         "ingest evidence.jsonl --tenant acme",
     )
-    parser.add_argument("file", type=Path, help="JSON lines, or CSV with a header if the name ends in .csv")
+    parser.add_argument(
+        "file", type=Path, help="a JSON lines file, or a CSV file with a header if its name ends in .csv"
+    )
     _add_tenant(parser)
     parser.add_argument(
         "--truncate",
         action="store_true",
-        help="accept content over the model's token limit and embed its beginning (default: reject the line)",
+        help="accept content over the model's token limit and embed its beginning only (default: reject the line)",
     )
 
 
@@ -258,7 +271,7 @@ def _add_routes(commands: _Commands) -> None:
         commands,
         "routes",
         _routes,
-        "print the routes that declare a scope, and all registered ones, as JSON; exit code 1 if they differ",
+        "print the declared and the registered routes as JSON; exit 1 if they differ",
         "routes",
     )
 
@@ -278,8 +291,10 @@ def _routes(_chosen: argparse.Namespace) -> int:
 
 def _add_embed(commands: _Commands) -> None:
     parser = _add(commands, "embed", _embed, "print the embeddings of texts as JSON", 'embed "The sun rises."')
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a text; cut at the model's token limit")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu", help="default: %(default)s")
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="a text; it is cut at the model's token limit")
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="cpu", help="device of the model (default: %(default)s)"
+    )
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16"),
@@ -336,7 +351,7 @@ def _evaluate(chosen: argparse.Namespace) -> int:
 
 
 def _add_models(commands: _Commands) -> None:
-    actions = _add_group(commands, "models", "prepare model folders")
+    actions = _add_group(commands, "models", "prepare model folders", "models add all-MiniLM-L6-v2 --into /opt/models")
     parser = _add(
         actions,
         "add",
@@ -348,10 +363,13 @@ def _add_models(commands: _Commands) -> None:
     parser.add_argument(
         "--from",
         dest="source",
-        help="a folder, package:NAME (installed), or HUB-ID@REVISION (default: known for all-MiniLM-L6-v2, which a "
-        "package carries, and for nli-deberta-v3-base, which is downloaded)",
+        metavar="SOURCE",
+        help="a folder, package:NAME (installed), or HUB-ID@REVISION (default: a package for all-MiniLM-L6-v2, the "
+        "model hub for nli-deberta-v3-base; required for other models)",
     )
-    parser.add_argument("--into", type=Path, help="models directory (default: TRUTHGRAPH_MODELS_DIR or /opt/models)")
+    parser.add_argument(
+        "--into", type=Path, metavar="FOLDER", help="models directory (default: TRUTHGRAPH_MODELS_DIR or /opt/models)"
+    )
 
 
 def _models_add(chosen: argparse.Namespace) -> int:

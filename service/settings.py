@@ -117,46 +117,52 @@ class Settings:
         "URL of the database, postgresql://...; or DATABASE_URL_FILE, a file that contains it",
         is_secret=True,
     )
-    database_pool_connections: int = _setting(10, _whole(), "most connections to the database")
+    database_pool_connections: int = _setting(10, _whole(), "maximum number of connections to the database")
     database_timeout_seconds: float = _setting(5.0, _positive, "seconds to wait for a connection or a statement")
 
-    models_directory: Path = _setting(Path("/opt/models"), Path, "models in the image", name="MODELS_DIR")
+    models_directory: Path = _setting(Path("/opt/models"), Path, "folder of the models in the image", name="MODELS_DIR")
     added_models_directory: Path | None = _setting(
         None,
         Path,
-        "models on a volume; a model of the same name in the image takes precedence",
+        "folder of more models, on a volume; a model of the same name in the image takes precedence",
         name="ADDED_MODELS_DIR",
     )
     cache_directory: Path | None = _setting(
         None,
         Path,
-        "downloads of `models add` (default: the hub client's); serving writes nothing",
+        "folder for downloads of `models add` (default: that of the hub client); serving writes nothing",
         name="CACHE_DIR",
     )
     embedding_model: str = _setting("all-MiniLM-L6-v2", str, "name of the embedding model")
-    entailment_model: str | None = _setting(None, str, "name of the entailment model")
+    entailment_model: str | None = _setting(
+        None, str, "name of the entailment model (default: none; /verify answers 503)"
+    )
     device: Device = _setting("auto", _one_of(_DEVICES), "device of the models: auto, cpu, cuda")
     dtype: Dtype = _setting("auto", _one_of(_DTYPES), "precision of the weights: auto, float32, bfloat16")
     compute_threads: int | None = _setting(None, _whole(), "CPU threads of the models (default: the usable cores)")
     batch_tokens: int | None = _setting(
-        None, _whole(), "most padded tokens of one forward pass (default: by the device)"
+        None, _whole(), "maximum number of padded tokens in one forward pass (default: depends on the device)"
     )
-    queue_tokens: int = _setting(131_072, _whole(), "most tokens that wait for the device")
+    queue_tokens: int = _setting(131_072, _whole(), "maximum number of tokens that wait for the device")
     request_seconds: float = _setting(
-        30.0, _positive, "deadline of a request in seconds; one that cannot meet it is refused at once"
+        30.0, _positive, "deadline of a request in seconds; a request that cannot meet it is refused at once"
     )
-    stall_seconds: float = _setting(60.0, _positive, "seconds after which a forward pass makes the service unhealthy")
+    stall_seconds: float = _setting(
+        60.0, _positive, "seconds after which a running forward pass makes the service unhealthy"
+    )
 
-    body_bytes: int = _setting(2_000_000, _whole(), "most bytes of a request's body")
-    log_level: str = _setting("INFO", _one_of(_LOG_LEVELS), "least level of log lines")
+    body_bytes: int = _setting(2_000_000, _whole(), "maximum size of a request's body in bytes")
+    log_level: str = _setting("INFO", _one_of(_LOG_LEVELS), "minimum level of log lines: DEBUG, INFO, WARNING, ERROR")
     allow_anonymous: bool = _setting(
-        default=False, parse=_one_of(_TRUTH), description="serve callers without an API key, from any address"
+        default=False, parse=_one_of(_TRUTH), description="accept callers without an API key, from any address"
     )
     rate_limits: bool = _setting(default=True, parse=_one_of(_TRUTH), description="enforce the keys' rate limits")
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _setting(
-        (), _networks, "proxies whose X-Forwarded-For is believed: addresses or networks, separated by commas"
+        (), _networks, "trusted senders of X-Forwarded-For: addresses or networks, separated by commas"
     )
-    allowed_origins: tuple[str, ...] = _setting((), _words, "origins of web pages that may call, separated by commas")
+    allowed_origins: tuple[str, ...] = _setting(
+        (), _words, "origins of web pages that may call the API, separated by commas"
+    )
     task_workers: int = _setting(1, _whole(0), "verification tasks that run at the same time")
     task_seconds: float = _setting(120.0, _positive, "seconds after which another worker may take a task over")
     task_attempts: int = _setting(3, _whole(), "attempts of a task before it fails")

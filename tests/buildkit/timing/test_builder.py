@@ -86,12 +86,18 @@ def test_clear_cache_waits_until_the_space_is_free(
         seen.append(next(free))
         return SimpleNamespace(free=seen[-1])
 
+    clock = SimpleNamespace(now=0.0)
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
     monkeypatch.setattr("buildkit.timing.builder.shutil.disk_usage", usage)
-    monkeypatch.setattr(builder, "_QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(builder, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
 
     replace(OF_USER, engine=replace(ENGINE, root=tmp_path)).clear_cache(downloads=False)
 
     assert seen.count(50_000_000) > 5
+    assert clock.now < 30
 
 
 @pytest.mark.parametrize(("name", "reason"), [("absent", "no builder"), ("mine", "docker-container")])
