@@ -25,7 +25,13 @@ from buildkit.report import builds, charts, tables
 from buildkit.report.builds import Timeline
 from buildkit.report.charts import Chart
 from buildkit.report.content import ImageReport
-from buildkit.report.format import FIGURES, format_figure, format_figure_change, format_layers_not_searched
+from buildkit.report.format import (
+    FIGURES,
+    format_figure,
+    format_figure_change,
+    format_files,
+    format_layers_not_searched,
+)
 from buildkit.text import format_bytes
 from buildkit.timing.record import Timings
 
@@ -89,7 +95,7 @@ def measurement_page(report: ImageReport) -> str:
     if report.comparison is not None:
         sections.append(_changes(report.comparison, report.before, report.after))
     sections += [
-        _Section("waste", "Waste", "waste.html.j2", {"measurement": measurement, "table": tables.waste(measurement)}),
+        _waste(measurement),
         _packages(measurement),
         _duplicates(measurement),
     ]
@@ -196,6 +202,11 @@ def _changes(comparison: Comparison, before: str, after: str) -> _Section:
     return _Section("changes", "Changes", "changes.html.j2", values)
 
 
+def _waste(measurement: Measurement) -> _Section:
+    values = {"wasted_bytes": measurement.totals.wasted_bytes, "table": tables.waste(measurement)}
+    return _Section("waste", "Waste", "waste.html.j2", values)
+
+
 def _packages(measurement: Measurement) -> _Section:
     values = {"table": tables.packages(measurement), "largest_files": tables.largest_files(measurement)}
     return _Section("packages", "Packages and files", "packages.html.j2", values)
@@ -251,6 +262,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["bytes"] = format_bytes
+    environment.filters["files"] = format_files
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return environment
 

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from buildkit.check.budget import BudgetReport, BudgetResult
 from buildkit.image.model import Measurement
+from buildkit.report.format import format_files
 from buildkit.text import format_bytes
 from checks.results import CheckResult, Results
 
@@ -40,7 +41,7 @@ def budgets_sarif(report: BudgetReport, measurement: Measurement | None = None) 
 def _image_results(measurement: Measurement) -> Iterator[dict[str, object]]:
     for each in measurement.waste:
         text = (
-            f"Layer {each.caused_by} hides {format_bytes(each.wasted_bytes)} in {each.files} files that layer "
+            f"Layer {each.caused_by} hides {format_bytes(each.wasted_bytes)} in {format_files(each.files)} that layer "
             f"{each.stored_by} stores ({each.cause}): {each.instruction or '(no history)'}"
         )
         yield _result("wasted-bytes", "warning", text, f"layer {each.caused_by}")

@@ -251,7 +251,7 @@ def summary(comparison: Comparison, before: str, after: str) -> Table:
         for figure in comparison.figures
     )
     headings = ("Metric", before, after, "Change", "% change")
-    return table("summary-table", f"{before} and {after}", headings, rows, numbers=(1, 2, 3, 4))
+    return table("summary-table", f"Totals of {before} and {after}", headings, rows, numbers=(1, 2, 3, 4))
 
 
 def concerns(comparison: Comparison, before: str, after: str) -> Table:

@@ -58,7 +58,9 @@ def comparison_tables(comparison: Comparison, *, before: str = "Before", after: 
     return Group(
         _grid(tables.summary(comparison, before, after)),
         _grid(tables.layer_changes(comparison, before, after), title="Layers"),
-        _grid(tables.package_changes(comparison, before, after), title="Packages that changed", limit=_ROWS),
+        _grid(tables.package_changes(comparison, before, after), title="Packages that changed", limit=_ROWS)
+        if comparison.packages
+        else Text("No package changed."),
         Text(f"Files that changed: {files}. To fetch: {format_bytes(comparison.transfer_bytes)}."),
     )
 
@@ -120,11 +122,12 @@ def _check_text(check: CheckResult) -> Text:
 
 
 def _grid(table: Table, *, title: str | None = None, limit: int | None = None, gap: int = 2) -> Grid:
-    """Returns the first *limit* rows of *table*, with *gap* spaces between columns."""
+    """Returns *table* with *gap* spaces between columns; rows beyond *limit* are only counted."""
     grid = Grid(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, gap, 0, 0))
     for place, heading in enumerate(table.headings):
         grid.add_column(heading, justify="right" if place in table.numbers else "left", overflow="fold")
-    for row in table.rows[:limit]:
+    shown = table if limit is None else table.first(limit)
+    for row in shown.rows:
         grid.add_row(*map(_text, row))
     return grid
 

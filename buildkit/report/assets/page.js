@@ -83,6 +83,7 @@
     for (const element of document.querySelectorAll("[data-chart]")) {
       const chart = data[element.dataset.chart];
       draw[chart.kind](element, chart);
+      element.style.minHeight = 0; // the chart has its own height
     }
   };
   drawAll();

@@ -143,6 +143,11 @@ def test_page_of_one_image_has_no_comparison(tmp_path: Path) -> None:
     assert "<h2>Sizes by folder</h2>" in text
 
 
+def test_image_without_waste_says_so(tmp_path: Path) -> None:
+    assert "No wasted bytes" in page_of(tmp_path / "one", LayerMaker().file("a", "1"))
+    assert "No wasted bytes" not in page_of(tmp_path / "two", LayerMaker().file("a", "1"), LayerMaker().file("a", "2"))
+
+
 def test_gpu_code_has_a_section_and_a_chart(tmp_path: Path) -> None:
     measurement = measured(tmp_path, LayerMaker().file("a", "1"))
     code = GpuCodeMeasurement(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from buildkit.check.verify import VerifyResult
 from buildkit.diff.diff import compare
+from buildkit.diff.model import PackageChange
 from buildkit.report.terminal import (
     budget_table,
     check_table,
@@ -41,6 +42,14 @@ def test_comparison_shows_changes_and_bytes_to_fetch(comparison: Comparison, odd
     assert odd_name in text
     assert "Files that changed: " in text
     assert "To fetch: " in text
+
+
+def test_packages_beyond_the_limit_are_counted(comparison: Comparison) -> None:
+    change = PackageChange("python", "web", "grown", "1.0", "1.1", 1, 2)
+    many = replace(comparison, packages=(change,) * 23)
+
+    assert "3 more" in terminal_text(comparison_tables(many))
+    assert "No package changed." in terminal_text(comparison_tables(replace(comparison, packages=())))
 
 
 def test_comparison_of_identical_images_says_so(before: Measurement) -> None:
