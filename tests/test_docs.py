@@ -165,6 +165,13 @@ def test_pictures_script_makes_both_pictures(browser: str, sample: Path, tmp_pat
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_module_map_is_the_one_of_the_docstrings() -> None:
+    program = "import make_module_map as page; raise SystemExit(page.updated_page() != page.PAGE.read_text())"
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT / "docs", check=False)
+
+    assert done.returncode == 0, "run `python docs/make_module_map.py`"
+
+
 def test_docs_commands_page_lists_every_command() -> None:
     page = (PROJECT / "docs" / "commands.md").read_text()
 
