@@ -1,4 +1,4 @@
-"""Writes the module map of docs/architecture.md from the docstrings of the packages: `python docs/make_module_map.py`."""
+"""Writes the module map of docs/architecture.md from the modules' docstrings: `python docs/make_module_map.py`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,9 @@ def first_paragraph(module: Path) -> str:
 
 def section(folder: Path, modules: list[Path]) -> list[str]:
     """Returns the lines of one package: its heading, its docstring, and a row for each module."""
-    rows = (
-        f"| `{module.relative_to(folder)}` | {first_paragraph(module)} |".replace("\\", "\\\\") for module in modules
-    )
-    name = folder.relative_to(PROJECT)
-    return [
-        f"### `{name}`",
-        "",
-        first_paragraph(folder / "__init__.py"),
-        "",
-        "| module | does |",
-        "| --- | --- |",
-        *rows,
-        "",
-    ]
+    rows = [f"| `{module.relative_to(folder)}` | {first_paragraph(module)} |" for module in modules]
+    heading = [f"### `{folder.relative_to(PROJECT)}`", "", first_paragraph(folder / "__init__.py"), ""]
+    return [*heading, "| module | does |", "| --- | --- |", *rows, ""]
 
 
 def module_map() -> str:
