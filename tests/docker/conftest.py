@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parents[2]
 STACK = PROJECT / "docker" / "stack.yaml"
-FAST_HEALTH = "--health-start-interval=200ms"
+FAST_HEALTH = "--health-start-interval=500ms"
 """Option of `docker run`: checks the health of a starting container more often than every 5 s, the default."""
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CALLERS = 4
+PAUSE_SECONDS = 0.1  # between two requests of a caller: the new replica needs the processor to load its models
 OVERLAY = """
 FROM {image}
 USER 0:0
@@ -211,6 +212,7 @@ class Load:
                 with self.lock:
                     self.completed += not lost
                     self.lost += lost
+                self.is_over.wait(PAUSE_SECONDS)
 
     @staticmethod
     def requests(client: httpx.Client) -> list[httpx.Response]:
