@@ -237,7 +237,7 @@ def _builds(timelines: Sequence[Timeline]) -> _Section:
 
 
 def _render(template: str, sections: Sequence[_Section], **values: object) -> str:
-    """Returns a page; *values* are what the template needs besides its sections."""
+    """Returns a page; *values* are the template's variables besides its sections."""
     return (
         _environment()
         .get_template(template)

@@ -255,7 +255,7 @@ def summary(comparison: Comparison, before: str, after: str) -> Table:
 
 
 def concerns(comparison: Comparison, before: str, after: str) -> Table:
-    """Returns what a runtime image should not have, if either image has it; the headings are those of `summary`."""
+    """Returns the unwanted content of either image, such as build tools; the headings are those of `summary`."""
 
     def amount(size_bytes: int) -> str:
         return f"yes ({format_bytes(size_bytes)})" if size_bytes else "no"

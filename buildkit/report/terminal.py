@@ -46,7 +46,7 @@ def measurement_tables(measurement: Measurement) -> Group:
         _grid(layers, title="Layers"),
         _grid(tree, title="Tree"),
         _grid(packages, title="Packages"),
-        _grid(waste, title="Waste", limit=_FEW_ROWS) if measurement.waste else Text("No wasted bytes."),
+        _grid(waste, title="Waste", limit=_FEW_ROWS) if measurement.waste else Text("\nNo wasted bytes."),
     )
 
 
@@ -60,8 +60,8 @@ def comparison_tables(comparison: Comparison, *, before: str = "Before", after: 
         _grid(tables.layer_changes(comparison, before, after), title="Layers"),
         _grid(tables.package_changes(comparison, before, after), title="Packages that changed", limit=_ROWS)
         if comparison.packages
-        else Text("No package changed."),
-        Text(f"Files that changed: {files}. To fetch: {format_bytes(comparison.transfer_bytes)}."),
+        else Text("\nNo package changed."),
+        Text(f"\nFiles that changed: {files}. To fetch: {format_bytes(comparison.transfer_bytes)}."),
     )
 
 
@@ -79,7 +79,7 @@ def timings_tables(timings: Timings) -> Group:
 
 def budget_table(report: BudgetReport) -> Grid:
     """Returns every budget with its result."""
-    return _grid(tables.budgets(report))
+    return _grid(tables.budgets(report), title="Budgets")
 
 
 def check_table(result: VerifyResult) -> Grid:
@@ -123,7 +123,9 @@ def _check_text(check: CheckResult) -> Text:
 
 def _grid(table: Table, *, title: str | None = None, limit: int | None = None, gap: int = 2) -> Grid:
     """Returns *table* with *gap* spaces between columns; rows beyond *limit* are only counted."""
-    grid = Grid(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, gap, 0, 0))
+    grid = Grid(title_justify="left", box=None, pad_edge=False, padding=(0, gap, 0, 0), show_header=any(table.headings))
+    if title is not None:
+        grid.title = f"\n{title}"  # an empty line above it
     for place, heading in enumerate(table.headings):
         grid.add_column(heading, justify="right" if place in table.numbers else "left", overflow="fold")
     shown = table if limit is None else table.first(limit)

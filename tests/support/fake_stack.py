@@ -111,7 +111,7 @@ class FakeSite:
     engine: FakeEngine = field(default_factory=FakeEngine)
 
     def do(self, operation: str, about: str = "") -> None:
-        """Notes an operation, and raises its fault if it has one."""
+        """Records an operation, and raises its fault if it has one."""
         self.calls.append(f"{operation} {about}".strip())
         if operation in self.faults:
             raise self.faults.pop(operation)
@@ -178,7 +178,7 @@ class FakeSite:
 
 @dataclass(frozen=True, slots=True)
 class FakeStack:
-    """An `Orchestrator` that only notes what it would do."""
+    """An `Orchestrator` that only records its operations."""
 
     site: FakeSite
     images: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""A second migration, for tests: compatible with revision 0001, and its downgrade declares what it loses."""
+"""A second migration, for tests: compatible with revision 0001, and its downgrade declares its data loss."""
 
 SECOND_MIGRATION = '''"""Adds a column for notes on claims."""
 

@@ -76,7 +76,7 @@ def temporary_key(stack: Orchestrator, service: str = "api") -> Iterator[ApiKey]
 
 
 def plan_migration(stack: Orchestrator, container: str, target: str = "head") -> MigrationPlan:
-    """Returns what a migration to *target* by the code in *container* would do to the database.
+    """Returns the migrations that the code in *container* would run to reach *target*; changes nothing.
 
     Raises:
         ReleaseFailed: that code does not know the current revision or the target.

@@ -1,4 +1,4 @@
-"""Generates load on the API, checks every response, and counts what was wrong or lost.
+"""Generates load on the API, checks every response, and counts wrong responses and lost claims and tasks.
 
 A response is wrong if it contradicts an earlier one or the API's documentation. A claim is lost if it was acknowledged
 and cannot be read at the end. A task is lost if it was accepted and does not complete. Requests that fail without an
@@ -206,7 +206,7 @@ class Load:
             except RequestTimedOut as error:
                 self._count(error.retries, timed_out=str(error))
             except (KeyError, IndexError, TypeError, ValueError) as error:
-                self._count_wrong(f"a response lacks what the API promises: {type(error).__name__}: {error}")
+                self._count_wrong(f"a response differs from the API's documentation: {type(error).__name__}: {error}")
             self._stopped.wait(self._pause_seconds)
         client.close()
 

@@ -58,7 +58,7 @@ class SmokeTestReport:
 
 
 class _CheckFailed(Exception):
-    """A response differs from what the API promises."""
+    """A response differs from the API's documentation."""
 
 
 def run(client: Client, *, baseline: Mapping[str, list[float]] | None = None) -> SmokeTestReport:
@@ -85,7 +85,7 @@ def run(client: Client, *, baseline: Mapping[str, list[float]] | None = None) ->
 
 
 class _Suite:
-    """The checks of one run, and what they share: the client, stored items, and the routes requested so far."""
+    """The checks of one run, with their shared state: the client, stored items, and the routes requested so far."""
 
     def __init__(self, client: Client, baseline: Mapping[str, list[float]]) -> None:
         self._client = client

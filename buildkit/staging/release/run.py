@@ -174,6 +174,6 @@ def undo_on_failure(run: ReleaseRun, runner: StepRunner[ReleaseRun]) -> Iterator
 
 def _serving(run: ReleaseRun, runner: StepRunner[ReleaseRun]) -> str:
     if not runner.is_undone:
-        return "not everything was undone: `nox -s stage-status` shows what is serving"
+        return "not everything was undone: `nox -s stage-status` shows the serving release"
     serving = run.history.serving
     return f"{serving.name} is still serving" if serving else "no release is serving, as before"

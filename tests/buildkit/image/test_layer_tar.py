@@ -193,7 +193,7 @@ def test_memory_does_not_grow_with_the_layer() -> None:
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_damaged_layer_is_refused_or_has_its_own_digest(data: st.DataObject) -> None:
-    """A byte is changed anywhere: the layer is refused by a typed error, or read with the digest of what it is."""
+    """A byte is changed anywhere: the layer is refused by a typed error, or read with its own digest."""
     compression: Compression = data.draw(st.sampled_from(["none", "gzip", "zstd"]))
     blob = bytearray(compress(ORDINARY, compression))
     position = data.draw(st.integers(0, len(blob) - 1))

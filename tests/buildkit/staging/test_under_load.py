@@ -111,7 +111,7 @@ def test_rolling_update_with_a_migration_loses_nothing(staging: StagingUnderTest
 
 
 def test_rollback_that_would_lose_data_is_refused(staging: StagingUnderTest) -> None:
-    """The newer release wrote what the older schema cannot store."""
+    """The newer release filled a column that the older schema lacks."""
     staging.release("migrating")
     staging.sql("INSERT INTO claims (tenant_id, text, note) VALUES ('noted', 'a claim with a note', 'kept')")
 

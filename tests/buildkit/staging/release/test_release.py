@@ -311,7 +311,7 @@ def test_failed_undo_is_reported_and_recorded(serving: FakeSite, fault: str, ste
 
     assert caught.value.step == "smoke test"
     assert line in caught.value.serving
-    assert caught.value.serving.endswith("not everything was undone: `nox -s stage-status` shows what is serving")
+    assert caught.value.serving.endswith("not everything was undone: `nox -s stage-status` shows the serving release")
     assert [each.name for each in last(serving).steps if each.outcome == "undo failed"] == [step]
 
 
