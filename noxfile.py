@@ -1,4 +1,4 @@
-"""Defines the project's tasks: `nox -l` lists them. What they run is in buildkit/, service/ and tests/."""
+"""Defines the project's tasks: `nox -l` lists them. They run code of buildkit/, service/, tests/ and benchmarks/."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 def install(session: nox.Session, *groups: str, extras: tuple[str, ...] = ()) -> None:
     """Installs dependency *groups* and *extras* into the session's environment.
 
-    `""` in *extras* means the project's own dependencies. Nothing is installed while the list stays the same: pip takes
-    four seconds to find that out, more than most sessions take.
+    `""` in *extras* means the project's own dependencies. While the list stays the same, pip is not run: it takes four
+    seconds to find nothing to install, longer than most sessions.
     """
     wanted = list(nox.project.dependency_groups(PROJECT, *groups))
     for extra in extras:
@@ -55,7 +55,7 @@ def engine(session: nox.Session) -> None:
 
 @nox.session(name="build-image")
 def build_image(session: nox.Session) -> None:
-    """Build the image, or another target (`-- phase1`), and record its digest in build/image.json."""
+    """Build the image and record its digest in build/image.json, or build another target (`-- phase1`)."""
     toolkit(session, "build")
 
 
@@ -109,7 +109,7 @@ def stage_down(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def watch(session: nox.Session) -> None:
-    """Watch staging against its budgets (`-- --hours 24`); `--rollback` rolls back when one is exceeded."""
+    """Watch staging against its budgets (`-- --hours 24`); `--rollback` rolls back if one is exceeded."""
     toolkit(session, "watch")
 
 
