@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import shlex
@@ -16,6 +15,7 @@ import pytest
 
 from buildkit.cli.main import COMMANDS
 from tests.support.images import LayerMaker, make_image, oci_files, write_archive
+from tests.support.sessions import sessions
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -60,22 +60,6 @@ def fences() -> list[Fence]:
 
 
 @cache
-def sessions() -> dict[str, tuple[str, ...]]:
-    """Returns the arguments of `python -m buildkit` for each session of the noxfile; empty for other programs."""
-    found: dict[str, tuple[str, ...]] = {}
-    for function in ast.parse((PROJECT / "noxfile.py").read_text()).body:
-        if not isinstance(function, ast.FunctionDef):
-            continue
-        decorators = " ".join(map(ast.unparse, function.decorator_list))
-        if "nox.session" not in decorators:
-            continue
-        named = re.search(r"name='([\w-]+)'", decorators)
-        call = re.search(r"toolkit\(session, '([\w-]+)'", ast.unparse(function))
-        found[named[1] if named else function.name] = (call[1],) if call else ()
-    return found
-
-
-@cache
 def help_of(*program: str) -> str:
     """Returns the output of the program with --help."""
     command = [sys.executable, "-m", *program, "--help"]
@@ -92,7 +76,7 @@ def as_modules(words: list[str]) -> list[list[str]]:
         names, rest = words[2:split], words[split + 1 :]
         unknown = set(names) - set(sessions())
         assert not unknown, f"no such session: {unknown}"
-        return [["buildkit", *sessions()[name], *rest] for name in names if sessions()[name]]
+        return [["buildkit", command, *rest] for command in map(sessions().get, names) if command]
     if words[:2] == ["python", "-m"]:
         return [words[2:]]
     return []

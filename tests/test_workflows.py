@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import re
 import shlex
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from buildkit.cli.main import make_parser
+from tests.support.sessions import sessions
 
 PROJECT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
@@ -32,22 +32,6 @@ def jobs() -> list[tuple[str, str, dict[str, Any]]]:
 
 def steps() -> list[tuple[str, dict[str, Any]]]:
     return [(f"{file}: {name}", step) for file, name, job in jobs() for step in job["steps"]]
-
-
-def sessions() -> dict[str, str | None]:
-    """Returns each session of noxfile.py with the command of the toolkit that it runs, if any."""
-    found: dict[str, str | None] = {}
-    for node in ast.parse((PROJECT / "noxfile.py").read_text()).body:
-        if not isinstance(node, ast.FunctionDef):
-            continue
-        for decorator in node.decorator_list:
-            call = decorator if isinstance(decorator, ast.Call) else None
-            if ast.unparse(call.func if call else decorator) != "nox.session":
-                continue
-            names = {word.arg: ast.literal_eval(word.value) for word in (call.keywords if call else ())}
-            commands = re.findall(r"toolkit\(session, '([a-z-]+)'", ast.unparse(node))
-            found[str(names.get("name", node.name))] = commands[0] if commands else None
-    return found
 
 
 def nox_calls(script: str) -> list[list[str]]:
