@@ -1,4 +1,4 @@
-"""Formats and parses the text that several packages share: distribution names and byte sizes."""
+"""Formats and parses the text that several packages share: distribution names, byte sizes and counts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from packaging.utils import canonicalize_name
 
-__all__ = ["canonical_name", "format_byte_change", "format_bytes", "parse_bytes"]
+__all__ = ["canonical_name", "format_byte_change", "format_bytes", "format_count", "parse_bytes"]
 
 _SHOWN_UNITS: Final = (("GB", 10**9, 2), ("MB", 10**6, 1), ("kB", 10**3, 1))
 _UNITS: Final = {
@@ -48,6 +48,15 @@ def format_byte_change(before_bytes: float, after_bytes: float) -> str:
     if before_bytes == after_bytes:
         return "0 B"
     return ("+" if after_bytes > before_bytes else "-") + format_bytes(abs(after_bytes - before_bytes))
+
+
+def format_count(count: int, noun: str) -> str:
+    """Returns a number with its noun, which takes an "s" unless the number is 1.
+
+    >>> [format_count(count, "file") for count in (0, 1, 1234)]
+    ['0 files', '1 file', '1,234 files']
+    """
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def parse_bytes(text: str) -> int:

@@ -155,7 +155,7 @@ def read_document(store: BlobStore, name: str, image: str, *, digest: str | None
 
 
 def sha256_digest(content: bytes) -> str:
-    """Returns the digest of *content* as image manifests write it: "sha256:...".
+    """Returns the digest of *content* in the notation of image manifests: "sha256:...".
 
     >>> sha256_digest(b"")[:20]
     'sha256:e3b0c44298fc1'

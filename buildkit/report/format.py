@@ -16,7 +16,6 @@ __all__ = [
     "format_change_fraction",
     "format_figure",
     "format_figure_change",
-    "format_files",
     "format_fraction",
     "format_layer_change",
     "format_layers_not_searched",
@@ -69,11 +68,6 @@ def format_figure_change(figure: FigureChange) -> str:
         return format_byte_change(figure.before, figure.after)
     change = figure.after - figure.before
     return f"{change:+.4f}" if figure.name.endswith("_fraction") else f"{change:+,.0f}"
-
-
-def format_files(count: int) -> str:
-    """Returns a number of files: "1 file", "1,234 files"."""
-    return f"{count:,} file" + ("" if count == 1 else "s")
 
 
 def format_fraction(part: float, total: float) -> str:

@@ -25,14 +25,8 @@ from buildkit.report import builds, charts, tables
 from buildkit.report.builds import Timeline
 from buildkit.report.charts import Chart
 from buildkit.report.content import ImageReport
-from buildkit.report.format import (
-    FIGURES,
-    format_figure,
-    format_figure_change,
-    format_files,
-    format_layers_not_searched,
-)
-from buildkit.text import format_bytes
+from buildkit.report.format import FIGURES, format_figure, format_figure_change, format_layers_not_searched
+from buildkit.text import format_bytes, format_count
 from buildkit.timing.record import Timings
 
 __all__ = ["PlotlyMissing", "measurement_page", "timings_page"]
@@ -262,7 +256,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["bytes"] = format_bytes
-    environment.filters["files"] = format_files
+    environment.filters["counted"] = format_count
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     return environment
 

@@ -10,8 +10,7 @@ from typing import Final, Literal
 
 from buildkit.check.budget import BudgetReport, BudgetResult
 from buildkit.image.model import Measurement
-from buildkit.report.format import format_files
-from buildkit.text import format_bytes
+from buildkit.text import format_bytes, format_count
 from checks.results import CheckResult, Results
 
 __all__ = ["budgets_sarif", "checks_sarif"]
@@ -40,8 +39,9 @@ def budgets_sarif(report: BudgetReport, measurement: Measurement | None = None) 
 
 def _image_results(measurement: Measurement) -> Iterator[dict[str, object]]:
     for each in measurement.waste:
+        hidden = f"{format_bytes(each.wasted_bytes)} in {format_count(each.files, 'file')}"
         text = (
-            f"Layer {each.caused_by} hides {format_bytes(each.wasted_bytes)} in {format_files(each.files)} that layer "
+            f"Layer {each.caused_by} hides {hidden} that layer "
             f"{each.stored_by} stores ({each.cause}): {each.instruction or '(no history)'}"
         )
         yield _result("wasted-bytes", "warning", text, f"layer {each.caused_by}")

@@ -22,7 +22,7 @@ from buildkit.staging.probes import metrics
 from buildkit.staging.probes.metrics import TrafficMetrics  # noqa: TC001 - msgspec reads the annotations at run time
 from buildkit.staging.release import records
 from buildkit.staging.stack.services import SERVICES
-from buildkit.text import format_bytes
+from buildkit.text import format_bytes, format_count
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -179,7 +179,7 @@ def _violations(
     if largest > budget.memory_bytes:
         found.append(f"a replica uses {format_bytes(largest)} of memory, allowed {format_bytes(budget.memory_bytes)}")
     if failures > budget.restarts:
-        found.append(f"{failures} replicas failed within an hour, allowed {budget.restarts}")
+        found.append(f"{format_count(failures, 'replica')} failed within an hour, allowed {budget.restarts}")
     if traffic is not None and traffic.requests:
         found += metrics.violations(traffic, budget)
     return tuple(found)

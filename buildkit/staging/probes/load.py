@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from buildkit.staging.probes.client import Client, RequestTimedOut, Response
 from buildkit.staging.probes.fixtures import CLAIMS, LONG_TEXT, SAME_COSINE, cosine, store_sentences
+from buildkit.text import format_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,12 +74,12 @@ class LoadReport:
     def problems(self) -> tuple[str, ...]:
         """Sentences about wrong and lost responses; empty if there were none."""
         counted = {
-            "wrong responses": self.wrong,
-            "requests without a response": self.timed_out,
-            "lost claims": self.claims_lost,
-            "lost tasks": self.tasks_lost,
+            "wrong response": self.wrong,
+            "unanswered request": self.timed_out,
+            "lost claim": self.claims_lost,
+            "lost task": self.tasks_lost,
         }
-        return (*(f"{count} {name}" for name, count in counted.items() if count), *self.examples)
+        return (*(format_count(count, name) for name, count in counted.items() if count), *self.examples)
 
     def counts(self) -> dict[str, float]:
         """Returns the numbers by name, for the release record."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from buildkit import jsonfile
 from buildkit.build.record import load_record
 from buildkit.errors import CommandFailed, ReleaseFailed
+from buildkit.text import format_count
 from checks.results import RESULTS_VERSION, Results
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def load_verified_image(build_path: Path, verify_path: Path, *, engine: Engine) 
         if names:
             more = f" and {len(names) - _MAX_NAMES} more" if names[_MAX_NAMES:] else ""
             shown = ", ".join(names[:_MAX_NAMES]) + more
-            raise ReleaseFailed(f"{len(names)} checks of {record.digest} {verb}: {shown}")
+            raise ReleaseFailed(f"{format_count(len(names), 'check')} of {record.digest} {verb}: {shown}")
     if not any(check.outcome == "pass" for check in results.checks):
         raise ReleaseFailed(f"{verify_path} has no check that passed; run `nox -s verify-image`")
     try:

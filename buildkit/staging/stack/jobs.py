@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from buildkit.errors import StackFailed
 from buildkit.staging.stack.polling import polls
+from buildkit.text import format_count
 
 if TYPE_CHECKING:
     from buildkit.staging.stack.services import Replica, StackServices
@@ -56,7 +57,7 @@ def _wait(stack: StackServices, job: str, earlier: set[str], *, attempts: int, s
         if len(failed) >= attempts:
             raise StackFailed(f"{job} failed: {_reason(stack, job, failed[-1])}")
     reason = f"{job} did not end within {seconds:.0f} s"
-    raise StackFailed(reason + (f", after {len(failed)} failures" if failed else ""))
+    raise StackFailed(reason + (f", after {format_count(len(failed), 'failure')}" if failed else ""))
 
 
 def _reason(stack: StackServices, job: str, task: Replica) -> str:

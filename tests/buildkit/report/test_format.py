@@ -9,7 +9,6 @@ from buildkit.report.format import (
     format_change_fraction,
     format_figure,
     format_figure_change,
-    format_files,
     format_fraction,
     format_layer_change,
     format_layers_not_searched,
@@ -38,10 +37,6 @@ def test_figure_has_its_unit(name: str, value: float, text: str) -> None:
 )
 def test_figure_change_has_a_sign(figure: FigureChange, text: str) -> None:
     assert format_figure_change(figure) == text
-
-
-def test_one_file_is_singular() -> None:
-    assert [format_files(count) for count in (0, 1, 1234)] == ["0 files", "1 file", "1,234 files"]
 
 
 def test_fraction_of_nothing_has_no_percentage() -> None:

@@ -110,7 +110,7 @@ def test_healthy_release_is_recorded_without_violations(monkeypatch: pytest.Monk
         (replace(healthy(), problem="the stack is not running"), "the stack is not running"),
         (healthy(memory_bytes=2_000_000), "a replica uses 2.0 MB of memory, allowed 1.0 kB"),
         (healthy(50, errors=10), "error fraction"),
-        (replace(healthy(), failed={"api": (replica(1, "failed"),)}), "1 replicas failed within an hour, allowed 0"),
+        (replace(healthy(), failed={"api": (replica(1, "failed"),)}), "1 replica failed within an hour, allowed 0"),
         (CommandFailed(["docker"], 1, "no engine"), "the engine does not answer: no engine"),
         (CommandFailed(["docker", "ps"], 124), "the engine does not answer: `docker ps` failed"),
     ],

@@ -12,6 +12,7 @@ import pytest
 from buildkit.staging.probes import load as loads
 from buildkit.staging.probes.client import Client, RequestTimedOut
 from buildkit.staging.probes.load import Load, LoadReport
+from buildkit.text import format_count
 from tests.support.http_server import Reply, Request, serve
 from tests.support.polling import until
 
@@ -157,7 +158,7 @@ def test_request_without_a_response_is_counted_as_timed_out(monkeypatch: pytest.
     report = run(change, monkeypatch, retry_seconds=0.1)
 
     assert report.timed_out > 0
-    assert f"{report.timed_out} requests without a response" in report.problems
+    assert format_count(report.timed_out, "unanswered request") in report.problems
     assert report.counts()["timed_out"] == report.timed_out
 
 

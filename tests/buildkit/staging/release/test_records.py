@@ -127,7 +127,7 @@ def test_second_holder_of_the_lock_is_refused_with_the_first(tmp_path: Path) -> 
         pytest.raises(Busy, match=f"process {os.getpid()} .stage first, by "),
         records.locked(tmp_path, "stage second"),
     ):
-        pytest.fail("two held the lock")
+        pytest.fail("two processes hold the lock")
     with records.locked(tmp_path, "third"):
         pass
 
@@ -143,7 +143,7 @@ def test_killed_process_leaves_no_lock(tmp_path: Path) -> None:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(Busy, match=f"process {other.pid} "), records.locked(tmp_path, "mine"):
-            pytest.fail("two held the lock")
+            pytest.fail("two processes hold the lock")
         other.send_signal(signal.SIGKILL)
         other.wait()
 

@@ -360,7 +360,7 @@ def test_rollout_with_wrong_or_retried_requests_is_undone(
 def test_first_release_with_a_bad_load_is_removed(site: FakeSite) -> None:
     site.report = replace(site.report, claims_lost=1)
 
-    with pytest.raises(ReleaseFailed, match="stopped at measure: 1 lost claims"):
+    with pytest.raises(ReleaseFailed, match="stopped at measure: 1 lost claim"):
         stage(site.context("a"))
 
     assert site.running == {}

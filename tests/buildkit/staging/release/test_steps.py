@@ -15,7 +15,7 @@ State = list[str]
 
 
 def do(name: str) -> Callable[[State], str]:
-    """Returns a function that notes *name* in the state and says so."""
+    """Returns a function that adds *name* to the state and returns a line with it."""
 
     def run(state: State) -> str:
         state.append(name)

@@ -41,10 +41,10 @@ def test_verified_image_may_be_released(engine: FakeEngine, tmp_path: Path) -> N
         ({"verified": OTHER}, f"is about {OTHER}, but {DIGEST} was built"),
         (
             {"checks": [check_result("pass"), check_result("fail", "secrets::none")]},
-            "1 checks .* failed: secrets::none",
+            "1 check of .* failed: secrets::none",
         ),
         ({"checks": [check_result("fail", f"c{n}") for n in range(7)]}, "7 checks .* failed: c0, .*, c4 and 2 more"),
-        ({"checks": [check_result("pass"), check_result("error", "engine")]}, "1 checks of .* broke: engine"),
+        ({"checks": [check_result("pass"), check_result("error", "engine")]}, "1 check of .* broke: engine"),
         ({"checks": []}, "no check that passed"),
         ({"checks": [check_result("not verified")]}, "no check that passed"),
         ({"built": OTHER}, f"the engine has no image {OTHER}"),

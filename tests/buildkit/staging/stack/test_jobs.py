@@ -51,7 +51,7 @@ def test_job_that_fails_twice_names_its_error(engine: FakeEngine, stack: Stack, 
 def test_job_without_end_fails_in_time(engine: FakeEngine, stack: Stack) -> None:
     show_tasks(engine, [], [task("a", "failed"), task("b", "running")])
 
-    with pytest.raises(StackFailed, match="migrate did not end within 0 s, after 1 failures"):
+    with pytest.raises(StackFailed, match=r"migrate did not end within 0 s, after 1 failure$"):
         stack.run_job("migrate", "image", seconds=0.02)
 
 
