@@ -85,8 +85,8 @@ class Expectations:
         uncompiled: prefixes of paths in site-packages, such as `torch/`. Below them, only modules that a run imports
             need bytecode.
         provided_libraries: sonames that the host's driver provides.
-        unstripped_folders: patterns of folder names whose shared objects may have symbols.
-        labels: name -> value; None allows any value but an empty one.
+        unstripped_folders: patterns of folder names; shared objects in these folders may have symbols.
+        labels: name -> value; None allows every value except an empty one.
         cache: the only folder that the service may write to.
         base_paths: prefixes of paths that each installation of a system package changes (package database, user
             database). Several layers may have them.

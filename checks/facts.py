@@ -125,7 +125,7 @@ class FileSystem:
         return {file.path: file for file in self.files}
 
     def recognized_as(self, kind: str) -> set[str]:
-        """Returns the paths of the files whose contents show that they are *kind*."""
+        """Returns the paths of the files that `recognized` lists as *kind*."""
         return {path for path, recognized in self.recognized.items() if recognized == kind}
 
     def below(self, *folders: str) -> Iterator[File]:

@@ -3,9 +3,9 @@
 The file system of a container hides what earlier layers still have: a deleted file, the first version of a changed
 file, a key that a later instruction removes.
 
-`read_store` reads the layers from the engine's own folder, if this
-process may. `read_stream` reads them from `docker save`; with the containerd image store that costs the engine 20 ms of
-processor time per MB (measured, Docker 26.1). Neither writes to disk. Both read Docker's layout and OCI's (image
+`read_store` reads the layers from the engine's own folder, if this process may. `read_stream` reads them from
+`docker save`; with the containerd image store that costs the engine 20 ms of processor time per MB (measured,
+Docker 26.1). Neither extracts a layer to disk. Both read Docker's layout and OCI's (image
 specification 1.1, "Image Layer Filesystem Changeset"), compressed with gzip, zstd or not at all.
 """
 
