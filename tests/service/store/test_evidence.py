@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import json
 
 import httpx
 
+from service.database import Database
+from service.inference.types import Vector
+from service.store.evidence import EvidenceStore, Filters, SearchMode
 from tests.service.conftest import Postgres, served, settings
 from tests.service.processes import command
 
@@ -52,3 +56,44 @@ def test_concurrent_requests_store_the_same_content_once(postgres: Postgres) -> 
     assert sum(reply.json()["added"] for reply in replies) == 64
     [row] = Postgres.execute(url, "SELECT count(*) AS n FROM embeddings")
     assert row["n"] == 64
+
+
+def test_search_repeated_on_one_connection_keeps_custom_plans(postgres: Postgres) -> None:
+    # From the sixth execution PostgreSQL may plan without the values, and such a plan does not use the vector index.
+    url = postgres.fresh()
+    Postgres.execute(
+        url,
+        "WITH new AS (INSERT INTO evidence (tenant_id, content, content_sha256)"
+        " SELECT 'default', 'river ' || n, sha256(n::text::bytea) FROM generate_series(1, 3002) AS n RETURNING id)"
+        " INSERT INTO embeddings (evidence_id, embedding)"
+        " SELECT id, (SELECT array_agg(sin(hashtext(id::text) + n)) FROM generate_series(1, 384) n)::vector FROM new",
+    )
+    vector = Vector.of([float(n % 7 - 3) for n in range(384)])
+    modes: tuple[SearchMode, ...] = ("vector", "keyword", "hybrid")
+
+    async def search_often() -> list[dict[str, object]]:
+        database = Database(url, connections=1, timeout_seconds=60.0)
+        await database.open()
+        try:
+            for mode in modes * 20:
+                hits = await EvidenceStore(database).search(
+                    "default",
+                    "river",
+                    None if mode == "keyword" else vector,
+                    mode=mode,
+                    candidates=10,
+                    min_similarity=-1.0,
+                    filters=Filters(),
+                    space=None,
+                )
+                assert len(hits) >= 10
+            async with database.connection() as connection:
+                rows = await connection.fetch(
+                    "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement LIKE $1",
+                    "%starts_with%",
+                )
+                return [dict(row) for row in rows]
+        finally:
+            await database.close()
+
+    assert asyncio.run(search_often()) == [{"generic_plans": 0, "custom_plans": 20}] * len(modes)
