@@ -49,12 +49,22 @@ def _whole(lowest: int = 1, highest: int = _MOST) -> Callable[[str], int]:
     return parse
 
 
-def _positive(text: str) -> float:
+def _not_negative(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = -1.0
-    if not 0 < number < _MOST_SECONDS:
+    if not 0 <= number < _MOST_SECONDS:
+        raise ValueError("zero or a positive number")
+    return number
+
+
+def _positive(text: str) -> float:
+    try:
+        number = _not_negative(text)
+    except ValueError:
+        number = 0.0
+    if not number:
         raise ValueError("a positive number")
     return number
 
@@ -101,7 +111,7 @@ class Settings:
     port: int = _setting(8000, _whole(0, 65_535), "port to listen on, 0 for any")
     shutdown_delay_seconds: float = _setting(
         0.0,
-        _positive,
+        _not_negative,
         "seconds to keep accepting connections after SIGTERM, while load balancers and DNS catch up; a second signal "
         "skips the wait",
     )

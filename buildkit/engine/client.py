@@ -27,6 +27,8 @@ MINIMUM_ENGINE: Final = (23, 0)
 MINIMUM_BUILDX: Final = (0, 13)
 """buildx 0.13: the first version with `--progress=rawjson` (release notes 0.13.0), which the build record needs."""
 _ANSWER_SECONDS: Final = 10.0
+_TIMED_OUT: Final = 124
+"""The exit code of `timeout` (coreutils) for a program that it stopped."""
 _END_SECONDS: Final = 20.0
 """The time that `docker` gets after SIGINT before it is killed."""
 
@@ -71,7 +73,13 @@ class Engine:
         command = ["docker", *arguments]
         tail: deque[str] = deque(maxlen=40)
         running = start_docker(self.host, *arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        timer = threading.Timer(seconds or 0.0, running.kill)
+        is_late = threading.Event()
+
+        def kill() -> None:
+            is_late.set()
+            running.kill()
+
+        timer = threading.Timer(seconds or 0.0, kill)
         with running:
             if seconds is not None:
                 timer.start()
@@ -85,6 +93,8 @@ class Engine:
                 raise
             finally:
                 timer.cancel()
+        if running.returncode != 0 and is_late.is_set():
+            raise CommandFailed(command, _TIMED_OUT, "\n".join([*tail, f"not finished within {seconds:g} s"]))
         if running.returncode != 0:
             raise CommandFailed(command, running.returncode, "\n".join(tail))
 
@@ -136,7 +146,7 @@ def docker(
     except FileNotFoundError as error:
         raise CommandFailed(command, 127, "docker is not installed") from error
     except subprocess.TimeoutExpired as error:
-        raise CommandFailed(command, 124, f"no answer within {seconds:g} s") from error
+        raise CommandFailed(command, _TIMED_OUT, f"no answer within {seconds:g} s") from error
     if done.returncode != 0:
         raise CommandFailed(command, done.returncode, (done.stderr or done.stdout).strip()[-2000:])
     return done.stdout

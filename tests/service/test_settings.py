@@ -40,6 +40,7 @@ def test_values_are_parsed_to_their_types() -> None:
         ("PORT", "8O80"),
         ("DRAIN_SECONDS", "0"),
         ("DRAIN_SECONDS", "nan"),
+        ("SHUTDOWN_DELAY_SECONDS", "-1"),
         ("DEVICE", "gpu"),
         ("DTYPE", "float16"),
         ("LOG_LEVEL", "LOUD"),
@@ -52,6 +53,12 @@ def test_an_invalid_value_is_refused_with_its_name(name: str, value: str) -> Non
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({f"TRUTHGRAPH_{name}": value})
     assert caught.value.field == f"TRUTHGRAPH_{name}"
+
+
+def test_shutdown_delay_may_be_zero() -> None:
+    settings = Settings.from_environment({"TRUTHGRAPH_SHUTDOWN_DELAY_SECONDS": "0"})
+
+    assert settings.shutdown_delay_seconds == 0.0
 
 
 def test_a_model_in_the_image_takes_precedence_over_the_volume(tmp_path: Path) -> None:

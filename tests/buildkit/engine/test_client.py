@@ -69,10 +69,10 @@ def test_stream_failure_holds_the_last_lines(docker_stub: DockerStub) -> None:
         ENGINE.stream("push", "image", on_line=lambda _: None)
 
 
-def test_stream_ends_after_its_time(docker_stub: DockerStub) -> None:
+def test_stream_beyond_its_time_is_ended_with_the_reason(docker_stub: DockerStub) -> None:
     docker_stub.answer("logs container", script="exec sleep 60")
 
-    with pytest.raises(CommandFailed):
+    with pytest.raises(CommandFailed, match=r"exit code 124:\nnot finished within 0\.2 s"):
         ENGINE.stream("logs", "container", on_line=lambda _: None, seconds=0.2)
 
 
