@@ -1,6 +1,6 @@
 """Defines the errors that the toolkit raises on purpose, and their exit codes.
 
-The first group is defined here. The others are defined in the module that raises them, whose name is in brackets.
+The first group is defined here. Each of the others is defined in the module in brackets, which raises it.
 
     BuildkitError                   exit code
     ├── UsageError                  2   an argument or a configuration value is invalid
@@ -32,7 +32,7 @@ The first group is defined here. The others are defined in the module that raise
     │   └── LayerTooLarge               more bytes or entries than the limits allow
     ├── UnsupportedBinary           3   a library or GPU code uses an unknown feature (binary.elf)
     ├── CompilerMissing             3   no C compiler for placeholders of libraries (slim.placeholders.compiler)
-    ├── NotInstalledTree            2   a folder is no installed environment (slim.tree)
+    ├── NotInstalledTree            2   a folder is not an installed environment (slim.tree)
     ├── InvalidManifest             2   a slim manifest is of another version or malformed (slim.manifest)
     ├── TargetsAlreadyRemoved       2   an earlier run removed GPU code that this run must keep (slim.manifest)
     └── WorkloadFailed              3   the workload of a proof failed (slim.proof.run_workload)

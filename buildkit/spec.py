@@ -26,7 +26,7 @@ class LayerSpec(_Table, frozen=True):
 
     Attributes:
         name: the layer's name; its lock file and its Dockerfile stage have the same name.
-        reason: why it is a layer of its own, and how often it changes.
+        reason: why it is a separate layer, and how often it changes.
         distributions: distributions that go into this layer.
         extra: an extra of pyproject.toml; its distributions that no layer names go into this layer too. "" stands for
             the project's own dependencies, None for no extra.

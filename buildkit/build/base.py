@@ -30,7 +30,7 @@ __all__ = ["BaseImage", "Origin", "ensure_base_image"]
 Origin = Literal["auto", "registry", "debian"]
 
 DEBIAN_PYTHONS: Final = {"3.13": "trixie"}
-"""The Debian suite whose `python3` has this version (packages.debian.org; no suite had 3.12)."""
+"""The Debian suite that packages this version as `python3` (packages.debian.org; no suite had 3.12)."""
 
 _PACKAGES: Final = ("python3", "ca-certificates", "netbase", "tzdata")
 """The contents of python:slim images: Python, root certificates, service names, time zones."""

@@ -48,7 +48,7 @@ _IMAGE_SECONDS: Final = 600.0
 """The longest time for naming or removing an image of gigabytes in a busy engine."""
 
 _WARM_BYTES: Final = 1_000_000_000
-"""Room for a build whose environment is in the cache: the application, stored and unpacked (a generous guess)."""
+"""Room for a build with a cached environment: the application, stored and unpacked (a generous guess)."""
 
 
 def tag_of(spec: ImageSpec, target: Target) -> str:

@@ -213,7 +213,7 @@ def write_locks(spec: ImageSpec, *, upgrade: bool) -> list[Path]:
         preferred = Path(scratch) / "preferred.txt"
         locked_now = "\n".join(path.read_text() for path in sorted(lock_folder.glob("*.txt")))
         preferred.write_text("" if upgrade else locked_now)
-        # uv prefers the versions in its output file, and prints what it writes there.
+        # uv prefers the versions in its output file, and prints the text that it writes to it.
         every_extra = ["--extra", "ml", "--extra", "dev"]
         superset = _compile(project, python, "pyproject.toml", *every_extra, "--output-file", str(preferred))
         pins = Path(scratch) / "pins.txt"

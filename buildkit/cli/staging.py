@@ -343,10 +343,12 @@ def add_watch_arguments(command: argparse.ArgumentParser) -> None:
         "--history",
         type=Path,
         metavar="FILE",
-        help="JSON lines file to append each observation to (default: watch.jsonl in the state folder)",
+        help="JSON lines file for the observations, which are appended (default: watch.jsonl in the state folder)",
     )
     command.add_argument(
-        "--rollback", action="store_true", help="then return to the previous release, if the budget was exceeded"
+        "--rollback",
+        action="store_true",
+        help="return to the previous release when `watch` stops because of an exceeded budget",
     )
 
 

@@ -50,7 +50,7 @@ def add_time_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dependency",
         metavar="NAME",
-        help=f"the distribution whose version the dependency scenario changes (default: {_DEPENDENCY})",
+        help=f"the distribution that the dependency scenario changes to another version (default: {_DEPENDENCY})",
     )
     command.add_argument(
         "--builder",

@@ -205,7 +205,7 @@ def start(daemon: ManagedDaemon, log: Callable[[str], None]) -> Engine:
 
 
 def _start_dockerd(daemon: ManagedDaemon, log: Callable[[str], None]) -> subprocess.Popen[bytes]:
-    """Writes dockerd's configuration and starts it in a session of its own, so that Ctrl-C does not end it."""
+    """Writes dockerd's configuration and starts it in its own session, so that Ctrl-C does not end it."""
     daemon.state.mkdir(parents=True, exist_ok=True)
     daemon.run.mkdir(parents=True, exist_ok=True)
     configuration = daemon.state / "daemon.json"

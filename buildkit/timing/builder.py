@@ -43,7 +43,7 @@ _QUIET_SECONDS, _QUIET_BYTES = 5.0, 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkBuilder:
-    """A builder whose cache a benchmark may clear, with the engine that stores its images.
+    """A builder with a cache that a benchmark may clear, and the engine that stores its images.
 
     Attributes:
         engine: stores the images.

@@ -23,7 +23,7 @@ class BenchmarkPlan:
         against: the name of the target that is the baseline; None for no baseline.
         scenarios: the scenarios of each target. A full build is always made, and recorded as "cold-empty" or "cold".
         runs: the number of builds of each scenario.
-        dependency: the locked distribution whose version the dependency scenario changes.
+        dependency: the locked distribution that the dependency scenario changes to another version.
     """
 
     target: str
@@ -36,7 +36,7 @@ class BenchmarkPlan:
         """Checks the values.
 
         Raises:
-            UsageError: there is no run, the target is its own baseline, or a scenario is unknown.
+            UsageError: the number of runs is below 1, the target is its own baseline, or a scenario is unknown.
         """
         if self.runs < 1:
             raise UsageError("runs", self.runs, "at least 1; 3 or more give a better median")
