@@ -31,7 +31,7 @@ _FOUND: Final = 5
 
 
 def measurement_markdown(measurement: Measurement) -> str:
-    """Returns what an image holds: totals, layers, tree, packages, waste, duplicates, GPU code, largest files."""
+    """Returns the contents of an image: totals, layers, parts, packages, waste, duplicates, GPU code, largest files."""
     totals, image = measurement.totals, measurement.image
     figures = ((label, format_figure(name, getattr(totals, name))) for name, label in FIGURES.items())
     layers = tables.layers(measurement).select(
@@ -45,7 +45,7 @@ def measurement_markdown(measurement: Measurement) -> str:
         _dive_sentence(measurement),
         "### Layers\n",
         markdown_table(layers),
-        "### Tree\n",
+        "### Parts of the image\n",
         _tree_block(measurement.tree, totals.final_bytes),
         "### Packages\n",
         markdown_table(tables.packages(measurement, limit=_ROWS)),
@@ -108,7 +108,7 @@ def _tree_block(rows: Sequence[TreeRow], total_bytes: int) -> str:
 
 
 def comparison_markdown(comparison: Comparison, *, before: str = "Before", after: str = "After") -> str:
-    """Returns what changed between two images: totals, layers, tree, removed components, packages, files."""
+    """Returns the changes between two images: totals, layers, parts, removed components, packages, files."""
     sections = [f"## {_escape(before)} and {_escape(after)}\n"]
     if comparison.is_empty:
         return "\n".join([*sections, "The images are identical: no layer, package or file differs.\n"])
@@ -127,7 +127,7 @@ def comparison_markdown(comparison: Comparison, *, before: str = "Before", after
         f"A node that has {_escape(before)} fetches {to_fetch} for {_escape(after)}.\n",
         "### Layers\n",
         markdown_table(tables.layer_changes(comparison, before, after)),
-        "### Tree\n",
+        "### Parts of the image\n",
         _raw_table(("Part", _escape(before), _escape(after), "Change"), parts),
     ]
     if comparison.removed:

@@ -33,7 +33,7 @@ _OUTCOME_STYLES: Final = {
 
 
 def measurement_tables(measurement: Measurement) -> Group:
-    """Returns the tables of an image: totals, layers, tree, packages, waste."""
+    """Returns the tables of an image: totals, layers, parts, packages, waste."""
     image, totals = measurement.image, measurement.totals
     figures = ((label, format_figure(name, getattr(totals, name))) for name, label in FIGURES.items())
     layers = tables.layers(measurement).select("#", "Instruction", "Unpacked", "Blob", "Wasted", "Files")
@@ -44,7 +44,7 @@ def measurement_tables(measurement: Measurement) -> Group:
         Text(f"{image.name}  {image.platform}  {image.manifest_digest or image.config_digest}"),
         _grid(tables.table("", "", ("", ""), figures, numbers=(1,))),
         _grid(layers, title="Layers"),
-        _grid(tree, title="Tree"),
+        _grid(tree, title="Parts of the image"),
         _grid(packages, title="Packages"),
         _grid(waste, title="Waste", limit=_FEW_ROWS) if measurement.waste else Text("\nNo wasted bytes."),
     )
