@@ -149,6 +149,14 @@ def test_pictures_script_makes_both_pictures(browser: str, sample: Path, tmp_pat
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_documentation_builds_without_broken_links(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_module_map_is_the_one_of_the_docstrings() -> None:
     program = "import make_module_map as page; raise SystemExit(page.updated_page() != page.PAGE.read_text())"
     done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT / "docs", check=False)
