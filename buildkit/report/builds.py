@@ -64,7 +64,7 @@ class Timeline:
 
 
 def timeline_of_record(record: BuildRecord) -> Timeline:
-    """Returns when each step of a recorded build ran."""
+    """Returns the start and duration of each step of a recorded build."""
     ran = [(step, step.started) for step in record.steps if step.started is not None]
     first = min((started for _, started in ran), default=0.0)
     steps = (
@@ -74,7 +74,7 @@ def timeline_of_record(record: BuildRecord) -> Timeline:
 
 
 def timeline_of_build(build: BuildTiming) -> Timeline:
-    """Returns when each step of a timed build ran."""
+    """Returns the start and duration of each step of a timed build."""
     steps = (
         TimelineStep(step.stage, step.instruction, step.start_seconds, step.seconds, step.is_cached)
         for step in build.steps

@@ -72,7 +72,7 @@ def gpu_code_bars(gpu_code: GpuCodeMeasurement) -> Chart:
 
 
 def timeline(build: Timeline) -> Chart:
-    """Returns when each step of a build ran, in seconds since its start."""
+    """Returns the start and duration of each step of a build, in seconds."""
     steps = [
         {
             "stage": _plain(step.stage),

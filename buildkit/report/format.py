@@ -81,7 +81,7 @@ def format_change_fraction(before: float, after: float) -> str:
 
 
 def format_layer_change(layer: LayerChange) -> str:
-    """Returns how a layer changed, and by how many bytes if its size differs."""
+    """Returns the kind of change of a layer, and the difference in bytes if its size differs."""
     if layer.before_bytes == layer.after_bytes:
         return layer.kind
     return f"{layer.kind}, {format_byte_change(layer.before_bytes, layer.after_bytes)}"

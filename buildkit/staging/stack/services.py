@@ -158,7 +158,7 @@ class StackServices:
         return str(self.inspect(service)["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"])
 
     def desired_replicas(self, service: str) -> int:
-        """Returns how many replicas the service should have: its own number, or one on each node."""
+        """Returns the number of replicas that the service should have: its own number, or one on each node."""
         return _desired(self.inspect(service), len(self.replicas(service)))
 
     def replicas(self, service: str, *, include_ended: bool = False) -> tuple[Replica, ...]:
@@ -180,7 +180,7 @@ class StackServices:
     # ---- rollouts ---------------------------------------------------------------------------------------------------
 
     def last_update(self, service: str) -> str:
-        """Returns when the service's last update started, which identifies it; "" before the first."""
+        """Returns the start of the service's last update, which identifies it; "" before the first."""
         return _started(self.inspect(service).get("UpdateStatus") or {})
 
     def wait_for_rollout(
