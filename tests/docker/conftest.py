@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parents[2]
 STACK = PROJECT / "docker" / "stack.yaml"
-FAST_HEALTH = "--health-start-interval=500ms"
-"""Option of `docker run`: checks the health of a starting container more often than every 5 s, the default."""
+FAST_HEALTH = "--health-start-interval=200ms"
+"""Option of `docker run` (25 or newer): checks a starting container every 0.2 s, not every 2 s as its image says."""
 
 
 @dataclass(frozen=True, slots=True)
