@@ -69,9 +69,9 @@ class Docker:
         return self.text("inspect", "--format", "{{.State.Health.Status}}", container) == "healthy"
 
 
-@pytest.fixture
-def engine(docker: Sequence[str]) -> Iterator[Docker]:
-    """The docker client; removes the containers, volumes and networks of the test at its end."""
+@contextlib.contextmanager
+def temporary_objects(docker: Sequence[str]) -> Iterator[Docker]:
+    """Yields a docker client, and removes the containers, volumes and networks with its name at the end."""
     made = Docker(tuple(docker), f"tgtest-{uuid.uuid4().hex[:8]}")
     yield made
     containers = made.text("ps", "--all", "--quiet", "--filter", f"name={made.name}").split()
@@ -80,6 +80,13 @@ def engine(docker: Sequence[str]) -> Iterator[Docker]:
     for kind in ("volume", "network"):
         if names := made.text(kind, "ls", "--quiet", "--filter", f"name={made.name}").split():
             made.run(kind, "rm", *names)
+
+
+@pytest.fixture
+def engine(docker: Sequence[str]) -> Iterator[Docker]:
+    """The docker client; the containers, volumes and networks of the test are removed at its end."""
+    with temporary_objects(docker) as made:
+        yield made
 
 
 @contextlib.contextmanager

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docker.conftest import FAST_HEALTH
+from tests.docker.conftest import FAST_HEALTH, temporary_objects
 from tests.support.polling import until
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from tests.docker.conftest import Docker
@@ -61,22 +62,40 @@ class Database:
         return done.stderr.decode()
 
 
-@pytest.fixture
-def secret(tmp_path: Path) -> Path:
-    file = tmp_path / "database-password"
+def write_secret(folder: Path) -> Path:
+    """Writes the password to a file in *folder* and returns its path."""
+    file = folder / "database-password"
     file.write_text(PASSWORD)
     file.chmod(0o444)
     return file
 
 
 @pytest.fixture
-def database(engine: Docker, images: dict[str, str], secret: Path) -> Database:
+def secret(tmp_path: Path) -> Path:
+    return write_secret(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def prepared(docker: Sequence[str], images: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The volume of a stopped database with 1,000 claims; tests copy it, because initializing one takes seconds."""
+    with temporary_objects(docker) as engine:
+        made = Database(engine, images["postgres"], write_secret(tmp_path_factory.mktemp("secret")), "prepared")
+        made.start()
+        made.sql(
+            "CREATE TABLE claims (id int PRIMARY KEY, text text NOT NULL, vector vector(3)); "
+            "INSERT INTO claims SELECT n, 'claim ' || n, ARRAY[n, 1, 2]::vector FROM generate_series(1, 1000) AS n"
+        )
+        made.stop()
+        yield made.name
+
+
+@pytest.fixture
+def database(engine: Docker, images: dict[str, str], secret: Path, prepared: str) -> Database:
     made = Database(engine, images["postgres"], secret, "one")
+    volumes = (f"--volume={prepared}:/prepared:ro", f"--volume={made.name}:/var/lib/postgresql/data")
+    copy = "cp -a /prepared/. /var/lib/postgresql/data/"
+    engine.run("run", "--rm", f"--name={made.name}-copy", *volumes, images["postgres"], "sh", "-c", copy)
     made.start()
-    made.sql(
-        "CREATE TABLE claims (id int PRIMARY KEY, text text NOT NULL, vector vector(3)); "
-        "INSERT INTO claims SELECT n, 'claim ' || n, ARRAY[n, 1, 2]::vector FROM generate_series(1, 1000) AS n"
-    )
     return made
 
 
