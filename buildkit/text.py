@@ -9,7 +9,8 @@ from packaging.utils import canonicalize_name
 
 __all__ = ["canonical_name", "format_byte_change", "format_bytes", "format_count", "parse_bytes"]
 
-_SHOWN_UNITS: Final = (("GB", 10**9, 2), ("MB", 10**6, 1), ("kB", 10**3, 1))
+_SHOWN_UNITS: Final = (("GB", 10**9, 2, 999_950_000), ("MB", 10**6, 1, 999_950), ("kB", 10**3, 1, 999.5))
+"""Unit, its bytes, its decimals, and the smallest size that is shown in it: a smaller unit would round up to 1000."""
 _UNITS: Final = {
     "": 1,
     "b": 1,
@@ -33,8 +34,8 @@ def format_bytes(size_bytes: float) -> str:
     >>> [format_bytes(size) for size in (7_930_000_000, 53_600_000, 1_100, 12)]
     ['7.93 GB', '53.6 MB', '1.1 kB', '12 B']
     """
-    for unit, factor, digits in _SHOWN_UNITS:
-        if abs(size_bytes) >= factor:
+    for unit, factor, digits, smallest_bytes in _SHOWN_UNITS:
+        if abs(size_bytes) >= smallest_bytes:
             return f"{size_bytes / factor:.{digits}f} {unit}"
     return f"{size_bytes:.0f} B"
 

@@ -106,9 +106,6 @@ def code(text: str, *, prefix: str = "", suffix: str = "") -> Styled:
     return Styled(text, "code", prefix, suffix)
 
 
-# ---- one image ------------------------------------------------------------------------------------------------------
-
-
 def layers(measurement: Measurement, *, has_full_instructions: bool = False) -> Table:
     """Returns the layers of an image, the lowest first."""
     return table(
@@ -233,9 +230,6 @@ def trend(history: Iterable[Measurement]) -> Table:
     )
     headings = ("Measured", *FIGURES.values())
     return table("trend-table", "Saved measurements", headings, rows, numbers=range(1, len(headings)))
-
-
-# ---- two images -----------------------------------------------------------------------------------------------------
 
 
 def summary(comparison: Comparison, before: str, after: str) -> Table:

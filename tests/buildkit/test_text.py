@@ -49,6 +49,18 @@ def test_size_is_shown_in_decimal_units(size_bytes: float, shown: str) -> None:
 
 
 @given(SIZES)
+def test_size_is_never_shown_as_a_thousand_of_a_unit(size_bytes: int) -> None:
+    assert not format_bytes(size_bytes).startswith("1000") or size_bytes >= 10**12
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "shown"), [(999_949, "999.9 kB"), (999_950, "1.0 MB"), (999_999_999, "1.00 GB"), (999, "999 B")]
+)
+def test_size_just_below_a_unit_is_rounded_to_it(size_bytes: int, shown: str) -> None:
+    assert format_bytes(size_bytes) == shown
+
+
+@given(SIZES)
 def test_shown_size_is_parsed_to_nearly_the_same(size_bytes: int) -> None:
     assert parse_bytes(format_bytes(size_bytes)) == pytest.approx(size_bytes, rel=0.05)
 

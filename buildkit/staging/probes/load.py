@@ -194,8 +194,6 @@ class Load:
             examples=tuple(self._examples),
         )
 
-    # ---- the threads ------------------------------------------------------------------------------------------------
-
     def _work(self, number: int) -> None:
         client = self._connect()
         chance = random.Random(number)  # noqa: S311 - the same load each time
@@ -297,8 +295,6 @@ class Load:
     def _add_example(self, example: str) -> None:
         if len(self._examples) < _MAX_EXAMPLES:
             self._examples.append(example)
-
-    # ---- after the load ---------------------------------------------------------------------------------------------
 
     def _has_claim(self, client: Client, identifier: str, text: str) -> bool:
         response = client.send("GET", f"/api/v1/claims/{identifier}")

@@ -115,8 +115,6 @@ class _Suite:
             "every documented route was requested": self._check_completeness,
         }
 
-    # ---- requests ---------------------------------------------------------------------------------------------------
-
     def _send(
         self, method: str, path: str, body: object = None, *, expect: int | tuple[int, ...] = 200, route: str = ""
     ) -> Response:
@@ -143,8 +141,6 @@ class _Suite:
             b"none is configured" in response.body, f"{path} was refused for another reason: {response.body[:200]!r}"
         )
         return None
-
-    # ---- checks -----------------------------------------------------------------------------------------------------
 
     def _check_health(self) -> None:
         _check(self._json("GET", "/livez")["is_alive"] is True, "not alive")

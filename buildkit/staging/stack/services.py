@@ -120,8 +120,6 @@ class StackServices:
         """Returns the name of a service as swarm knows it."""
         return f"{self.name}_{service}"
 
-    # ---- services ---------------------------------------------------------------------------------------------------
-
     def deploy(self) -> None:
         """Deploys the stack file; swarm then updates the services that differ. Returns before they run.
 
@@ -177,8 +175,6 @@ class StackServices:
                 break
         return tuple(sorted(map(_replica, tasks), key=lambda replica: (replica.slot, replica.task)))
 
-    # ---- rollouts ---------------------------------------------------------------------------------------------------
-
     def last_update(self, service: str) -> str:
         """Returns the start of the service's last update, which identifies it; "" before the first."""
         return _started(self.inspect(service).get("UpdateStatus") or {})
@@ -216,8 +212,6 @@ class StackServices:
                 return
         reason = progress.reason or f"{len(running)} of {desired} replicas of {service} run"
         raise StackFailed(f"the rollout was not complete within {seconds:.0f} s: {reason}")
-
-    # ---- containers -------------------------------------------------------------------------------------------------
 
     def container(self, service: str = "api") -> str:
         """Returns a healthy container of *service* on this engine.
@@ -278,8 +272,6 @@ class StackServices:
             self.engine.stream(*command, on_line=lines.append, seconds=_LOGS_SECONDS)
             return lines
         return []
-
-    # ---- removal ----------------------------------------------------------------------------------------------------
 
     @property
     def _label(self) -> tuple[str, str]:

@@ -91,9 +91,6 @@ def staging(docker: Sequence[str], volume: str, tmp_path_factory: pytest.TempPat
         subprocess.run([*docker, "image", "rm", "--force", *names], check=False, capture_output=True)
 
 
-# ---- updates and rollbacks ------------------------------------------------------------------------------------------
-
-
 def test_rolling_update_loses_nothing(staging: StagingUnderTest) -> None:
     staging.release("first")
     with staging.load("rolling update", "the new release serves"):
@@ -128,9 +125,6 @@ def test_rollback_restores_release_and_schema(staging: StagingUnderTest) -> None
         staging.run("rollback")
     assert staging.serving() != release_name("migrating")
     assert staging.sql("SELECT version_num FROM alembic_version") == "0001"
-
-
-# ---- processes that are killed --------------------------------------------------------------------------------------
 
 
 def test_killed_replica_loses_nothing(staging: StagingUnderTest) -> None:
@@ -178,9 +172,6 @@ def test_full_disk_refuses_writes_until_there_is_room(staging: StagingUnderTest,
         wait_for_responses(load, 1)
         filler.unlink()
         staging.wait_until_running("database")
-
-
-# ---- bad releases ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -266,9 +257,6 @@ def test_second_release_at_once_is_refused(staging: StagingUnderTest) -> None:
     assert f"in use by process {first.pid} (stage {NAME}, by " in output
     rest, _ = first.communicate(timeout=600)
     assert first.returncode == 0, rest
-
-
-# ---- backup, watch, secrets -----------------------------------------------------------------------------------------
 
 
 def test_backup_restores_every_row(staging: StagingUnderTest, tmp_path: Path) -> None:

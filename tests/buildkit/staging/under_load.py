@@ -89,8 +89,6 @@ class StagingUnderTest:
     stack: Stack
     rows: list[tuple[str, LoadReport, str]] = field(default_factory=list)
 
-    # ---- commands ---------------------------------------------------------------------------------------------------
-
     def start(self, *words: str, variant: str = "") -> subprocess.Popen[str]:
         """Starts a command of the toolkit as a user would; `stage` takes the records of *variant*."""
         command = [sys.executable, "-m", "buildkit", *words, "--name", NAME, "--state", str(self.state)]
@@ -128,8 +126,6 @@ class StagingUnderTest:
             if self.serving() != release_name(variant):
                 self.run("stage", variant=variant)
 
-    # ---- state ------------------------------------------------------------------------------------------------------
-
     def serving(self) -> str:
         """Returns the name of the serving release."""
         found = records.load(self.state).serving
@@ -157,8 +153,6 @@ class StagingUnderTest:
     def wait_until_running(self, service: str = "api") -> None:
         """Waits until all replicas of the service run."""
         self.stack.wait_for_rollout(service, seconds=_SETTLED_SECONDS)
-
-    # ---- load -------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def load(self, fault: str, outcome: str = "") -> Iterator[Load]:
@@ -203,9 +197,6 @@ def tolerant_project(folder: Path) -> Path:
     assert count == 2
     images.write_text(text)
     return folder
-
-
-# ---- the table ------------------------------------------------------------------------------------------------------
 
 
 def write_table(staging: StagingUnderTest, path: Path) -> None:

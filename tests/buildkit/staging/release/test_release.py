@@ -79,9 +79,6 @@ def prepare(site: FakeSite, kind: str) -> tuple[Step[ReleaseRun], ...]:
     return UPDATE if kind == "update" else REPLACE_BROKEN
 
 
-# ---- order and effects
-
-
 def test_lists_have_the_documented_steps() -> None:
     assert names(PUBLISH) == ["verify record", "tag", "push"]
     assert names(FIRST_RELEASE) == ["deploy", "smoke test", "measure"]
@@ -187,9 +184,6 @@ def test_broken_release_is_replaced_without_a_baseline(serving: FakeSite) -> Non
     assert done(made) == [*names(PUBLISH), "migration plan", "canary", "rollout", "smoke test", "measure"]
     assert "smoke test inside" in serving.calls
     assert "the deployed release does not answer: it is replaced without a baseline" in serving.lines
-
-
-# ---- failures at every step
 
 
 def every_step() -> list[tuple[str, str]]:
@@ -322,9 +316,6 @@ def test_second_ctrl_c_ends_the_undo_and_is_recorded(serving: FakeSite) -> None:
         stage(serving.context("b", log=at_start_of("smoke test", lambda: serving.faults.update(faults))))
 
     assert [each.name for each in last(serving).steps if each.outcome == "undo failed"] == ["rollout"]
-
-
-# ---- reasons to stop
 
 
 def test_failed_smoke_test_stops_the_canary_and_the_release(serving: FakeSite) -> None:

@@ -46,9 +46,6 @@ def outcomes(site: FakeSite) -> list[str]:
     return [each.outcome for each in records.load(site.state).releases]
 
 
-# ---- order and effects
-
-
 def test_rollback_has_the_documented_steps() -> None:
     steps = [step.name for step in (*rollback_steps(None), *CHECKS)]
 
@@ -145,9 +142,6 @@ def test_rollback_asks_the_target_if_the_serving_code_has_no_plan(newer: FakeSit
     assert made.outcome == "serving"
 
 
-# ---- failures
-
-
 @pytest.mark.parametrize("is_interrupted", [False, True])
 @pytest.mark.parametrize("step", ["pull", "migration plan", "rollout", "migrate"])
 def test_stop_at_any_step_is_undone_and_recorded(newer: FakeSite, step: str, *, is_interrupted: bool) -> None:
@@ -223,9 +217,6 @@ def test_unknown_plan_names_every_reason(newer: FakeSite) -> None:
 
     with pytest.raises(ReleaseFailed, match="the canary ended; this code does not know 0002"):
         roll_back(newer.context("b"), None)
-
-
-# ---- the target
 
 
 def test_rollback_without_an_earlier_release_is_refused(serving: FakeSite) -> None:

@@ -53,9 +53,6 @@ def registry(tmp_path: Path) -> Iterator[LocalRegistry]:
     found.stop(lambda _: None)
 
 
-# ---- the HTTP API
-
-
 @pytest.mark.parametrize(("status", "existed"), [(202, True), (404, False)])
 def test_delete_returns_whether_the_manifest_existed(status: int, *, existed: bool) -> None:
     paths: list[str] = []
@@ -90,9 +87,6 @@ def test_closed_port_is_no_registry() -> None:
     assert not registry.answers()
     with pytest.raises(RegistryFailed, match="does not answer"):
         registry.delete("api", "sha256:a")
-
-
-# ---- the local registry
 
 
 def test_local_registry_starts_once_and_stops(registry: LocalRegistry) -> None:
@@ -158,9 +152,6 @@ def test_local_registry_that_does_not_start_says_why(tmp_path: Path) -> None:
 
     assert caught.value.exit_code == 3
     assert registry.pid() is None
-
-
-# ---- the package
 
 
 @pytest.fixture

@@ -23,9 +23,6 @@ def replica(slot: int, digest: str = NEW, state: str = "running", desired: str =
     return Replica(f"{slot}{digest[-1]}{state}", slot, f"api@{digest}", state, desired, error, "container")
 
 
-# ---- services
-
-
 def test_deploy_passes_images_settings_and_secrets(
     engine: FakeEngine, stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,9 +88,6 @@ def test_replicas_that_cannot_be_inspected_are_an_error(engine: FakeEngine, stac
 
     with pytest.raises(CommandFailed):
         stack.replicas("api")
-
-
-# ---- rollouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +171,6 @@ def test_rollout_without_end_fails_in_time(stack: Stack) -> None:
         follow(stack, (UPDATING, MIXED), seconds=0.05)
 
 
-# ---- containers
-
-
 def test_container_is_a_healthy_one(engine: FakeEngine, stack: Stack) -> None:
     engine.answers["ps"] = "one Up 2 s (starting)\ntwo Up 2 s (healthy)\n"
 
@@ -222,9 +213,6 @@ def test_log_tail_asks_swarm_for_containers_elsewhere(engine: FakeEngine, stack:
     engine.answers["service logs --raw --tail 6 s_api"] = "elsewhere\n"
 
     assert stack.log_tail("api") == "elsewhere"
-
-
-# ---- removal
 
 
 def test_remove_waits_until_containers_and_networks_are_gone(engine: FakeEngine, stack: Stack) -> None:
