@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from buildkit.binary.fatbin import parse_target
 from buildkit.errors import BuildkitError, UsageError
-from buildkit.slim.manifest import explain, join, load, save
+from buildkit.slim.manifest import count_files, explain, join, load, save
 from buildkit.slim.placeholders.import_messages import install_import_hook
 from buildkit.slim.proof.prove import prove
 from buildkit.slim.proof.result import proof_summary, save_proof
@@ -206,12 +206,12 @@ def _summary(manifest: SlimManifest, seconds: float) -> str:
     lines = [f"slim: {_megabytes(manifest.bytes_before)} before, {_megabytes(manifest.bytes_after)} after"]
     for removal in manifest.removals:
         size = _megabytes(sum(removal.removed.values()))
-        lines.append(f"  {removal.rule:<16} {size:>11} in {len(removal.removed)} files; lost: {removal.lost}")
+        lines.append(f"  {removal.rule:<16} {size:>11} in {count_files(len(removal.removed))}; lost: {removal.lost}")
     for step in ("stub", "prune", "strip", "record", "placeholder"):
         changes = [change for change in manifest.changes if step in change.steps]
         if changes:
             size = _megabytes(sum(_saved_bytes(change, step) for change in changes))
-            lines.append(f"  {step:<16} {size:>11} in {len(changes)} files")
+            lines.append(f"  {step:<16} {size:>11} in {count_files(len(changes))}")
     lines += [
         f"  unchanged: {refusal.path}: {refusal.step}: {refusal.reason}: {refusal.detail}"
         for refusal in manifest.refusals

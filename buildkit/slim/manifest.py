@@ -27,6 +27,7 @@ __all__ = [
     "SlimManifest",
     "TargetsAlreadyRemoved",
     "continue_from",
+    "count_files",
     "describe_change",
     "explain",
     "join",
@@ -278,14 +279,19 @@ def join(manifests: Sequence[SlimManifest]) -> SlimManifest:
     )
 
 
+def count_files(count: int) -> str:
+    """Returns a number of files: "1 file", "2 files"."""
+    return f"{count:,} file" if count == 1 else f"{count:,} files"
+
+
 def explain(manifest: SlimManifest, name: str) -> tuple[str, ...]:
     """Returns a line for each rule and each change that affects a name: a package, a library or a part of a path.
 
     It explains errors such as `No module named 'triton'` and `libcusolver.so.12: cannot open`.
     """
     lines = [
-        f"{removal.rule} removed {len(found)} files ({sum(removal.removed[path] for path in found):,} bytes), such as "
-        f"{found[0]}: {removal.reason}. Lost: {removal.lost}."
+        f"{removal.rule} removed {count_files(len(found))} ({sum(removal.removed[path] for path in found):,} bytes), "
+        f"such as {found[0]}: {removal.reason}. Lost: {removal.lost}."
         for removal in manifest.removals
         if (found := [path for path in removal.removed if _names(path, name)])
     ]

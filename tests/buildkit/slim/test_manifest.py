@@ -73,7 +73,7 @@ def test_join_merges_removals_of_one_rule() -> None:
     ("name", "words"),
     [
         ("triton", "triton removed 2 files (100 bytes)"),
-        ("triton._C", "triton removed 1 files (90 bytes)"),
+        ("triton._C", "triton removed 1 file (90 bytes)"),
         ("libcufft", "900 bytes before, 400 after; removed GPU code: 3 of sm_80"),
         ("libcufft.so.12", "prune"),
     ],
