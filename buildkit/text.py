@@ -9,6 +9,7 @@ from packaging.utils import canonicalize_name
 
 __all__ = ["canonical_name", "format_byte_change", "format_bytes", "format_count", "parse_bytes"]
 
+# Not humanize: it has one number of decimals for all units (53.60 MB beside 7.93 GB), and does not parse.
 _SHOWN_UNITS: Final = (("GB", 10**9, 2, 999_950_000), ("MB", 10**6, 1, 999_950), ("kB", 10**3, 1, 999.5))
 """Unit, its bytes, its decimals, and the smallest size that is shown in it: a smaller unit would round up to 1000."""
 _UNITS: Final = {

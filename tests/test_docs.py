@@ -7,14 +7,17 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from functools import cache
+from itertools import dropwhile
 from pathlib import Path
 
 import pytest
 
 from buildkit.cli.main import COMMANDS
 from tests.support.images import LayerMaker, make_image, oci_files, write_archive
+from tests.support.installed import install
 from tests.support.sessions import sessions
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -41,7 +44,8 @@ class Fence:
         """The words of each command, without comments; continued lines are joined."""
         lines = self.text.replace("\\\n", " ").splitlines()
         parts = [re.sub(r"\s[<>]\S+", "", part) for line in lines for part in line.split("  #")[0].split("&&")]
-        return [shlex.split(part, comments=True) for part in parts if part.strip() and not part.startswith("#")]
+        words = [shlex.split(part, comments=True) for part in parts if part.strip() and not part.startswith("#")]
+        return [list(dropwhile(re.compile(r"[A-Z_]+=").match, each)) for each in words]  # without variables before it
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(PROJECT)}:{self.line}"
@@ -52,10 +56,10 @@ def fences() -> list[Fence]:
     for page in PAGES:
         text = page.read_text()
         for match in re.finditer(
-            r"^(?:<!-- test: (\w+) -->\n)?```sh ?(build|tests)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+            r"^ *(?:<!-- test: (\w+) -->\n *)?```sh ?(build|tests)?\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE
         ):
             kind = match[1] or ("ci" if match[2] else "")
-            found.append(Fence(page, text[: match.start()].count("\n") + 1, kind, match[3]))
+            found.append(Fence(page, text[: match.start()].count("\n") + 1, kind, textwrap.dedent(match[3])))
     return found
 
 
@@ -105,12 +109,13 @@ def test_docs_command_has_documented_options(fence: Fence) -> None:
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `before.tar` and `image.tar`, two small images of two layers."""
+    """A folder with `before.tar` and `image.tar`, two small images of two layers, and an environment in `TREE`."""
     folder = tmp_path_factory.mktemp("docs")
     base = LayerMaker().file("usr/bin/python3", b"p" * 50_000).tar()
     for name, content in (("before", b"one"), ("image", b"two")):
         layers = [base, LayerMaker().file("app/main.py", content * 1000).tar()]
         write_archive(oci_files(make_image(layers)), folder / f"{name}.tar")
+    install(folder / "TREE", "toolbox", {"toolbox/__init__.py": b"", "toolbox/tests/test_toolbox.py": b""})
     return folder
 
 
