@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 from uuid import UUID
 
 import msgspec
@@ -51,7 +51,7 @@ class _EvidenceOperation(Operation):
     request_max_body_size=None,
     responses={
         200: ResponseSpec(
-            EvidenceAdded | IngestReport,  # type: ignore[arg-type] # any annotation is accepted, not only a class
+            cast("type[msgspec.Struct]", EvidenceAdded | IngestReport),  # any annotation is accepted, not only a class
             generate_examples=False,
             description="The evidence was already stored, or the body was JSON lines",
         ),
