@@ -135,9 +135,10 @@ def _services_table(status: StackStatus, history: Releases) -> Table:
 
 
 def _releases_table(history: Releases) -> Table:
-    table = Table(title="releases, newest first", title_justify="left")
+    # Without lines between the columns: they would leave too little room in 80 columns.
+    table = Table(title="releases, newest first", title_justify="left", box=None, pad_edge=False)
     table.add_column("release", no_wrap=True)  # `rollback` takes it as its argument
-    for column in ("outcome", "started", "released by", "schema", "sent", "p95"):
+    for column in ("outcome", "started", "by", "schema", "sent", "p95"):
         table.add_column(column, overflow="fold")
     for release in reversed(history.releases):
         schema = release.migrations.after if release.migrations else None
